@@ -1,0 +1,251 @@
+"""Indirect effects (IE): how much a task depends on each latent at each checkpoint.
+
+The metric of a pair is m = logit(wrong) - logit(right) after its prefix, so a positive effect means that the latent
+helps: without it m would rise. An activation is written x_c = f W_dec^c + b_dec^c + e_c with the reconstruction error
+e_c kept, so the clean run is exactly the model's own. The first token of a sequence and padding are never touched.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ctt_helpers.activations import stacked_activations
+from ctt_helpers.checkpoints import Checkpoints
+from ctt_helpers.crosscoder import Crosscoder
+from ctt_helpers.evaluation import check_match
+from ctt_helpers.paths import (
+    ActivationPath,
+    check_features,
+    integrated_gradient,
+    path_lengths,
+    single_ablations,
+    touched,
+)
+from ctt_helpers.runtime import atomic_path, progress, read_json, versions, write_json
+from ctt_helpers.tasks import MinimalPairs
+
+METHODS = ("ig", "atp", "ablation")
+
+
+@dataclass
+class Effects:
+    """Indirect effects of every latent at every checkpoint on one task. Arrays are [n_checkpoints, n_latents].
+
+    Attributes:
+        mean: signed IE in logits, summed over a pair's tokens, mean over pairs; positive: the latent helps.
+        abs_mean: the same with the absolute value taken per pair, before the mean.
+        error: [n] effect of the reconstruction error (NaN for "ablation").
+        total: [n] mean of m(all latents and the error off: x = b_dec) - m(clean).
+        gap: [n] completeness gap |sum of effects + error - total| / mean |m(b_dec) - m(clean)|, over pairs (NaN for
+            "ablation", whose effects need not add up).
+        n_nodes: [n] mean number of gradient evaluations a pair ("ablation": of forward passes).
+        per_pair: sparse [n, pairs, latents]: IE of each latent that is active in the pair.
+        names: labels of the checkpoints.
+        info: method, task, tolerance, sizes, and where it comes from.
+    """
+
+    mean: Float[np.ndarray, "checkpoints latents"]
+    abs_mean: Float[np.ndarray, "checkpoints latents"]
+    error: Float[np.ndarray, " checkpoints"]
+    total: Float[np.ndarray, " checkpoints"]
+    gap: Float[np.ndarray, " checkpoints"]
+    n_nodes: Float[np.ndarray, " checkpoints"]
+    per_pair: Tensor = field(repr=False)
+    names: list[str]
+    info: dict[str, Any]
+
+    def save(self, folder: str | Path) -> None:
+        """Write effects.safetensors and effects.json into `folder`, atomically."""
+        from safetensors.numpy import save_file
+
+        sparse = self.per_pair.coalesce()
+        arrays = {k: getattr(self, k) for k in ("mean", "abs_mean", "error", "total", "gap", "n_nodes")}
+        arrays |= {"index": sparse.indices().numpy().astype(np.int32), "value": sparse.values().numpy()}
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary / "effects.safetensors")
+            meta = {"names": self.names, "shape": list(self.per_pair.shape), "info": self.info, "versions": versions()}
+            write_json(temporary / "effects.json", meta)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Effects":
+        """Read what `save` wrote."""
+        from safetensors.numpy import load_file
+
+        meta = read_json(Path(folder) / "effects.json")
+        arrays = load_file(Path(folder) / "effects.safetensors")
+        index, value = torch.from_numpy(arrays.pop("index").astype(np.int64)), torch.from_numpy(arrays.pop("value"))
+        sparse = torch.sparse_coo_tensor(index, value, meta["shape"]).coalesce()
+        return cls(**arrays, per_pair=sparse, names=meta["names"], info=meta["info"])
+
+
+def effects_from_gradient(
+    f: Float[Tensor, "... latents"], W_dec: Float[Tensor, "latents d_model"], grad: Float[Tensor, "... d_model"]
+) -> Float[Tensor, "... latents"]:
+    """IE_i = -f_i (W_dec,i . G), from the gradient G of m with respect to the residual stream.
+
+    With the gradient at the clean activation this is attribution patching; with the gradient averaged along a path
+    from x to b_dec it is integrated gradients. The decoder is that of one checkpoint, in raw (unscaled) space.
+    """
+    return -f * (grad @ W_dec.T)
+
+
+def indirect_effects(
+    crosscoder: Crosscoder,
+    ckpts: Checkpoints,
+    pairs: MinimalPairs,
+    method: str = "ig",
+    tol: float = 0.01,
+    features: Sequence[int] | None = None,
+    batch_size: int = 128,
+) -> Effects:
+    """IE of each latent at each checkpoint on a task (Crosscoding Through Time, sec. 4; Marks et al. 2024).
+
+    "ig" integrates the gradient along the joint path (1 - a)(f, e) from a = 0 (clean) to 1 (x = b_dec), so that the
+    effects and the error term add up to m(b_dec) - m(clean): completeness. Since the path in x is a straight line, the
+    gradient is taken with respect to x alone, with only the layers above it. Five Gauss-Legendre nodes a piece; a piece
+    whose integral misses the difference of m at its ends by more than `tol` is halved, for that pair alone.
+    "atp" takes the gradient at the clean point: one backward pass, exact for small changes.
+    "ablation" sets one latent to zero at all positions and runs the model: the exact effect of that latent alone.
+
+    Args:
+        crosscoder: trained on these checkpoints and layer.
+        ckpts: the checkpoints, in the order of the crosscoder.
+        pairs: the task.
+        method: "ig", "atp" or "ablation".
+        tol: "ig": largest error of a piece, as a share of the mean |m(b_dec) - m(clean)|.
+        features: "ablation": the latents to ablate; None takes all that are active.
+        batch_size: pairs read at once; results do not depend on it.
+
+    Raises:
+        ValueError: an unknown method, pairs of another tokenizer, or a crosscoder of other checkpoints.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is not known; take one of {', '.join(METHODS)}.")
+    if method != "ablation" and features is not None:
+        raise ValueError(f"features= goes with method='ablation' only; {method!r} gives all latents at once.")
+    check_match(crosscoder, ckpts, pairs)
+    crosscoder.eval()
+    W_dec, b_dec = (t.detach() for t in crosscoder.raw_decoder())
+    n, h, n_pairs = W_dec.shape[1], W_dec.shape[0], len(pairs)
+    index, value = [[] for _ in range(n)], [[] for _ in range(n)]
+    error, total, nodes = (np.zeros((n, n_pairs)) for _ in range(3))
+    done = 0
+    chunks = list(pairs.batches(batch_size))
+    scales = path_lengths(ckpts, chunks, b_dec) if method == "ig" else [1.0] * n
+    for pair in progress(chunks, f"effects ({method})"):
+        x, f, keep = _activations(crosscoder, ckpts, pair)
+        for c, model in enumerate(ckpts):
+            run = ActivationPath(model, pair, x[:, :, c], b_dec[c].to(x), keep)
+            rows = slice(done, done + len(pair))
+            decoder = W_dec[:, c].to(x)
+            if method == "ablation":
+                ie, nodes[c, rows] = single_ablations(run, f, decoder, features)
+                error[c, rows], total[c, rows] = np.nan, np.nan
+            else:
+                ends = run.metric(torch.tensor([0.0, 1.0]))
+                if method == "atp":
+                    grad, count = run.gradient(torch.zeros(len(pair))), 1.0
+                else:
+                    grad, count = integrated_gradient(run, ends, tol * scales[c])
+                ie = effects_from_gradient(f, decoder, grad).sum(1)
+                e = (x[:, :, c] - f @ decoder - b_dec[c].to(x)) * keep[..., None]
+                error[c, rows] = -(e * grad).sum((1, 2)).cpu().double().numpy()
+                total[c, rows] = (ends[1] - ends[0]).cpu().double().numpy()
+                nodes[c, rows] = count
+            where = ie.nonzero().T.cpu()
+            value[c].append(ie.cpu()[where[0], where[1]])
+            where[0] += done
+            index[c].append(where)
+        done += len(pair)
+    info = {"method": method, "task": pairs.name, "n_pairs": n_pairs, "source": crosscoder.source}
+    info |= {"tol": tol} if method == "ig" else {}
+    return _collect(index, value, (n, n_pairs, h), error, total, nodes, ckpts.labels, info)
+
+
+def ablate(
+    crosscoder: Crosscoder,
+    ckpts: Checkpoints,
+    pairs: MinimalPairs,
+    features: Iterable[int] | Sequence[Iterable[int]],
+    batch_size: int = 128,
+) -> pd.DataFrame:
+    """Set a group of latents to zero together, everywhere but at the first token, and run each checkpoint.
+
+    Args:
+        features: the latents to ablate; or a list of such groups, one a checkpoint.
+
+    Returns:
+        One row a checkpoint: checkpoint, n_features, accuracy_before, accuracy_after, logit_difference_before and
+        _after (right - wrong, mean), effect (the rise of m: before - after), effect_stderr, n_pairs.
+    """
+    check_match(crosscoder, ckpts, pairs)
+    crosscoder.eval()
+    W_dec, b_dec = (t.detach() for t in crosscoder.raw_decoder())
+    features = list(features)
+    shared = all(np.ndim(g) == 0 for g in features)
+    groups = [list(map(int, g)) for g in ([features] * len(ckpts) if shared else features)]
+    if len(groups) != len(ckpts):
+        raise ValueError(f"{len(groups)} groups of features for {len(ckpts)} checkpoints: give one group, or one each.")
+    for group in groups:
+        check_features(group, len(W_dec))
+    before, after = ([[] for _ in ckpts] for _ in range(2))
+    for pair in pairs.batches(batch_size):
+        x, f, keep = _activations(crosscoder, ckpts, pair)
+        for c, model in enumerate(ckpts):
+            run = ActivationPath(model, pair, x[:, :, c], b_dec[c].to(x), keep)
+            before[c].append(-run.metric_of(x[:, :, c]).cpu())
+            less = f[..., groups[c]] @ W_dec[groups[c], c].to(x)
+            after[c].append(-run.metric_of(x[:, :, c] - less).cpu())
+    rows = []
+    for c, label in enumerate(ckpts.labels):
+        clean, ablated = torch.cat(before[c]).double(), torch.cat(after[c]).double()
+        change = clean - ablated
+        rows.append(
+            {
+                "checkpoint": label,
+                "n_features": len(groups[c]),
+                "accuracy_before": float((clean > 0).double().mean()),
+                "accuracy_after": float((ablated > 0).double().mean()),
+                "logit_difference_before": float(clean.mean()),
+                "logit_difference_after": float(ablated.mean()),
+                "effect": float(change.mean()),
+                "effect_stderr": float(change.std() / len(change) ** 0.5),
+                "n_pairs": len(change),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def _activations(
+    crosscoder: Crosscoder, ckpts: Checkpoints, pair: MinimalPairs
+) -> tuple[Float[Tensor, "b t n d"], Float[Tensor, "b t h"], Bool[Tensor, "b t"]]:
+    """Activations, latents (zero at the first token and at padding), and which positions the method touches."""
+    x = stacked_activations(ckpts, pair.input_ids, pair.attention_mask)
+    keep = touched(pair).to(x.device)
+    f = x.new_zeros(*x.shape[:2], crosscoder.n_latents)
+    f[keep] = crosscoder.encode(x[keep]).detach()
+    return x, f, keep
+
+
+def _collect(index, value, shape, error, total, nodes, names, info) -> Effects:
+    n, n_pairs, h = shape
+    where = [torch.cat(part, dim=1) for part in index]
+    first = torch.cat([torch.full((w.shape[1],), c) for c, w in enumerate(where)])
+    values = torch.cat([torch.cat(v) for v in value])
+    sparse = torch.sparse_coo_tensor(torch.cat([first[None], torch.cat(where, dim=1)]), values, shape).coalesce()
+    mean, abs_mean = np.zeros((n, h)), np.zeros((n, h))
+    c, _, i = sparse.indices().numpy()
+    np.add.at(mean, (c, i), sparse.values().double().numpy() / n_pairs)
+    np.add.at(abs_mean, (c, i), sparse.values().double().abs().numpy() / n_pairs)
+    total_mean = total.mean(1)
+    gap = np.abs(mean.sum(1) + error.mean(1) - total_mean) / np.abs(total).mean(1)
+    return Effects(mean, abs_mean, error.mean(1), total_mean, gap, nodes.mean(1), sparse, names, info)

@@ -1,0 +1,188 @@
+"""Where and how things run: device, seeds, safe files, progress, notebook parameters."""
+
+import difflib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "nnsight", "numpy", "pandas", "datasets", "safetensors", "tokenizers")
+
+
+def pick_device(device: str = "auto") -> str:
+    """Name of the device to use: the one asked for, or the best one that is there.
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1", "mps" ...
+
+    Raises:
+        ValueError: the device asked for is not on this machine.
+    """
+    import torch
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = str(device).split(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in there:
+        raise ValueError(f"device={device!r} is not known. Use 'auto', 'cpu', 'cuda' (or 'cuda:1'), or 'mps'.")
+    if not there[kind]:
+        hint = "On Colab choose Runtime > Change runtime type > GPU. " if kind == "cuda" else ""
+        raise ValueError(f"device={device!r} is not on this machine. {hint}device='auto' takes what is there.")
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch at the top of a notebook; the package itself takes seeds as arguments."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 -- a notebook may use the global generator
+    torch.manual_seed(seed)
+
+
+def set_threads(n: int | None = None) -> int:
+    """Set the number of CPU threads torch uses (default: at most 2, more is slower on small models); returns it."""
+    import torch
+
+    n = n or min(2, os.cpu_count() or 1)
+    torch.set_num_threads(n)
+    return n
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; on success it takes the place of `path`, on an error it goes away.
+
+    Works for a file and for a folder. An older file or folder at `path` stays whole until the new one is complete.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        yield temporary
+        if temporary.is_dir() and path.exists():
+            # a folder cannot replace a folder in one call: keep the old one aside until the new one stands
+            aside = temporary.with_name(temporary.name + ".old")
+            os.replace(path, aside)
+            os.replace(temporary, path)
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+        else:
+            os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        elif temporary.exists():
+            temporary.unlink()
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Write `obj` as readable JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(obj, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; a missing or broken one gives an error that names the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). It may be cut short: make or fetch it again.") from error
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version(), "ctt_helpers": _own_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _own_version() -> str:
+    from ctt_helpers import __version__
+
+    return __version__
+
+
+def progress(iterable: Iterable, desc: str = "", total: int | None = None, **options):
+    """A tqdm bar that leaves one short line behind, and none at all for work that is done at once."""
+    from tqdm.auto import tqdm
+
+    options = {"mininterval": 0.5, "delay": 1.0, "dynamic_ncols": True, **options}
+    return tqdm(iterable, desc=desc, total=total, **options)
+
+
+def closest(name: str, accepted: Iterable[str]) -> str:
+    """' Did you mean ...?' for a misspelt name, or an empty string."""
+    match = difflib.get_close_matches(str(name), [str(a) for a in accepted], n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def abridged(names: Sequence[str], shown: int = 12) -> str:
+    """Names in a row; of many, the first and the last ones."""
+    names = [str(n) for n in names]
+    if len(names) <= shown:
+        return ", ".join(names)
+    return f"{', '.join(names[: shown - 2])}, ... {', '.join(names[-2:])}"
+
+
+def check_parameters(namespace: dict[str, Any], **checks: Callable[[Any], str | None]) -> dict[str, Any]:
+    """Check a notebook's parameters: refuse unknown names and wrong types, and return the values in force.
+
+    papermill injects whatever it is given and never complains, so a misspelt parameter would be ignored in
+    silence. The parameters cell declares each name with its type (``seed: int = 0``); what papermill injects after
+    it carries no type, so every plain variable without one is a name that the notebook does not know.
+
+    Args:
+        namespace: the notebook's `globals()`, in the cell right after the parameters cell.
+        **checks: parameter name -> function of its value that returns a complaint, or None where it is fine.
+
+    Raises:
+        ValueError: an unknown name, a wrong type, or a value that its check refuses.
+    """
+    declared = dict(namespace.get("__annotations__", {}))
+    if not declared:
+        raise ValueError("No parameter is declared: write the parameters cell as `name: type = value` lines.")
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    if not namespace.get("_parameters_checked"):  # a second run finds the variables of the cells below
+        for name, value in list(namespace.items()):
+            if type(value) in plain and not name.startswith("_") and name.islower() and name not in declared:
+                raise ValueError(
+                    f"{name!r} is not a parameter of this notebook.{closest(name, declared)} "
+                    f"It knows: {', '.join(declared)}."
+                )
+    values = {name: namespace[name] for name in declared}
+    for name, kind in declared.items():
+        value = values[name]
+        accepted = (kind | int) if isinstance(1.0, kind) else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and not isinstance(True, kind)):
+            wanted = getattr(kind, "__name__", str(kind))
+            raise ValueError(f"Parameter {name}={value!r} is a {type(value).__name__}; this notebook takes {wanted}.")
+        if name in checks and (complaint := checks[name](value)):
+            raise ValueError(f"Parameter {name}={value!r}: {complaint}")
+    namespace["_parameters_checked"] = True
+    return values

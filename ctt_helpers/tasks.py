@@ -1,0 +1,252 @@
+"""Minimal pairs: one prefix, a right and a wrong next token; what a checkpoint gets right; which triplet to study."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ctt_helpers import hooks
+from ctt_helpers.runtime import progress
+
+# why a pair can be left out
+ONE_IS_BEGINNING = "one continuation is the beginning of the other"
+DIFFERENT_PIECES = "the continuations break into different pieces"
+BOUNDARY = "the prefix breaks differently before its continuation"
+TWO_PREFIX = "the prefix differs, not the continuation (two-prefix set)"
+
+
+@dataclass(frozen=True)
+class MinimalPairs:
+    """A set of minimal pairs: prefixes padded on the right, and the two tokens to compare after each.
+
+    Attributes:
+        input_ids: [pairs, tokens] prefixes, the end-of-text token first; padding comes last.
+        attention_mask: [pairs, tokens] 1 for real tokens.
+        answer_position: [pairs] index of the last prefix token, where the next token is read.
+        right: [pairs] token id of the right continuation.
+        wrong: [pairs] token id of the wrong one.
+        text: the sentences as read, "prefix right/*wrong".
+        left_out: how many pairs of the source were left out, by reason.
+        table: one row a pair, whatever the source says of it (condition, split, roles ...).
+        name: the task's name.
+        tokenizer_id: fingerprint of the vocabulary that the ids belong to.
+    """
+
+    input_ids: Int[Tensor, "pairs tokens"]
+    attention_mask: Int[Tensor, "pairs tokens"]
+    answer_position: Int[Tensor, " pairs"]
+    right: Int[Tensor, " pairs"]
+    wrong: Int[Tensor, " pairs"]
+    text: list[str]
+    left_out: dict[str, int]
+    table: pd.DataFrame = field(repr=False)
+    name: str = "pairs"
+    tokenizer_id: str = ""
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, which: slice | Sequence[int] | np.ndarray | Tensor) -> "MinimalPairs":
+        rows = np.arange(len(self))[which.cpu().numpy() if isinstance(which, Tensor) else which]
+        if rows.ndim != 1:
+            raise TypeError("Index minimal pairs by a slice, a list of positions or a mask: pairs[:10], pairs[[3]].")
+        index = torch.as_tensor(rows)
+        width = int(self.attention_mask[index].sum(1).max()) if len(rows) else 0
+        tensors = {k: getattr(self, k)[index] for k in ("answer_position", "right", "wrong")}
+        tensors |= {k: getattr(self, k)[index, :width] for k in ("input_ids", "attention_mask")}
+        text, table = [self.text[i] for i in rows], self.table.iloc[rows].reset_index(drop=True)
+        return replace(self, **tensors, text=text, table=table)
+
+    @property
+    def answers(self) -> Int[Tensor, "pairs 2"]:
+        """[right, wrong] token ids."""
+        return torch.stack([self.right, self.wrong], dim=1)
+
+    def to(self, device: str | torch.device) -> "MinimalPairs":
+        names = ("input_ids", "attention_mask", "answer_position", "right", "wrong")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def batches(self, size: int) -> Iterator["MinimalPairs"]:
+        """Consecutive batches of at most `size` pairs, each cut to its own longest prefix."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+
+@lru_cache(maxsize=16)
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Short fingerprint of a tokenizer's vocabulary: equal for equal token ids."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+
+
+def make_pairs(
+    rows: Sequence[Mapping[str, Any]], tokenizer: Any, name: str = "pairs", bos: bool = True
+) -> MinimalPairs:
+    """Tokenize rows with "prefix", "right" and "wrong" (continuations with their leading space, as text).
+
+    A pair stays if, written as tokens, both sentences share a prefix, then differ in one token, and go on alike
+    ("hasn|'t" and "haven|'t"): it is cut right after the differing token. Otherwise it is left out and counted.
+
+    Args:
+        rows: mappings with the three texts; further keys go into the table.
+        tokenizer: a Hugging Face tokenizer.
+        bos: prepend the end-of-text token, so that the first word is not the first token (which the method leaves
+            out everywhere).
+
+    Raises:
+        ValueError: no row, or none that can be kept.
+    """
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if bos and start is None:
+        raise ValueError("The tokenizer has no end-of-text token to begin a prefix with. Set tokenizer.bos_token.")
+    rows = list(rows)
+    texts = [r["prefix"] + r[side] for r in rows for side in ("right", "wrong")] + [r["prefix"] for r in rows]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if rows else []
+    kept, left_out = [], Counter()
+    for i, row in enumerate(rows):
+        reason, prefix, pair = _cut(encoded[2 * i], encoded[2 * i + 1], encoded[2 * len(rows) + i])
+        if reason:
+            left_out[reason] += 1
+        else:
+            kept.append((row, [start, *prefix] if bos else prefix, pair))
+    if not kept:
+        raise ValueError(f"No pair of {name!r} can be used: {dict(left_out) or 'there is none'}.")
+    width = max(len(prefix) for _, prefix, _ in kept)
+    ids = torch.full((len(kept), width), start or 0)
+    mask = torch.zeros((len(kept), width), dtype=torch.long)
+    for i, (_, prefix, _) in enumerate(kept):
+        ids[i, : len(prefix)] = torch.tensor(prefix)
+        mask[i, : len(prefix)] = 1
+    answers = torch.tensor([pair for _, _, pair in kept])
+    return MinimalPairs(
+        input_ids=ids,
+        attention_mask=mask,
+        answer_position=mask.sum(1) - 1,
+        right=answers[:, 0],
+        wrong=answers[:, 1],
+        text=[f"{row['prefix']}{row['right']}/*{row['wrong'].lstrip()}" for row, _, _ in kept],
+        left_out=dict(left_out),
+        table=pd.DataFrame([dict(row) for row, _, _ in kept]),
+        name=name,
+        tokenizer_id=tokenizer_fingerprint(tokenizer),
+    )
+
+
+def _cut(right: list[int], wrong: list[int], prefix: list[int]) -> tuple[str | None, list[int], tuple[int, int]]:
+    """Reason to leave the pair out (or None), the shared prefix, and the two tokens that differ."""
+    if right[: len(prefix)] != prefix or wrong[: len(prefix)] != prefix:
+        return BOUNDARY, [], (0, 0)
+    same = 0
+    while same < min(len(right), len(wrong)) and right[same] == wrong[same]:
+        same += 1
+    if same == min(len(right), len(wrong)):
+        return ONE_IS_BEGINNING, [], (0, 0)
+    if right[same + 1 :] != wrong[same + 1 :]:
+        return DIFFERENT_PIECES, [], (0, 0)
+    return None, right[:same], (right[same], wrong[same])
+
+
+def read_tiny(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a file of the embedded suite: one JSON object a line, with prefix, right, wrong, split and more."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def read_blimp(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a BLiMP file (Warstadt et al. 2020). Two-prefix sets are not of this form: they raise ValueError."""
+    pairs = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    if any(not pair.get("one_prefix_method") for pair in pairs):
+        raise ValueError(f"{Path(path).stem} cannot be used: {TWO_PREFIX}. Take its *_1 set, a one-prefix set.")
+    return [from_sentences(pair["sentence_good"], pair["sentence_bad"]) for pair in pairs]
+
+
+def read_clams(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a CLAMS file (Mueller et al. 2020): a right line, then the same with a wrong verb."""
+    lines = [line.split("\t") for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = []
+    for (truth, right), (falsehood, wrong) in zip(lines[::2], lines[1::2], strict=True):
+        if (truth, falsehood) != ("True", "False"):
+            raise ValueError(f"{path}: expected a True line followed by a False line, got {right!r} and {wrong!r}.")
+        rows.append(from_sentences(right, wrong))
+    return rows
+
+
+def from_sentences(right: str, wrong: str) -> dict[str, str]:
+    """A right and a wrong sentence as prefix, right and wrong word: cut at the first word that differs."""
+    a, b = right.split(), wrong.split()
+    first = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+    if not first:  # 0: they differ from the first word on
+        raise ValueError(f"These two sentences do not share a prefix and then differ: {right!r}, {wrong!r}.")
+    return {
+        "prefix": " ".join(a[:first]),
+        "right": " " + a[first].rstrip("."),
+        "wrong": " " + b[first].rstrip("."),
+        "sentence": right,
+    }
+
+
+def in_split(prefix: str, split: str) -> bool:
+    """Whether a prefix belongs to "find" or "test": half and half, by a hash, so that no prefix is in both."""
+    if split not in ("find", "test"):
+        raise ValueError(f"split={split!r} does not exist; take 'find' or 'test'.")
+    return (hashlib.sha256(prefix.encode()).digest()[0] % 2 == 0) == (split == "find")
+
+
+def logit_differences(model: hooks.HookedModel, pairs: MinimalPairs, batch_size: int = 256) -> Float[Tensor, " pairs"]:
+    """logit(right) - logit(wrong) at the last prefix token of each pair; positive where the model is right.
+
+    Raises:
+        ValueError: the pairs were made with another tokenizer than the model's.
+    """
+    check_tokenizer(model, pairs)
+    out = []
+    for batch in pairs.batches(batch_size):
+        logits = hooks.answer_logits(model, batch.input_ids, batch.attention_mask, batch.answer_position, batch.answers)
+        out.append((logits[:, 0] - logits[:, 1]).float().cpu())
+    return torch.cat(out)
+
+
+def check_tokenizer(model: hooks.HookedModel, pairs: MinimalPairs) -> None:
+    """Raise ValueError where the pairs' token ids belong to another vocabulary than the model's."""
+    if pairs.tokenizer_id and pairs.tokenizer_id != tokenizer_fingerprint(model.tokenizer):
+        raise ValueError(
+            f"The pairs {pairs.name!r} were made with another tokenizer than that of {model.label!r}: their token ids "
+            "mean other words there. Make them from the same suite: suite.pairs(...)."
+        )
+
+
+def accuracy(model: hooks.HookedModel, pairs: MinimalPairs, batch_size: int = 256) -> float:
+    """Share of pairs whose right token has the higher logit; a tie counts as wrong."""
+    return float((logit_differences(model, pairs, batch_size) > 0).double().mean())
+
+
+def accuracy_curve(
+    suite: Any,
+    tasks: Mapping[str, MinimalPairs],
+    revisions: Sequence[str] | None = None,
+    device: str = "auto",
+    batch_size: int = 256,
+) -> pd.DataFrame:
+    """Accuracy of every task at every revision, one model in memory at a time.
+
+    Returns:
+        Tidy table: revision, tokens_seen, task, accuracy, stderr (binomial), n_pairs, logit_difference (mean).
+    """
+    checkpoints, rows = suite.checkpoints(revisions, device=device), []
+    for model in progress(checkpoints.one_by_one(), "accuracy", total=len(checkpoints)):
+        for task, pairs in tasks.items():
+            difference = logit_differences(model, pairs, batch_size)
+            share, n = float((difference > 0).double().mean()), len(pairs)
+            stderr = (share * (1 - share) / n) ** 0.5
+            rows.append((model.label, model.tokens_seen, task, share, stderr, n, float(difference.mean())))
+    columns = ["revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs", "logit_difference"]
+    return pd.DataFrame(rows, columns=columns)

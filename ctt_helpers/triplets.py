@@ -1,0 +1,102 @@
+"""Which checkpoints to study: how alike their activations are, and where accuracy and activations change most."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ctt_helpers import hooks
+from ctt_helpers.runtime import progress
+from ctt_helpers.tasks import MinimalPairs
+
+
+def similarity_matrix(
+    suite: Any,
+    pairs: MinimalPairs,
+    layer: int | None = None,
+    revisions: Sequence[str] | None = None,
+    device: str = "auto",
+    batch_size: int = 256,
+) -> pd.DataFrame:
+    """Mean cosine similarity of the layer's outputs between every two revisions (Crosscoding Through Time, sec. 3).
+
+    The mean is over all real tokens of the pairs' prefixes but the first. Similar directions do not prove an equal
+    role, and a low similarity may be a mere rotation; it is a hint where to look.
+
+    Returns:
+        DataFrame, revisions x revisions, symmetric, ones on the diagonal.
+    """
+    checkpoints, unit = suite.checkpoints(revisions, layer=layer, device=device), []
+    for model in progress(checkpoints.one_by_one(), "similarity", total=len(checkpoints)):
+        rows = []
+        for batch in pairs.batches(batch_size):
+            x = hooks.residual_stream(model, batch.input_ids, batch.attention_mask).float().cpu()
+            rows.append(x[:, 1:][batch.attention_mask[:, 1:].bool()])
+        unit.append(torch.nn.functional.normalize(torch.cat(rows), dim=-1))
+    n = len(unit)
+    values = np.eye(n)
+    for a, b in itertools.combinations(range(n), 2):
+        values[a, b] = values[b, a] = float((unit[a] * unit[b]).sum(-1).mean())
+    return pd.DataFrame(values, index=checkpoints.revisions, columns=checkpoints.revisions)
+
+
+@dataclass(frozen=True)
+class TripletChoice:
+    """A triplet and why: `revisions`, `reasons` (sentences), `table` (every candidate with its terms and score)."""
+
+    revisions: list[str]
+    reasons: list[str]
+    table: pd.DataFrame
+
+
+def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame, above_chance: float = 0.1) -> TripletChoice:
+    """Suggest three checkpoints around large changes of both accuracy and activations.
+
+    The last checkpoint is always the third. The change between two checkpoints is the mean over tasks of
+    |accuracy difference| plus one minus their similarity. A triplet's score is the smaller of its two changes: both
+    steps should show something. The first must do at least one task better than chance, for where no task works
+    there is no effect to attribute. This is a suggestion: `table` lists every candidate, so that one can disagree.
+
+    Args:
+        curve: from `accuracy_curve`.
+        sim: from `similarity_matrix`, over the same revisions.
+        above_chance: how far above 0.5 the best task of the first checkpoint must be.
+
+    Raises:
+        ValueError: fewer than three revisions in common, or none early enough qualifies.
+    """
+    wide = curve.pivot(index="revision", columns="task", values="accuracy")
+    revisions = [r for r in sim.index if r in wide.index]
+    if len(revisions) < 3:
+        raise ValueError(f"A triplet needs three revisions in both the curve and the similarity; got {revisions}.")
+
+    def change(a: str, b: str) -> tuple[float, float]:
+        return float((wide.loc[a] - wide.loc[b]).abs().mean()), 1 - float(sim.loc[a, b])
+
+    last, rows = revisions[-1], []
+    for first, middle in itertools.combinations(revisions[:-1], 2):
+        if wide.loc[first].max() >= 0.5 + above_chance:
+            one, two = change(first, middle), change(middle, last)
+            rows.append((first, middle, last, *one, *two, min(sum(one), sum(two))))
+    if not rows:
+        raise ValueError(
+            f"No revision before the last two does a task better than {0.5 + above_chance:.2f}: there is nothing to "
+            "attribute so early. Add later revisions, or lower above_chance."
+        )
+    columns = ["first", "middle", "last", "accuracy_1", "activation_1", "accuracy_2", "activation_2", "score"]
+    table = pd.DataFrame(rows, columns=columns).sort_values("score", ascending=False, ignore_index=True)
+    best = table.iloc[0]
+    easiest, low = wide.loc[best["first"]].idxmax(), wide.loc[best["middle"]]
+    reasons = [
+        f"{best['first']}: an early checkpoint that already does something ({easiest} "
+        f"{wide.loc[best['first'], easiest]:.2f}), so that there are effects to attribute.",
+        f"{best['middle']}: from {best['first']} accuracy moves by {best['accuracy_1']:.2f} a task and activations by "
+        f"{best['activation_1']:.2f} (1 - cosine); its tasks reach from {low.min():.2f} to {low.max():.2f}.",
+        f"{best['last']}: the end of training; from {best['middle']} accuracy moves by {best['accuracy_2']:.2f} and "
+        f"activations by {best['activation_2']:.2f}.",
+    ]
+    return TripletChoice([best["first"], best["middle"], best["last"]], reasons, table)

@@ -1,0 +1,35 @@
+"""What all tests share: no network, one thread, no windows, and the optional folder of large reference data."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+
+import matplotlib
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+matplotlib.use("Agg")  # not through the environment, which the kernels of notebook tests would inherit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """One thread: on models this small a second one gains nothing, and on a busy machine it costs a lot."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data that is not in the repository: $CTT_SHARED, or `shared` beside the checkout."""
+    folder = Path(os.environ.get("CTT_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"reference data is not here ({folder}); set CTT_SHARED to its folder")
+    return folder

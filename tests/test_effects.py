@@ -1,0 +1,239 @@
+"""Effects against independent formulations (autograd through the latents, one-latent hooks), and invariants."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import random_suite, some_pairs, some_text
+
+import ctt_helpers as ctt
+from ctt_helpers import hooks
+from ctt_helpers.activations import stacked_activations
+from ctt_helpers.effects import Effects, effects_from_gradient
+from ctt_helpers.paths import NODES, WEIGHTS
+
+METHODS = ("ig", "atp", "ablation")
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """Three random checkpoints in float64, a random crosscoder with scales and biases, pairs of different lengths."""
+    suite = random_suite(tmp_path_factory.mktemp("suite"))
+    ckpts = suite.checkpoints(device="cpu", dtype=torch.float64)
+    return ckpts, make_crosscoder(ckpts), some_pairs(9)
+
+
+def make_crosscoder(ckpts, n_latents=48):
+    crosscoder = ctt.Crosscoder(len(ckpts), ckpts.d_model, n_latents, sparsity="l1", seed=1).double()
+    generator = torch.Generator().manual_seed(2)
+    norms = stacked_activations(ckpts, some_text())[:, 1:].norm(dim=-1).mean((0, 1))
+    with torch.no_grad():
+        crosscoder.scales.copy_(ckpts.d_model**0.5 / norms)
+        crosscoder.b_dec.add_(0.3 * torch.randn(crosscoder.b_dec.shape, generator=generator, dtype=torch.float64))
+        crosscoder.b_enc.sub_(0.05)
+        crosscoder.W_dec.mul_(4.0)
+    crosscoder.source = ckpts.source
+    return crosscoder.eval()
+
+
+def metric(model, pairs, x):
+    """m by a plain forward with a raw hook that replaces the layer's output; independent of hooks.py."""
+    handle = model.hf_model.gpt_neox.layers[model.layer].register_forward_hook(lambda *_: x)
+    try:
+        logits = model.hf_model(input_ids=pairs.input_ids, attention_mask=pairs.attention_mask).logits
+    finally:
+        handle.remove()
+    rows = torch.arange(len(pairs))
+    last = logits[rows, pairs.answer_position]
+    return last[rows, pairs.wrong] - last[rows, pairs.right]
+
+
+def parts(ckpts, crosscoder, pairs):
+    x = stacked_activations(ckpts, pairs.input_ids, pairs.attention_mask)
+    keep = pairs.attention_mask.bool().clone()
+    keep[:, 0] = False
+    f = (crosscoder.encode(x) * keep[..., None]).detach()
+    W_dec, b_dec = (t.detach() for t in crosscoder.raw_decoder())
+    return x, f, keep, W_dec, b_dec
+
+
+def rebuild(x, f, e, keep, W, b):
+    return torch.where(keep[..., None], f @ W + b + e, x)
+
+
+def test_ig_is_the_gradient_on_the_latents_integrated_along_the_joint_path(setting):
+    ckpts, crosscoder, pairs = setting
+    effects = ctt.indirect_effects(crosscoder, ckpts, pairs, "ig", tol=1e-7)
+    x, f, keep, W_dec, b_dec = parts(ckpts, crosscoder, pairs)
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    for c, model in enumerate(ckpts):
+        W, b = W_dec[:, c], b_dec[c]
+        e = (x[:, :, c] - f @ W - b) * keep[..., None]
+        ie, error = torch.zeros(len(pairs), len(W), dtype=torch.float64), 0.0
+        for a, w in zip((nodes + 1) / 2, weights / 2, strict=True):
+            fa, ea = ((1 - a) * f).requires_grad_(True), ((1 - a) * e).requires_grad_(True)
+            m = metric(model, pairs, rebuild(x[:, :, c], fa, ea, keep, W, b)).sum()
+            gf, ge = torch.autograd.grad(m, (fa, ea))
+            ie -= w * (gf * f).sum(1)
+            error -= w * float((ge * e).sum()) / len(pairs)
+        np.testing.assert_allclose(effects.mean[c], ie.mean(0), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(effects.abs_mean[c], ie.abs().mean(0), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(effects.per_pair[c].to_dense(), ie, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(effects.error[c], error, rtol=1e-4, atol=1e-7)
+
+
+def test_atp_is_the_gradient_on_the_latents_at_the_clean_point(setting):
+    ckpts, crosscoder, pairs = setting
+    effects = ctt.indirect_effects(crosscoder, ckpts, pairs, "atp")
+    x, f, keep, W_dec, b_dec = parts(ckpts, crosscoder, pairs)
+    for c, model in enumerate(ckpts):
+        leaf = f.clone().requires_grad_(True)
+        e = x[:, :, c] - f @ W_dec[:, c] - b_dec[c]
+        m = metric(model, pairs, rebuild(x[:, :, c], leaf, e, keep, W_dec[:, c], b_dec[c])).sum()
+        expected = -(torch.autograd.grad(m, leaf)[0] * f).sum(1).mean(0)
+        np.testing.assert_allclose(effects.mean[c], expected, rtol=1e-6, atol=1e-10)
+        assert effects.n_nodes[c] == 1
+
+
+def test_ablation_is_a_hook_on_one_latent(setting):
+    ckpts, crosscoder, pairs = setting
+    x, f, keep, W_dec, b_dec = parts(ckpts, crosscoder, pairs)
+    features = [i for i in range(crosscoder.n_latents) if (f[..., i] > 0).any()][:6]
+    effects = ctt.indirect_effects(crosscoder, ckpts, pairs, "ablation", features=features)
+    for c, model in enumerate(ckpts):
+        clean = metric(model, pairs, x[:, :, c])
+        for i in features:
+            without = f.clone()
+            without[..., i] = 0
+            e = x[:, :, c] - f @ W_dec[:, c] - b_dec[c]
+            m = metric(model, pairs, rebuild(x[:, :, c], without, e, keep, W_dec[:, c], b_dec[c]))
+            np.testing.assert_allclose(effects.mean[c, i], (m - clean).mean(), rtol=1e-7, atol=1e-10)
+            np.testing.assert_allclose(effects.abs_mean[c, i], (m - clean).abs().mean(), rtol=1e-7, atol=1e-10)
+    others = np.setdiff1d(np.arange(crosscoder.n_latents), features)
+    assert (effects.mean[:, others] == 0).all() and np.isnan(effects.gap).all()
+
+
+def test_completeness(setting):
+    ckpts, crosscoder, pairs = setting
+    x, _, keep, _, b_dec = parts(ckpts, crosscoder, pairs)
+    gaps = []
+    for tol in (0.3, 0.01, 1e-4):
+        effects = ctt.indirect_effects(crosscoder, ckpts, pairs, "ig", tol=tol)
+        for c, model in enumerate(ckpts):
+            at_bias = metric(model, pairs, torch.where(keep[..., None], b_dec[c], x[:, :, c]))
+            difference = at_bias - metric(model, pairs, x[:, :, c])
+            np.testing.assert_allclose(effects.total[c], difference.mean(), rtol=1e-7)
+            gap = abs(effects.mean[c].sum() + effects.error[c] - difference.mean()) / difference.abs().mean()
+            np.testing.assert_allclose(effects.gap[c], gap, atol=1e-10)
+        gaps.append(effects.gap.max())
+        assert effects.gap.max() <= 1.5 * tol
+    assert gaps[-1] < 1e-4
+
+
+def test_a_straight_line_model_has_a_closed_form():
+    """Where m is linear in x, all three methods equal -f_i (W_i . w): here through effects_from_gradient."""
+    generator = torch.Generator().manual_seed(0)
+    f = torch.rand(4, 5, generator=generator, dtype=torch.float64)
+    W = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    w = torch.randn(3, generator=generator, dtype=torch.float64)
+    effects = effects_from_gradient(f, W, w.expand(4, 3))
+    for i in range(5):
+        without = f.clone()
+        without[:, i] = 0
+        torch.testing.assert_close(effects[:, i], without @ W @ w - f @ W @ w)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 9))
+def test_five_nodes_are_exact_to_degree_nine(degree):
+    torch.testing.assert_close((WEIGHTS * NODES**degree).sum(), torch.tensor(1 / (degree + 1), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_padding_and_batch_size_do_not_matter(setting, method):
+    ckpts, crosscoder, pairs = setting
+    whole = ctt.indirect_effects(crosscoder, ckpts, pairs, method)
+    small = ctt.indirect_effects(crosscoder, ckpts, pairs, method, batch_size=2)
+    np.testing.assert_allclose(small.mean, whole.mean, rtol=1e-6, atol=1e-9)
+    from dataclasses import replace
+
+    def wider(t):
+        return torch.nn.functional.pad(t, (0, 4))
+
+    padded = replace(pairs, input_ids=wider(pairs.input_ids), attention_mask=wider(pairs.attention_mask))
+    object.__setattr__(padded, "batches", lambda size: iter([padded]))  # slicing would cut the padding again
+    np.testing.assert_allclose(
+        ctt.indirect_effects(crosscoder, ckpts, padded, method).mean, whole.mean, rtol=1e-6, atol=1e-9
+    )
+    order = [4, 1, 7, 0, 8, 2, 6, 3, 5]
+    shuffled = ctt.indirect_effects(crosscoder, ckpts, pairs[order], method)
+    np.testing.assert_allclose(shuffled.mean, whole.mean, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(shuffled.per_pair.to_dense(), whole.per_pair.to_dense()[:, order], atol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_permuting_checkpoints_permutes_the_effects(setting, method):
+    ckpts, crosscoder, pairs = setting
+    order = [2, 0, 1]
+    other = make_crosscoder(ckpts)
+    with torch.no_grad():
+        for name, dim in (("W_enc", 0), ("W_dec", 1), ("b_dec", 0), ("scales", 0)):
+            tensor = getattr(other, name)
+            tensor.copy_(getattr(crosscoder, name).index_select(dim, torch.tensor(order)))
+    permuted = ckpts.suite.checkpoints(device="cpu", dtype=torch.float64)
+    permuted.revisions = [ckpts.revisions[i] for i in order]
+    other.source = permuted.source
+    effects = ctt.indirect_effects(crosscoder, ckpts, pairs, method)
+    moved = ctt.indirect_effects(other, permuted, pairs, method)
+    for name in ("mean", "abs_mean", "error", "total", "n_nodes"):
+        np.testing.assert_allclose(getattr(moved, name), getattr(effects, name)[order], rtol=1e-6, atol=1e-9)
+
+
+def test_group_ablation_against_a_hook(setting):
+    ckpts, crosscoder, pairs = setting
+    x, f, _, W_dec, _ = parts(ckpts, crosscoder, pairs)
+    groups = [[0, 3, 5], [1], [2, 3, 4, 7]]
+    table = ctt.ablate(crosscoder, ckpts, pairs, groups, batch_size=4)
+    for c, model in enumerate(ckpts):
+        less = f[..., groups[c]] @ W_dec[groups[c], c]
+        clean, ablated = metric(model, pairs, x[:, :, c]), metric(model, pairs, x[:, :, c] - less)
+        row = table.iloc[c]
+        np.testing.assert_allclose(row["effect"], (ablated - clean).mean(), rtol=1e-7, atol=1e-10)
+        assert row["accuracy_before"] == (clean < 0).double().mean()
+        assert row["accuracy_after"] == (ablated < 0).double().mean()
+        assert row["n_features"] == len(groups[c]) and row["n_pairs"] == 9
+    one = ctt.ablate(crosscoder, ckpts, pairs, [3])
+    single = ctt.indirect_effects(crosscoder, ckpts, pairs, "ablation", features=[3])
+    np.testing.assert_allclose(one["effect"], single.mean[:, 3], atol=1e-10)
+    nothing = ctt.ablate(crosscoder, ckpts, pairs, [])
+    assert (nothing["effect"] == 0).all()
+
+
+def test_save_and_load(setting, tmp_path):
+    ckpts, crosscoder, pairs = setting
+    effects = ctt.indirect_effects(crosscoder, ckpts, pairs, "ig")
+    effects.save(tmp_path / "effects")
+    again = Effects.load(tmp_path / "effects")
+    for name in ("mean", "abs_mean", "error", "total", "gap", "n_nodes"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(effects, name))
+    assert torch.equal(again.per_pair.to_dense(), effects.per_pair.to_dense())
+    assert again.names == ckpts.labels and again.info["method"] == "ig"
+
+
+def test_errors(setting, tmp_path):
+    ckpts, crosscoder, pairs = setting
+    with pytest.raises(ValueError, match="method='igg' is not known; take one of ig, atp, ablation"):
+        ctt.indirect_effects(crosscoder, ckpts, pairs, "igg")
+    with pytest.raises(ValueError, match="features= goes with method='ablation' only"):
+        ctt.indirect_effects(crosscoder, ckpts, pairs, "ig", features=[1])
+    with pytest.raises(ValueError, match="There is no latent 48: this crosscoder has 48, 0 to 47"):
+        ctt.indirect_effects(crosscoder, ckpts, pairs, "ablation", features=[48])
+    with pytest.raises(ValueError, match="2 groups of features for 3 checkpoints"):
+        ctt.ablate(crosscoder, ckpts, pairs, [[1], [2]])
+    others = ckpts.suite.checkpoints(ckpts.revisions, layer=0, device="cpu", dtype=torch.float64)
+    with pytest.raises(ValueError, match="layer"):
+        ctt.indirect_effects(crosscoder, others, pairs)
+    with pytest.raises(ValueError, match="step0"):
+        ctt.indirect_effects(crosscoder, ckpts.suite.checkpoints(ckpts.revisions[1:], device="cpu"), pairs)
+    assert hooks.check_layer(2, 3) is None
