@@ -82,7 +82,7 @@ class Effects:
         meta = read_json(Path(folder) / "effects.json")
         arrays = load_file(Path(folder) / "effects.safetensors")
         index, value = torch.from_numpy(arrays.pop("index").astype(np.int64)), torch.from_numpy(arrays.pop("value"))
-        sparse = torch.sparse_coo_tensor(index, value, meta["shape"]).coalesce()
+        sparse = torch.sparse_coo_tensor(index, value, meta["shape"], check_invariants=True).coalesce()
         return cls(**arrays, per_pair=sparse, names=meta["names"], info=meta["info"])
 
 
@@ -241,7 +241,7 @@ def _collect(index, value, shape, error, total, nodes, names, info) -> Effects:
     where = [torch.cat(part, dim=1) for part in index]
     first = torch.cat([torch.full((w.shape[1],), c) for c, w in enumerate(where)])
     values = torch.cat([torch.cat(v) for v in value])
-    sparse = torch.sparse_coo_tensor(torch.cat([first[None], torch.cat(where, dim=1)]), values, shape).coalesce()
+    sparse = torch.sparse_coo_tensor(torch.cat([first[None], torch.cat(where, dim=1)]), values, shape, check_invariants=True).coalesce()
     mean, abs_mean = np.zeros((n, h)), np.zeros((n, h))
     c, _, i = sparse.indices().numpy()
     np.add.at(mean, (c, i), sparse.values().double().numpy() / n_pairs)

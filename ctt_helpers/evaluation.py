@@ -63,6 +63,12 @@ class Report:
 def check_match(crosscoder: Crosscoder, ckpts: Checkpoints, pairs: MinimalPairs | None = None) -> None:
     """Raise ValueError where crosscoder, checkpoints and pairs do not belong together."""
     crosscoder.check_source(ckpts.suite.name, ckpts.revisions, ckpts.layer)
+    trained_on = crosscoder.source.get("fingerprints")
+    if trained_on and trained_on != ckpts.source["fingerprints"]:
+        raise ValueError(
+            f"This crosscoder was trained on other weights than those of {ckpts.suite.name!r} at "
+            f"{', '.join(ckpts.labels)}: same names, different fingerprints. Was the suite made anew? Train again."
+        )
     if pairs is not None:
         check_tokenizer(ckpts[0], pairs)
 

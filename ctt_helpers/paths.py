@@ -132,7 +132,7 @@ def single_ablations(
         less = f[r, :, i][..., None] * decoder[i][:, None]
         return run.metric_of(run.x[r] - less, r) - clean[r]
 
-    out = torch.zeros(active.shape, device=f.device)
+    out = torch.zeros(active.shape, device=clean.device, dtype=clean.dtype)
     if len(rows):
         out[rows, latents] = _in_parts(effect, len(rows), 512)
     return out, 1.0 + active.sum(1).cpu().numpy()

@@ -234,6 +234,10 @@ def test_errors(setting, tmp_path):
     others = ckpts.suite.checkpoints(ckpts.revisions, layer=0, device="cpu", dtype=torch.float64)
     with pytest.raises(ValueError, match="layer"):
         ctt.indirect_effects(crosscoder, others, pairs)
-    with pytest.raises(ValueError, match="step0"):
+    with pytest.raises(ValueError, match="reads 3 checkpoints, and here are"):
         ctt.indirect_effects(crosscoder, ckpts.suite.checkpoints(ckpts.revisions[1:], device="cpu"), pairs)
+    crosscoder = make_crosscoder(ckpts)
+    crosscoder.source = {**ckpts.source, "fingerprints": ["a", "b", "c"]}
+    with pytest.raises(ValueError, match="same names, different fingerprints"):
+        ctt.indirect_effects(crosscoder, ckpts, pairs)
     assert hooks.check_layer(2, 3) is None

@@ -8,8 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from ctt_helpers import plots
 
@@ -151,6 +153,8 @@ def test_similarity_heatmap_shows_the_lower_triangle_and_marks_rows():
     color = plots.checkpoint_colors([names[1], names[4]])[names[1]]
     assert to_rgba(ax.get_yticklabels()[1].get_color()) == color
     assert [patch.get_y() for patch in ax.patches] == [1, 4]
+    with pytest.raises(ValueError, match="no revision 'step9'"):
+        plots.similarity_heatmap(sim, highlight=["step9"])
 
 
 @pytest.mark.parametrize("columns", [["explained_variance"], ["explained_variance_step1", "explained_variance_step2"]])
@@ -227,8 +231,6 @@ def test_relie_vs_reldec_with_nothing_active_is_empty_not_broken():
 
 
 def test_effect_scatter_rank_correlation_is_spearmans():
-    from scipy.stats import spearmanr
-
     rng = np.random.default_rng(0)
     x = rng.standard_normal(50)
     y = np.round(x + rng.standard_normal(50), 1)  # with ties
@@ -237,14 +239,10 @@ def test_effect_scatter_rank_correlation_is_spearmans():
     check_labelled(ax)
     assert ax.texts[0].get_text() == f"rank correlation {expected:.2f}\n50 features"
     assert "undefined" in plots.effect_scatter(np.ones(5), np.arange(5)).texts[0].get_text()
+    tensor = torch.arange(5.0, requires_grad=True)
+    assert "1.00" in plots.effect_scatter(tensor, 2 * tensor).texts[0].get_text()
     with pytest.raises(ValueError, match="3 values and y has 2"):
         plots.effect_scatter(np.ones(3), np.ones(2))
-
-
-def test_effect_scatter_takes_tensors():
-    torch = pytest.importorskip("torch")
-    x = torch.arange(5.0, requires_grad=True)
-    assert "1.00" in plots.effect_scatter(x, 2 * x).texts[0].get_text()
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
@@ -256,7 +254,8 @@ def test_ablation_bars_put_the_baseline_and_the_control_beside_the_group(n):
     assert [bar.get_height() for bar in ax.patches] == [0.9] * n + [0.6] * n + [0.88] * n
     assert ax.patches[2 * n].get_hatch() and not ax.patches[n].get_hatch()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["nothing ablated", "top 5", "random 5"]
-    low, high = ax.containers[2].errorbar.lines[2][0].get_segments()[0][:, 1]  # the bars of "top 5"
+    top5 = next(c for c in ax.containers if c.get_label() == "top 5")
+    low, high = top5.errorbar.lines[2][0].get_segments()[0][:, 1]
     assert (high - low) / 2 == pytest.approx((0.6 * 0.4 / 300) ** 0.5)
     with pytest.raises(ValueError, match="several rows"):
         plots.ablation_bars(pd.concat([table, table]))
@@ -296,8 +295,11 @@ def test_tokens_html_escapes_and_scales():
 
 
 def test_examples_html_share_one_scale():
-    examples = [{"tokens": ["a"], "activations": [4.0], "where": "<train>", "value": 4.0}, {"tokens": ["b"], "activations": [1.0]}]
+    examples = [
+        {"tokens": ["a"], "activations": [4.0], "where": "<train>", "value": 4.0},
+        {"tokens": ["b"], "activations": [1.0]},
+    ]
     text = plots.examples_html(examples)
     assert "rgba(213,94,0,0.75)" in text and "rgba(213,94,0,0.19)" in text
-    assert "where: &lt;train&gt;" in text and text.count("4.00") == 1
+    assert "where: &lt;train&gt;" in text and ">4.00</td>" in text and "value" not in text
     assert "No examples" in plots.examples_html([])

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ctt_helpers import plots, widgets
+from ctt_helpers import widgets
 
 NAMES = ["step256", "step700", "step3000"]
 
@@ -37,7 +37,7 @@ def make_explorer(path=None, n: int = 3, **options):
 
 
 def test_checkpoint_table_says_all_of_it(curve, sim):
-    text = plots.checkpoint_table_html(curve, sim, "step700")
+    text = widgets.checkpoint_table_html(curve, sim, "step700")
     for part in ("358,400 tokens", "&lt;pp&gt;", "0.76 &plusmn; 0.02", "300", "step256", "0.700", "0.500"):
         assert part in text
     assert "1.000" not in text  # no similarity with itself
@@ -46,13 +46,13 @@ def test_checkpoint_table_says_all_of_it(curve, sim):
 def test_checkpoint_table_reads_a_lower_triangle(curve, sim):
     lower = sim.where(np.tril(np.ones((3, 3), dtype=bool)))
     for name in NAMES:
-        assert plots.checkpoint_table_html(curve, lower, name) == plots.checkpoint_table_html(curve, sim, name)
+        assert widgets.checkpoint_table_html(curve, lower, name) == widgets.checkpoint_table_html(curve, sim, name)
 
 
 def test_checkpoint_table_without_similarity_or_with_an_unknown_name(curve, sim):
-    assert "No similarity" in plots.checkpoint_table_html(curve, sim.iloc[:2, :2], "step3000")
-    with pytest.raises(ValueError, match=r"no checkpoint 'step70'. Did you mean 'step700'"):
-        plots.checkpoint_table_html(curve, sim, "step70")
+    assert "No similarity" in widgets.checkpoint_table_html(curve, sim.iloc[:2, :2], "step3000")
+    with pytest.raises(ValueError, match=r"no checkpoint 'step70'.*'step700'"):
+        widgets.checkpoint_table_html(curve, sim, "step70")
 
 
 def test_slider_changes_what_is_shown(curve, sim):
@@ -61,7 +61,7 @@ def test_slider_changes_what_is_shown(curve, sim):
     assert shown.slider.value == "step3000"
     for name in NAMES:
         shown.slider.value = name
-        assert shown.html.value == plots.checkpoint_table_html(curve.iloc[::-1], sim, name)
+        assert shown.html.value == widgets.checkpoint_table_html(curve.iloc[::-1], sim, name)
     with pytest.raises(ValueError, match="no rows"):
         widgets.checkpoint_slider(curve.iloc[:0], sim)
 
@@ -72,7 +72,7 @@ def test_feature_card_has_every_number(n):
     promoted = [[(" <are>", 1.25)]] * n
     names = [f"c{i}" for i in range(n)]
     examples = [{"tokens": [" x"], "activations": [1.0]}]
-    text = plots.feature_card_html(7, ie, rel, norms, names, examples, promoted, "a<b")
+    text = widgets.feature_card_html(7, ie, rel, norms, names, examples, promoted, "a<b")
     for part in ("Feature #7: a&lt;b", "-3.000", "+1.500", "0.67", "0.33", f"{norms[0, 7]:.3f}", "&lt;are&gt; (+1.25)"):
         assert part in text
     assert all(f"<b>{name}</b>" in text for name in names)
@@ -82,13 +82,13 @@ def test_feature_card_takes_the_table_of_promoted_tokens():
     rows = [(name, kind, 1, f" {kind}{i}", score) for i, name in enumerate(NAMES)
             for kind, score in (("suppressed", -2.0), ("promoted", 3.0))]  # fmt: skip
     table = pd.DataFrame(rows, columns=["checkpoint", "kind", "rank", "token", "score"])
-    text = plots.feature_card_html(7, *make_arrays(), NAMES, promoted=table)
+    text = widgets.feature_card_html(7, *make_arrays(), NAMES, promoted=table)
     assert all(f" promoted{i} (+3.00)<br> suppressed{i} (-2.00)</td>" in text for i in range(3))
 
 
 def test_feature_card_of_an_inactive_feature_says_so():
     ie, rel, norms = make_arrays()
-    text = plots.feature_card_html(0, ie, rel, norms, NAMES)
+    text = widgets.feature_card_html(0, ie, rel, norms, NAMES)
     assert text.count("inactive") == 3 and "nan" not in text and "No examples" in text
 
 

@@ -1,0 +1,268 @@
+"""The crosscoder: one sparse dictionary for several checkpoints, with a decoder for each of them."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ctt_helpers.runtime import atomic_path, read_json, versions, write_json
+
+SPARSITIES = ("batch_topk", "l1")
+
+
+class Crosscoder(nn.Module):
+    """A sparse crosscoder over checkpoints (Crosscoding Through Time, sec. 3; Sparse Crosscoders, Anthropic 2024).
+
+    With x~_c = s_c x_c, where s_c brings the mean norm of checkpoint c to sqrt(d_model):
+    f = ReLU(sum_c x~_c W_enc^c + b_enc), and x~_c is rebuilt as f W_dec^c + b_dec^c. The parameters live in this scaled
+    space; `encode` takes raw activations and `decode` gives them back raw.
+
+    "l1" leaves f as it is and is trained with a penalty. "batch_topk" keeps, in training mode, the k largest code sizes
+    f_i u_i a token on average over the batch (u_i = sum_c ||W_dec,i^c||), and in evaluation mode those above
+    `threshold`, so that a token's features do not depend on its batch (Minder et al. 2025).
+
+    Args:
+        n_checkpoints: at least 2.
+        d_model: width of the residual stream.
+        n_latents: size of the dictionary.
+        sparsity: "batch_topk" or "l1".
+        k: latents kept for a token on average, "batch_topk" only.
+        seed: of the initial weights.
+        decoder_norm: norm of each initial decoder vector; W_enc starts as its transpose. The paper takes 0.08.
+        scales: [n_checkpoints] s_c; None: all 1, until `train` sets them from its stream.
+        source: what it was trained on: suite, revisions, layer, fingerprints.
+
+    Attributes:
+        W_enc: [n_checkpoints, d_model, n_latents].
+        W_dec: [n_latents, n_checkpoints, d_model].
+        b_enc, b_dec: [n_latents], [n_checkpoints, d_model].
+        scales, threshold: buffers, [n_checkpoints] and [].
+
+    Raises:
+        ValueError: a size or setting outside what is said above.
+    """
+
+    def __init__(
+        self,
+        n_checkpoints: int,
+        d_model: int,
+        n_latents: int,
+        sparsity: str = "batch_topk",
+        k: int = 16,
+        seed: int = 0,
+        decoder_norm: float = 0.1,
+        scales: Sequence[float] | Float[Tensor, " checkpoints"] | None = None,
+        source: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if n_checkpoints < 2:
+            raise ValueError(f"n_checkpoints={n_checkpoints}: a crosscoder compares checkpoints, so take at least 2.")
+        if d_model < 1 or n_latents < 1:
+            raise ValueError(f"d_model={d_model}, n_latents={n_latents}: both must be at least 1.")
+        if sparsity not in SPARSITIES:
+            raise ValueError(f"sparsity={sparsity!r} is not known; take one of {', '.join(SPARSITIES)}.")
+        if sparsity == "batch_topk" and not 1 <= k <= n_latents:
+            raise ValueError(f"k={k}: take 1 <= k <= n_latents, here {n_latents}.")
+        if not decoder_norm > 0:
+            raise ValueError(f"decoder_norm={decoder_norm} must be above 0: from zero weights nothing is learnt.")
+        self.n_checkpoints, self.d_model, self.n_latents = n_checkpoints, d_model, n_latents
+        self.sparsity, self.k = sparsity, k if sparsity == "batch_topk" else None
+        self.seed, self.decoder_norm, self.source = seed, decoder_norm, source or {}
+        W_dec = torch.randn(n_latents, n_checkpoints, d_model, generator=torch.Generator().manual_seed(seed))
+        W_dec *= decoder_norm / W_dec.norm(dim=-1, keepdim=True)
+        self.W_dec = nn.Parameter(W_dec)
+        self.W_enc = nn.Parameter(W_dec.permute(1, 2, 0).contiguous())
+        self.b_enc = nn.Parameter(torch.zeros(n_latents))
+        self.b_dec = nn.Parameter(torch.zeros(n_checkpoints, d_model))
+        scales = torch.ones(n_checkpoints) if scales is None else torch.as_tensor(scales, dtype=torch.float32).clone()
+        if scales.shape != (n_checkpoints,) or not (scales > 0).all():
+            raise ValueError(f"scales={scales.tolist()}: give {n_checkpoints} numbers above 0, one a checkpoint.")
+        self.register_buffer("scales", scales)
+        self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("scaled_norms", None)  # decoder norms from before folding, [checkpoints, latents]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that shape it and its initial weights."""
+        names = ("n_checkpoints", "d_model", "n_latents", "sparsity", "k", "seed", "decoder_norm")
+        return {name: getattr(self, name) for name in names}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.config.items() if value is not None)
+
+    def pre_activations(self, x: Float[Tensor, "*tokens checkpoints d_model"]) -> Float[Tensor, "*tokens latents"]:
+        """What goes into the ReLU, from raw activations."""
+        self._check(x)
+        scaled = (x * self.scales[:, None]).flatten(-2)
+        return scaled @ self.W_enc.flatten(0, 1) + self.b_enc
+
+    def encode(self, x: Float[Tensor, "*tokens checkpoints d_model"]) -> Float[Tensor, "*tokens latents"]:
+        """Latents of raw activations; in evaluation mode those of one token do not depend on the others.
+
+        Raises:
+            ValueError: the last two sizes, the device or the dtype of `x` are not the crosscoder's.
+        """
+        pre = self.pre_activations(x)
+        if self.sparsity == "l1":
+            return pre.relu()
+        if self.training:
+            flat, _ = batch_topk(pre.reshape(-1, self.n_latents), self.code_norms().detach(), self.k)
+            return flat.view(pre.shape)
+        f = pre.relu()
+        return f * (f * self.code_norms() > self.threshold)
+
+    def decode(self, f: Float[Tensor, "*tokens latents"]) -> Float[Tensor, "*tokens checkpoints d_model"]:
+        """Raw reconstruction at every checkpoint."""
+        return self.decode_scaled(f) / self.scales[:, None]
+
+    def decode_scaled(self, f: Float[Tensor, "*tokens latents"]) -> Float[Tensor, "*tokens checkpoints d_model"]:
+        """Reconstruction in scaled space, where the loss is measured."""
+        flat = f @ self.W_dec.flatten(1) + self.b_dec.flatten()
+        return flat.unflatten(-1, (self.n_checkpoints, self.d_model))
+
+    def forward(self, x: Float[Tensor, "*tokens checkpoints d_model"]) -> Float[Tensor, "*tokens checkpoints d_model"]:
+        """Raw reconstruction of raw activations."""
+        return self.decode(self.encode(x))
+
+    def decoder_norms(self) -> Float[Tensor, "checkpoints latents"]:
+        """||W_dec,i^c|| in scaled space; folding does not change them."""
+        return self.W_dec.norm(dim=-1).T if self.scaled_norms is None else self.scaled_norms
+
+    def code_norms(self) -> Float[Tensor, " latents"]:
+        """u_i = sum_c ||W_dec,i^c|| in scaled space: what turns f_i into a size that can be compared."""
+        return self.decoder_norms().sum(0)
+
+    def raw_decoder(
+        self,
+    ) -> tuple[Float[Tensor, "latents checkpoints d_model"], Float[Tensor, "checkpoints d_model"]]:
+        """(W_dec / s, b_dec / s): what a latent writes into each residual stream, and where it starts from."""
+        return self.W_dec / self.scales[:, None], self.b_dec / self.scales[:, None]
+
+    def folded(self) -> "Crosscoder":
+        """A copy with the scales folded into the weights, for tools that know no scales.
+
+        Its `encode`, `decode` and `decoder_norms` give the same as before: the norms in scaled space, on which the
+        threshold and RelDec rest, travel along.
+
+        Raises:
+            ValueError: it is folded already.
+        """
+        if self.scaled_norms is not None:
+            raise ValueError("This crosscoder is folded already: its scales are all 1. Fold the original, once.")
+        other = copy.deepcopy(self).requires_grad_(False)
+        other.scaled_norms = self.decoder_norms().detach().clone().contiguous()
+        other.W_enc.mul_(self.scales[:, None, None])
+        other.W_dec.div_(self.scales[:, None])
+        other.b_dec.div_(self.scales[:, None])
+        other.scales.fill_(1)
+        return other
+
+    def check_source(self, suite: str, revisions: Sequence[str], layer: int) -> None:
+        """Raise ValueError where this crosscoder was trained on other checkpoints, or on another layer, than these."""
+        here = {"suite": suite, "revisions": list(revisions), "layer": layer}
+        if len(here["revisions"]) != self.n_checkpoints:
+            raise ValueError(
+                f"This crosscoder reads {self.n_checkpoints} checkpoints, and here are {here['revisions']}."
+            )
+        differ = [name for name in here if name in self.source and self.source[name] != here[name]]
+        if differ:
+            told = "; ".join(f"{name}: trained on {self.source[name]!r}, given {here[name]!r}" for name in differ)
+            raise ValueError(
+                f"This crosscoder belongs to other checkpoints ({told}). Load the checkpoints that it was trained on, "
+                "in the same order, or train one on these."
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder: crosscoder.safetensors and config.json (settings, source, versions)."""
+        from safetensors.torch import save_file
+
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+            save_file(state, temporary / "crosscoder.safetensors")
+            settings = {**self.config, "folded": self.scaled_norms is not None, "source": self.source}
+            write_json(temporary / "config.json", {**settings, "versions": versions()})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Crosscoder":
+        """Read what `save` wrote; the crosscoder comes back in evaluation mode, on the CPU.
+
+        Raises:
+            FileNotFoundError: there is no crosscoder in the folder.
+            ValueError: a file is cut short, or weights and settings do not fit.
+        """
+        folder = Path(folder)
+        config = read_json(folder / "config.json")
+        state = load_tensors(folder / "crosscoder.safetensors")
+        names = ("n_checkpoints", "d_model", "n_latents", "sparsity", "seed", "decoder_norm", "source")
+        if missing := [name for name in (*names, "k", "folded") if name not in config]:
+            raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}: it is not a crosscoder's.")
+        given = {name: config[name] for name in names}
+        crosscoder = cls(**given, **({} if config["k"] is None else {"k": config["k"]}))
+        if config["folded"]:
+            crosscoder.scaled_norms = torch.zeros(crosscoder.n_checkpoints, crosscoder.n_latents)
+        wanted = {name: tuple(tensor.shape) for name, tensor in crosscoder.state_dict().items()}
+        there = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if wanted != there:
+            names = sorted(name for name in {*wanted, *there} if wanted.get(name) != there.get(name))
+            told = "; ".join(f"{name}: {there.get(name, 'missing')}, not {wanted.get(name, 'known')}" for name in names)
+            raise ValueError(f"The weights in {folder} do not fit its config.json ({told}). Make or fetch it again.")
+        crosscoder.to(state["W_enc"].dtype).load_state_dict(state)
+        return crosscoder.eval()
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[-2:] != (self.n_checkpoints, self.d_model):
+            raise ValueError(
+                f"Activations of shape {tuple(x.shape)} do not fit this crosscoder; it takes [..., "
+                f"{self.n_checkpoints} checkpoints, {self.d_model} d_model], with the tokens in front."
+            )
+        if (x.device, x.dtype) != (self.W_enc.device, self.W_enc.dtype):
+            raise ValueError(
+                f"Activations are {x.dtype} on {x.device}, this crosscoder is {self.W_enc.dtype} on "
+                f"{self.W_enc.device}: use crosscoder.to(x.device, x.dtype)."
+            )
+
+
+def batch_topk(
+    pre: Float[Tensor, "tokens latents"], code_norms: Float[Tensor, " latents"], k: int
+) -> tuple[Float[Tensor, "tokens latents"], Float[Tensor, ""]]:
+    """BatchTopK: of all f_i u_i in the batch keep the k * tokens largest (Bussmann et al. 2024; Minder et al. 2025).
+
+    Args:
+        pre: what goes into the ReLU.
+        code_norms: u_i, in scaled space.
+        k: latents kept for a token, on average.
+
+    Returns:
+        f with all others set to 0, at most k * tokens of them active however many are equal; and the smallest kept
+        f_i u_i above 0 (infinite if there is none).
+    """
+    with torch.no_grad():
+        sizes = (pre * code_norms).flatten()
+        count = min(k * len(pre), len(sizes))
+        if sizes.device.type == "cpu":  # several times faster than topk, which sorts
+            kept = torch.from_numpy(np.argpartition(sizes.numpy(), len(sizes) - count)[-count:].copy())
+        else:
+            kept = sizes.topk(count, sorted=False).indices
+        smallest = sizes[kept]
+        smallest = torch.where(smallest > 0, smallest, torch.inf).min()
+    values = pre.flatten().gather(0, kept).relu()
+    return torch.zeros_like(sizes).scatter(0, kept, values).view(pre.shape), smallest
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; a missing or damaged one gives an error that names the file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read ({error}): it may be cut short. Make or fetch it again.") from error

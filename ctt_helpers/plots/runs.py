@@ -1,0 +1,230 @@
+"""Figures about checkpoints: accuracy, similarity, a training run, a crosscoder's quality, the signature figure."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ctt_helpers.plots import look
+from ctt_helpers.plots.look import Effects, style
+
+
+@style()
+def accuracy_curves(
+    curve: pd.DataFrame,
+    tasks: Sequence[str] | None = None,
+    highlight: Sequence[str] = (),
+    ax: Axes | None = None,
+    title: str = "Accuracy over pretraining",
+) -> Axes:
+    """Accuracy of each task over training, with its standard error and chance, as in Crosscoding Through Time.
+
+    Args:
+        curve: what `accuracy_curve` gives: revision, tokens_seen, task, accuracy, stderr, n_pairs.
+        tasks: those to draw (default: all of the curve's).
+        highlight: revisions to mark, in the order of training; give the same ones as elsewhere to get their colours.
+
+    Raises:
+        ValueError: a column, a task or a revision is not in the curve.
+    """
+    look.require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
+    colors = look.task_colors(list(curve["task"]))
+    tasks = list(colors if tasks is None else tasks)
+    look.require_names("task", tasks, list(colors))
+    look.require_names("revision", highlight, curve["revision"].unique())
+    ax, shown = look.new_axes(ax), curve[curve["task"].isin(tasks)].sort_values("tokens_seen")
+    sizes = shown.groupby("task")["n_pairs"].max()
+    same, direct = sizes.nunique() == 1, len(tasks) <= 5
+    look.token_axis(ax, shown["tokens_seen"])
+    lines = {task: shown[shown["task"] == task] for task in tasks}
+    for i, (task, line) in enumerate(lines.items()):
+        x, y, e = (line[c].to_numpy(float) for c in ("tokens_seen", "accuracy", "stderr"))
+        label = task if same else f"{task} ({sizes[task]:,} pairs)"
+        # the second round of the palette is dashed, so that no two tasks look alike
+        dashes = "-" if list(colors).index(task) < len(look.HUES) else "--"
+        ax.plot(x, y, dashes, color=colors[task], marker=look.MARKERS[i % len(look.MARKERS)], label=label)
+        ax.fill_between(x, np.clip(y - e, 0, 1), np.clip(y + e, 0, 1), color=colors[task], alpha=0.18, lw=0)
+    look.accuracy_axis(ax)
+    look.set_title(ax, title, pad=6 + 10 * _mark_checkpoints(ax, curve, highlight))
+    pairs = f"{sizes.iloc[0]:,} pairs a task; " if same else ""
+    ax.set_xlabel(f"tokens seen (log scale)\n{pairs}band: ± 1 standard error")
+    if direct:
+        ends = sorted(tasks, key=lambda t: tuple(lines[t]["accuracy"].to_numpy()[::-1]), reverse=True)
+        named = {t if same else f"{t} ({sizes[t]:,} pairs)": t for t in ends}
+        last = {label: lines[t]["accuracy"].iloc[-1] for label, t in named.items()}
+        look.end_labels(ax, shown["tokens_seen"].max(), last, {label: colors[t] for label, t in named.items()})
+    else:
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.2)
+    return ax
+
+
+def _mark_checkpoints(ax: Axes, curve: pd.DataFrame, highlight: Sequence[str]) -> int:
+    """Vertical lines at the checkpoints, named above the axes; returns the rows of names that this took."""
+    tokens = curve.drop_duplicates("revision").set_index("revision")["tokens_seen"]
+    to_axes = (ax.transData + ax.transAxes.inverted()).transform
+    before, row, rows = -1.0, 0, 0
+    for name, color in look.checkpoint_colors(highlight).items():
+        ax.axvline(tokens[name], color=color, lw=1.3, ls="--", zorder=0.5)
+        at = to_axes((tokens[name], 0.5))[0]
+        row = 1 - row if at - before < 0.17 else 0  # a close neighbour's name goes one row up
+        ax.annotate(
+            name, (tokens[name], 1), (0, 2 + 10 * row), xycoords=ax.get_xaxis_transform(), ha="center", color=color,
+            textcoords="offset points", fontsize=8, fontweight="bold", annotation_clip=False,
+        )  # fmt: skip
+        before, rows = at, max(rows, row + 1)
+    return rows
+
+
+@style()
+def similarity_heatmap(
+    sim: pd.DataFrame,
+    highlight: Sequence[str] = (),
+    ax: Axes | None = None,
+    title: str = "Similarity of activations between checkpoints",
+) -> Axes:
+    """Lower triangle of the mean cosine similarity between checkpoints, as in Crosscoding Through Time.
+
+    Args:
+        sim: what `similarity_matrix` gives, revisions x revisions.
+        highlight: revisions whose rows are marked in their colours.
+
+    Raises:
+        ValueError: a revision to highlight is not in the table.
+    """
+    look.require_names("revision", highlight, sim.index)
+    n, ax = len(sim), look.new_axes(ax, 4.6, 3.9)
+    hidden = np.triu(np.ones((n, n), dtype=bool), k=1)
+    sns.heatmap(sim, mask=hidden, ax=ax, cmap="mako_r", vmax=1, square=True, linewidths=0.4, annot=n <= 9, fmt=".2f",
+                annot_kws={"fontsize": 7}, cbar_kws={"label": "mean cosine similarity", "shrink": 0.8})  # fmt: skip
+    ax.set_xticks(np.arange(n) + 0.5, list(sim.columns), rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(np.arange(n) + 0.5, list(sim.index), rotation=0)
+    for name, color in look.checkpoint_colors(highlight).items():
+        row = list(sim.index).index(name)
+        ax.add_patch(Rectangle((0, row), row + 1, 1, fill=False, ec=color, lw=2, clip_on=False))
+        for label in (ax.get_xticklabels()[row], ax.get_yticklabels()[row]):
+            label.set(color=color, fontweight="bold")
+    ax.set(xlabel="checkpoint", ylabel="checkpoint")
+    look.set_title(ax, title)
+    return ax
+
+
+@style()
+def training_curves(history: pd.DataFrame, title: str = "Training the crosscoder") -> Figure:
+    """Explained variance, L0 and dead latents over a training run.
+
+    Args:
+        history: what `train` gives: tokens, l0, dead, and explained_variance or one such column a checkpoint.
+    """
+    look.require_columns(history, "tokens", "l0", "dead")
+    explained = [name for name in history if name.startswith("explained_variance")]
+    if not explained:
+        look.require_columns(history, "explained_variance")
+    fig, axes = plt.subplots(1, 3, figsize=(9, 2.6))
+    several = look.checkpoint_colors([name.removeprefix("explained_variance_") for name in explained])
+    for column, (name, color) in zip(explained, several.items(), strict=True):
+        axes[0].plot(history["tokens"], history[column], color=color, label=name)
+    if len(explained) > 1:
+        axes[0].legend()
+    # the first steps are far below zero and would flatten all the rest
+    lowest = float(history[explained].min().min())
+    axes[0].set(ylim=(max(lowest, 0.0) - 0.02, 1.02), title="explained variance", ylabel="share of variance")
+    axes[1].plot(history["tokens"], history["l0"], color=look.HUES[0])
+    axes[1].set(ylim=(0, None), title="L0", ylabel="active latents a token")
+    axes[2].plot(history["tokens"], history["dead"], color=look.HUES[2])
+    axes[2].set(ylim=(0, None), title="dead latents", ylabel="number of latents")
+    for ax in axes:
+        ax.set_xlabel("tokens trained on")
+        ax.xaxis.set_major_formatter(lambda value, _: look.format_tokens(value))
+        ax.xaxis.set_major_locator(plt.MaxNLocator(5))
+    fig.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    return fig
+
+
+@style()
+def evaluation_bars(
+    report: Any, names: Sequence[str], ax: Axes | None = None, title: str = "How much of each checkpoint is kept"
+) -> Axes:
+    """Explained variance and cross-entropy recovered, per checkpoint, between the baseline 0 and the perfect 1.
+
+    Args:
+        report: what `evaluate` gives, or a dictionary or table with explained_variance [n] and ce_recovered [n].
+        names: labels of the n checkpoints.
+    """
+    ax, colors = look.new_axes(ax, 4.6, 2.9), look.checkpoint_colors(names)
+    groups = {"explained_variance": "explained variance\n(0: the mean)",
+              "ce_recovered": "cross-entropy recovered\n(0: residual set to zero)"}  # fmt: skip
+    width = 0.8 / len(names)
+    for g, key in enumerate(groups):
+        values = report[key] if isinstance(report, Mapping | pd.DataFrame) else getattr(report, key)
+        for i, (name, value) in enumerate(zip(names, np.asarray(values, dtype=float), strict=True)):
+            x = g + (i - (len(names) - 1) / 2) * width
+            ax.bar(x, value, width * 0.92, color=colors[name], label=name if g == 0 else None)
+            dark = value > 0.3 and np.dot(colors[name][:3], (0.3, 0.6, 0.1)) < 0.5
+            ax.text(x, 0.04, f"{value:.3f}", rotation=90, ha="center", color="white" if dark else "black", fontsize=8)
+    ax.axhline(1, color="black", lw=0.9, ls=":")
+    ax.axhline(0, color="black", lw=0.8)
+    ax.text(1.0, 1.0, " perfect", fontsize=8, transform=ax.get_yaxis_transform(), va="center")
+    ax.set_xticks(range(len(groups)), list(groups.values()))
+    ax.set(ylabel="share kept", ylim=(min(0, ax.get_ylim()[0]), max(1.06, ax.get_ylim()[1])))
+    look.set_title(ax, title)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.4), title="checkpoint")
+    return ax
+
+
+@style()
+def signature_figure(
+    curve: pd.DataFrame,
+    ie_mean: Effects,
+    features: Sequence[int],
+    names: Sequence[str],
+    feature_labels: Mapping[int, str] | None = None,
+    tasks: Sequence[str] | None = None,
+    titles: tuple[str, str] = ("Accuracy over pretraining", "Effect of each feature at each checkpoint"),
+) -> Figure:
+    """The story in one picture: accuracy over training, and the signed effects of a few features beside it.
+
+    Args:
+        curve: what `accuracy_curve` gives.
+        ie_mean: signed indirect effects [checkpoints, latents], in logits: positive where the feature helps.
+        features: the few features to show.
+        names: the checkpoints' revisions, marked on the curve.
+        feature_labels: feature -> what it seems to stand for.
+        tasks: the tasks to draw (default: all of the curve's).
+        titles: the finding of the left and of the right panel.
+    """
+    effects, colors = look.as_matrix(ie_mean, names, features), look.checkpoint_colors(names)
+    labels = feature_labels or {}
+    fig = plt.figure(figsize=(9, 3.6))
+    panels = fig.subfigures(1, 2, width_ratios=(1.15, 1))
+    for panel, title in zip(panels, titles, strict=True):
+        panel.suptitle(textwrap.fill(title, 52), x=0.02, ha="left", fontsize=10, fontweight="bold")
+    left, right = (panel.subplots() for panel in panels)
+    accuracy_curves(curve, tasks, names, ax=left, title="")
+    drawn = curve[curve["task"].isin(tasks)] if tasks is not None else curve
+    dip = drawn.loc[drawn["accuracy"].idxmin()]
+    if dip["accuracy"] + 2 * dip["stderr"] < 0.5:  # say it only where it is more than noise
+        left.annotate(f"{dip['accuracy']:.2f}: below chance", (dip["tokens_seen"], dip["accuracy"]), (-10, -4),
+                      textcoords="offset points", ha="right", va="top", fontsize=8, zorder=3,
+                      bbox={"fc": "white", "ec": "none", "pad": 1},
+                      arrowprops={"arrowstyle": "-", "lw": 0.6})  # fmt: skip
+    width = 0.8 / len(names)
+    for i, (name, color) in enumerate(colors.items()):
+        x = np.arange(len(features)) + (i - (len(names) - 1) / 2) * width
+        right.bar(x, effects[i, list(features)], width * 0.92, color=color, label=name)
+    right.axhline(0, color="black", lw=0.8)
+    right.margins(y=0.14)
+    captions = [f"#{f}\n" + textwrap.fill(labels.get(f, ""), max(9, 46 // len(features))) for f in features]
+    right.set_xticks(range(len(features)), captions, fontsize=8)
+    right.tick_params(axis="x", length=0)
+    for y, side, word in ((0.985, "top", "\u2191 helps"), (0.015, "bottom", "\u2193 hurts")):
+        right.text(0.01, y, word, transform=right.transAxes, va=side, color=look.GREY, fontsize=8, fontweight="bold")
+    right.set(ylabel=look.IE_UNIT)
+    right.legend(loc="best", handlelength=1.0)
+    return fig

@@ -1,0 +1,224 @@
+# %% [markdown]
+# # 01 · Hooking checkpoints
+#
+# A language model is a stack of blocks. Between two blocks runs the **residual stream**: one vector per token, which
+# every block reads and adds to. Everything in this course happens there.
+#
+# **You will learn**
+# - what a checkpoint is, and how to load several of one training run;
+# - how to read the residual stream after one block, and how to stop the model there;
+# - how to put another residual stream in its place, and how to check that you did it right;
+# - why we always leave out the first token.
+#
+# **Time:** 10 minutes to read, half a minute to run on a laptop. **You need:** some PyTorch. No interpretability.
+
+# %% [markdown]
+# ## Parameters
+# These are the only numbers you may want to change. `None` means: what the suite says. A rerun with other values is
+# one line in a terminal: `papermill 01_hooking_checkpoints.ipynb out.ipynb -p layer 1`.
+
+# %% tags=["parameters"]
+model: str = "tiny"  # a suite: "tiny" is embedded here; "pythia-160m" and others come from the hub
+revisions: list | None = None  # three checkpoints, in the order of training
+layer: int | None = None  # the block whose output we read, counted from 0
+task: str = "agreement/pp"  # which minimal pairs to read
+n_pairs: int = 200  # how many of them
+seed: int = 0  # for the sample of text
+device: str = "auto"  # "cpu", "cuda" ...
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+import ctt_helpers as ctt
+from ctt_helpers import plots, runtime
+
+ctt.check_parameters(globals(), n_pairs=lambda n: None if n >= 2 else "take at least 2 pairs")
+runtime.set_threads()
+suite = ctt.load_suite(model)
+ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
+print(f"{suite.name}: {len(suite.revisions)} checkpoints; here {', '.join(ckpts.labels)}; layer {ckpts.layer}")
+
+# %% [markdown]
+# ## One training run, many checkpoints
+# While a model is pretrained, its weights are saved now and then. Each saved state is a **checkpoint**; on the hub it
+# is called a **revision**. All checkpoints of a run share one architecture and one tokenizer. Only the weights differ.
+#
+# The suite knows how many tokens of text each checkpoint has seen. The steps grow like powers of two, because most
+# changes come early.
+
+# %%
+pd.DataFrame({"revision": suite.revisions, "tokens seen": [suite.tokens_seen(r) for r in suite.revisions]}).T
+
+# %% [markdown]
+# **Question.** The file sizes of two checkpoints are equal. What else could you compare to make sure that they are not
+# the same checkpoint under two names? (It has happened in published suites.)
+#
+# Our answer: a fingerprint of the weights.
+
+# %%
+ckpts.source["fingerprints"]
+
+# %% [markdown]
+# ## Inside the model
+# `ckpts[i]` loads a checkpoint the first time you use it. The Hugging Face model is under `.hf_model`. Its weights are
+# frozen: we look at the model, we never train it.
+
+# %%
+late = ckpts[len(ckpts) - 1]
+config = late.hf_model.config
+print(f"{late.architecture}, {late.n_layers} blocks, {config.num_attention_heads} heads, d_model = {late.d_model}")
+print(f"{sum(p.numel() for p in late.hf_model.parameters()):,} weights; vocabulary of {config.vocab_size} tokens")
+
+# %% [markdown]
+# ## Minimal pairs
+# To ask a model about grammar, we give it a **prefix** and two words that could follow. One is right, one is wrong, and
+# they differ in nothing but the point in question. That is a **minimal pair**.
+
+# %%
+pairs = suite.pairs(task, split="test", n=n_pairs)
+pairs.text[:5]
+
+# %% [markdown]
+# Inside, each prefix is a row of token ids. It begins with the end-of-text token. Shorter rows are filled up
+# **on the right**, and a mask says which tokens are real. The **answer position** is the last real token: what the model
+# predicts there is the next word.
+
+# %%
+row = pairs[:1]
+print("tokens        ", [suite.tokenizer.decode([i]) for i in row.input_ids[0].tolist()])
+print("answer position", int(row.answer_position[0]))
+print("right, wrong  ", [suite.tokenizer.decode([int(i)]) for i in row.answers[0]])
+
+# %% [markdown]
+# ## Reading the residual stream
+# PyTorch can call a function of ours whenever a block has run: a **hook**. The library *nnsight* makes this readable.
+# Inside its `trace`, the model's parts are there to be read, as if the pass were standing still. `.save()` keeps a
+# value; `.stop()` ends the pass, so that the blocks above never run.
+
+# %%
+with torch.no_grad(), late.lm.trace(input_ids=pairs.input_ids, attention_mask=pairs.attention_mask) as tracer:
+    x = late.blocks[ckpts.layer].output.save()
+    tracer.stop()
+x.shape  # [pairs, tokens, d_model]
+
+# %% [markdown]
+# The helper `ctt.residual_stream` is these lines, for every architecture we support (some blocks return a tuple, others
+# a tensor). Is it right? We compare with a plain PyTorch hook that knows nothing of nnsight. They agree to the last bit.
+
+# %%
+caught = {}
+block = late.hf_model.get_submodule(ctt.hooks.ARCHITECTURES[late.architecture][0])[ckpts.layer]
+handle = block.register_forward_hook(lambda module, args, output: caught.update(x=output))
+with torch.no_grad():
+    late.hf_model(input_ids=pairs.input_ids.to(late.device), attention_mask=pairs.attention_mask.to(late.device))
+handle.remove()
+
+helper = ctt.residual_stream(late, pairs.input_ids, pairs.attention_mask)
+plain = caught["x"] if isinstance(caught["x"], torch.Tensor) else caught["x"][0]
+assert torch.equal(helper, plain)
+print("largest difference:", float((helper - plain).abs().max()))
+
+# %% [markdown]
+# ## Splicing: put something else in its place
+# Reading is half of the craft. The other half is **splicing**: replace the residual stream after our layer, and let the
+# blocks above go on from there. It is how we will ask what a feature does.
+#
+# **Question.** What should come out if we splice in exactly what was there? And if we splice in the residual stream of
+# *another* checkpoint? Guess before you run the cell.
+
+# %%
+early = ckpts[0]
+text = suite.text(4000, split="validation", seed=seed)
+
+
+def next_token_loss(logits):
+    """Cross-entropy (nats a token) of the next token, the first position left out."""
+    return float(torch.nn.functional.cross_entropy(logits[:, 1:-1].flatten(0, 1).cpu(), text[:, 2:].flatten()))
+
+
+own = ctt.residual_stream(late, text)
+other = ctt.residual_stream(early, text)
+other_layer_input = torch.cat([own[:, :1], other[:, 1:]], dim=1)
+zeros = torch.cat([own[:, :1], torch.zeros_like(own[:, 1:])], dim=1)
+losses = {
+    "the model as it is": next_token_loss(late.hf_model(text.to(late.device)).logits),
+    "its own stream spliced in": next_token_loss(ctt.spliced_logits(late, text, None, own)),
+    f"the stream of {early.label}": next_token_loss(ctt.spliced_logits(late, text, None, other_layer_input)),
+    "zeros": next_token_loss(ctt.spliced_logits(late, text, None, zeros)),
+}
+pd.Series(losses, name="loss (nats a token)").to_frame().round(3)
+
+# %% [markdown]
+# The first two rows must be equal: if splicing the same thing changes anything, the hook is wrong. Always run this check
+# first. The other rows are our yardsticks: how bad does it get when the layer says something foreign, or nothing?
+
+# %%
+assert losses["its own stream spliced in"] == losses["the model as it is"]
+assert losses["zeros"] > losses["the model as it is"]
+
+# %% [markdown]
+# ## Only the layers above
+# To try a thousand changes at layer `L`, there is no need to run the blocks below a thousand times. `ctt.logits_above`
+# starts from a residual stream and runs only what is above. It can also return the logits of the two answers alone.
+
+# %%
+answers = ctt.logits_above(late, x, pairs.attention_mask, pairs.answer_position, pairs.answers)  # [pairs, 2]
+right_wins = (answers[:, 0] > answers[:, 1]).float().mean()
+print(f"{late.label} takes the right word in {right_wins:.1%} of {len(pairs)} pairs ({task})")
+assert abs(float(right_wins) - ctt.accuracy(late, pairs)) < 1e-9
+
+# %% [markdown]
+# ## Two facts about the stream that will matter
+# **One: its size changes during training.** We plot the length (norm) of the vectors at each checkpoint. A crosscoder
+# that saw them raw would care most for the checkpoint that shouts loudest. So we will scale each checkpoint.
+#
+# **Two: the first token is special.** Its vector has little to do with the text: it is always the end-of-text token, and
+# attention heads use it as a place to rest. Compare its norm with that of the others.
+
+# %%
+norms = {m.label: ctt.residual_stream(m, text).norm(dim=-1).mean(0).cpu().numpy() for m in ckpts}
+ratio = {label: float(v[0] / v[1:].mean()) for label, v in norms.items()}
+sizes = {label: float(v[1:].mean()) for label, v in norms.items()}
+with plots.style():
+    fig, ax = plt.subplots(figsize=(5.6, 3), layout="constrained")
+    for label, color in plots.checkpoint_colors(ckpts.labels).items():
+        ax.plot(norms[label][:32], color=color, label=label, marker=".", lw=1)
+    ax.set(xlabel="position in the sequence", ylabel="mean norm of the residual stream")
+    grew = sizes[ckpts.labels[-1]] / sizes[ckpts.labels[0]]
+    ax.set_title(f"From {ckpts.labels[0]} to {ckpts.labels[-1]} the stream's norm changes by a factor {grew:.1f}")
+    ax.legend(title="checkpoint", frameon=False)
+
+# %%
+pd.DataFrame({"mean norm": sizes, "first token / others": ratio}).round(2)
+
+# %% [markdown]
+# Look at the last column. Where it is far from 1, the first position is not like the others, and statistics that mix the
+# two would mislead. In large models the ratio reaches the hundreds. That is why the first token is left out
+# **everywhere** in this course: not trained on, not spliced, not ablated, not counted. Prefixes begin with the
+# end-of-text token, so that no word of ours falls on that place.
+
+# %% [markdown]
+# ## Padding must not matter
+# A last check, and a common bug. If a short prefix is padded, its numbers must stay the same. With padding on the left
+# and a default position, they often do not.
+
+# %%
+short = int(np.argmin(pairs.attention_mask.sum(1)))
+length = int(pairs.attention_mask[short].sum())
+alone = ctt.residual_stream(late, pairs.input_ids[short : short + 1, :length])
+padded = ctt.residual_stream(late, pairs.input_ids, pairs.attention_mask)[short : short + 1, :length]
+print("largest difference:", float((alone - padded).abs().max()))
+assert torch.allclose(alone, padded, atol=1e-4)
+
+# %% [markdown]
+# ## Limits
+# - One layer tells a part of the story. What happens in the blocks above is only seen through its effect.
+# - A vector can be large and yet unread. Size is not importance: for that we need effects (notebook 04).
+#
+# ## Next
+# **02 · Picking a triplet**: which checkpoints are worth comparing? · The words used here are in the glossary of
+# notebook 00. · To read more: the documentation of nnsight; Elhage et al., *A Mathematical Framework for Transformer
+# Circuits* (2021), on the residual stream.

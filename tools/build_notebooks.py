@@ -1,0 +1,166 @@
+"""Make notebooks/NN_name.ipynb from notebooks/src/NN_name.py (percent format), run on the embedded suite.
+
+The sources are the only hand-edited form. Equal sources give equal cells, ids and metadata; outputs are cleaned of
+what differs from machine to machine (paths, times, addresses, progress bars, views of live widgets).
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
+}
+WIDGET = "application/vnd.jupyter.widget-view+json"
+BAR = re.compile(r"\d+%\|.*\|.*\[|\d+(it|B|tokens|/\d+) \[\d+:\d+")  # a line that tqdm drew
+CELL_SECONDS = 900
+
+
+def sources(folder: Path = NOTEBOOKS / "src") -> list[Path]:
+    """The percent sources in their order."""
+    return sorted(folder.glob("[0-9][0-9]_*.py"))
+
+
+def build(source: Path) -> NotebookNode:
+    """The notebook of one source: same cells, ids that depend on the source only, no outputs."""
+    read = jupytext.read(source, fmt="py:percent")
+    notebook = nbformat.v4.new_notebook(metadata=METADATA)
+    for index, cell in enumerate(read.cells):
+        digest = hashlib.sha256(f"{source.stem}/{index}/{cell.source[:80]}".encode()).hexdigest()
+        make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
+        metadata = {k: v for k, v in cell.metadata.items() if not k.startswith("lines_to_")}
+        notebook.cells.append(make(cell.source, id=digest[:12], metadata=metadata))
+    nbformat.validate(notebook)
+    return notebook
+
+
+def execute(notebook: NotebookNode, folder: Path) -> None:
+    """Run the notebook in `folder` with this Python and clean what came out."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        store_widget_state=False,
+        extra_arguments=["--IPKernelApp.log_level=40"],
+    )
+    client.execute()
+    clean(notebook)
+
+
+def clean_text(text: str) -> str:
+    """A text output without what belongs to one machine or one run."""
+    text = re.sub(r"\S*[/\\]ipykernel_\d+[/\\]\d+\.py", "cell", text)
+    for path, name in ((ROOT, "."), (Path(sys.prefix), ".venv"), (Path.home(), "~")):
+        text = text.replace(str(path), name)
+    return re.sub(r"\b0x[0-9a-f]{6,}\b", "0x...", text)
+
+
+def clean_stream(text: str) -> str:
+    """What a terminal would show in the end: the last state of overwritten lines, without progress bars."""
+    lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
+    return clean_text("\n".join(line for line in lines if not BAR.search(line))).lstrip("\n")
+
+
+def clean(notebook: NotebookNode) -> None:
+    """Clean the outputs and metadata of an executed notebook, in place."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        cell.metadata.pop("execution", None)
+        cell.metadata.pop("papermill", None)
+        kept: list[NotebookNode] = []
+        for output in cell.outputs:
+            if output.output_type == "stream":
+                same = [o for o in kept if o.output_type == "stream" and o.name == output.name]
+                if same:  # pieces of one stream arrive as chance has it
+                    same[0].text += output.text
+                else:
+                    kept.append(output)
+            elif WIDGET not in output.get("data", {}):  # a view is blank without its live widget
+                for kind in ("text/plain", "text/html"):
+                    if kind in output.get("data", {}):
+                        output.data[kind] = clean_text(output.data[kind])
+                kept.append(output)
+        for output in kept:
+            if output.output_type == "stream":
+                output.text = clean_stream(output.text)
+        cell.outputs = [o for o in kept if o.output_type != "stream" or o.text.strip()]
+
+
+def drift(source: Path, committed: Path) -> str | None:
+    """How the committed notebook differs from its source, or None. Outputs are not compared, but must be there."""
+    if not committed.is_file():
+        return f"{committed.name} does not exist"
+    built, found = build(source), nbformat.read(committed, as_version=4)
+    if found.metadata != built.metadata:
+        return f"{committed.name}: the notebook's metadata differ"
+    if len(found.cells) != len(built.cells):
+        return f"{committed.name} has {len(found.cells)} cells, its source {len(built.cells)}"
+    for number, (mine, theirs) in enumerate(zip(built.cells, found.cells, strict=True), start=1):
+        for key in ("cell_type", "id", "metadata", "source"):
+            if mine[key] != theirs[key]:
+                return f"{committed.name}, cell {number}: the {key} differs from the source"
+        if theirs.cell_type == "code" and theirs.source.strip() and theirs.execution_count is None:
+            return f"{committed.name}, cell {number} was not run"
+        if any(o.output_type == "error" for o in theirs.get("outputs", [])) and "raises-exception" not in (
+            theirs.metadata.get("tags", [])
+        ):
+            return f"{committed.name}, cell {number} ended in an error"
+    return None
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write the notebook to a temporary name, then rename it."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    nbformat.write(notebook, temporary)
+    os.replace(temporary, path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; say which notebooks differ from sources")
+    parser.add_argument("--no-execute", action="store_true", help="write the notebooks without outputs")
+    parser.add_argument("--only", nargs="+", metavar="NN", help="only the notebooks with these numbers")
+    options = parser.parse_args()
+    chosen = [s for s in sources() if not options.only or s.stem.split("_")[0] in options.only]
+    if not chosen:
+        known = ", ".join(s.stem for s in sources()) or "none"
+        sys.exit(f"No source matches --only {' '.join(options.only or [])}. notebooks/src holds: {known}.")
+    problems = 0
+    for source in chosen:
+        target = NOTEBOOKS / f"{source.stem}.ipynb"
+        if options.check:
+            problem = drift(source, target)
+            problems += problem is not None
+            print(problem or f"{target.name} is up to date")
+            continue
+        print(f"{target.name} ... ", end="", flush=True)
+        began = time.monotonic()
+        notebook = build(source)
+        if not options.no_execute:
+            execute(notebook, NOTEBOOKS)
+        write(notebook, target)
+        print(f"{time.monotonic() - began:.0f} s, {target.stat().st_size / 1e6:.2f} MB", flush=True)
+    if problems:
+        print("Run `make notebooks` and commit what it writes.", file=sys.stderr)
+    return int(problems > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

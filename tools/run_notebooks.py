@@ -1,0 +1,110 @@
+"""Run the notebooks in their order with papermill, on the embedded suite: what `make tutorial` does.
+
+The results appear in runs/tutorial only when every notebook has run. An earlier runs/tutorial becomes
+runs/tutorial.previous; a run that failed is kept in runs/tutorial.failed.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def replace_folder(folder: Path, target: Path) -> None:
+    """Rename `folder` to `target`, in place of an older one."""
+    if target.exists():
+        shutil.rmtree(target)
+    folder.rename(target)
+
+
+def failure(notebook: Path) -> str:
+    """What went wrong in an executed notebook: the failing cell's number, code and message; or an empty string."""
+    if not notebook.is_file():
+        return ""
+    for number, cell in enumerate(nbformat.read(notebook, as_version=4).cells, start=1):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                code = "\n".join("    " + line for line in cell.source.splitlines()[:12])
+                return f"cell {number}:\n{code}\n{output.ename}: {output.evalue}"
+    return ""
+
+
+def run(notebook: Path, output: Path, seconds: int) -> str | None:
+    """Run one notebook in its own folder with this Python; None, or what went wrong."""
+    command = [sys.executable, "-m", "papermill", str(notebook), str(output), "-k", "python3"]
+    command += ["--cwd", str(notebook.parent), "--no-progress-bar", "--log-level", "ERROR"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"it did not end within {seconds} s, and was stopped (--seconds sets the limit)."
+    finally:
+        if process.poll() is None:  # too long, or Ctrl-C here: papermill and its kernel go together
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+    if process.returncode == 0:
+        return None
+    return failure(output) or "\n".join(errors.strip().splitlines()[-15:])
+
+
+def duration(seconds: float) -> str:
+    """43 s, or 2 min 05 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="folder with NN_name.ipynb files")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "tutorial", help="folder for the results")
+    parser.add_argument("--seconds", type=int, default=1200, help="time limit for each notebook")
+    options = parser.parse_args()
+    notebooks = sorted(options.notebooks.glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
+        print(f"There is no NN_name.ipynb in {options.notebooks}. `make notebooks` makes them.", file=sys.stderr)
+        return 1
+    out = options.out.resolve()
+    working = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    working.mkdir(parents=True)
+    started = time.monotonic()
+    try:
+        for notebook in notebooks:
+            number, _, name = notebook.stem.partition("_")
+            print(f"{number} {name.replace('_', ' ')} ... ", end="", flush=True)
+            began = time.monotonic()
+            problem = run(notebook.resolve(), working / notebook.name, options.seconds)
+            print(duration(time.monotonic() - began) if problem is None else "failed", flush=True)
+            if problem is not None:
+                failed = out.with_name(out.name + ".failed")
+                replace_folder(working, failed)
+                print(f"\n{notebook.name}, {problem}\n\nWhat ran is in {failed}.", file=sys.stderr)
+                return 1
+        if out.exists():
+            previous = out.with_name(out.name + ".previous")
+            replace_folder(out, previous)
+            print(f"The earlier results are now in {previous}.")
+        working.rename(out)
+    finally:
+        if working.exists():
+            shutil.rmtree(working)
+    print(f"All {len(notebooks)} notebooks ran in {duration(time.monotonic() - started)}.")
+    print(f"Look at them in {out}: `make lab` opens JupyterLab.")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. Nothing was changed.")
