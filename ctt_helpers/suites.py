@@ -97,6 +97,14 @@ class Suite:
         return tokenizer
 
     @property
+    def crosscoder_folder(self) -> Path:
+        """Folder of the crosscoder that is shipped with the suite, trained on its default triplet and layer."""
+        folder = Path(self.source) / "crosscoder"
+        if not (self.is_local and folder.is_dir()):
+            raise FileNotFoundError(f"No crosscoder is shipped with {self.name!r}: train one (notebook 03) or name yours.")
+        return folder
+
+    @property
     def task_names(self) -> list[str]:
         """Tasks that need no further file: the suite's own, or the paper's four BLiMP sets."""
         own = [task["name"] for task in self.meta.get("tasks", [])]

@@ -16,22 +16,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import to_hex
 
-from ctt_helpers.plots.look import (
-    Effects,
-    as_matrix,
-    checkpoint_colors,
-    format_tokens,
-    require_columns,
-    require_names,
-    task_colors,
-)
+from ctt_helpers.plots import look
+from ctt_helpers.plots.look import Effects, as_matrix
 from ctt_helpers.plots.text import examples_html
 from ctt_helpers.runtime import atomic_path
 
 Promoted = Mapping[int, pd.DataFrame | Sequence[Sequence[tuple[str, float]]]]
 _LISTED = 200  # a menu of thousands is slow and of no use; the number field reaches every feature
-
-
 _LEFT = 'style="text-align:left"'
 
 
@@ -64,9 +55,9 @@ def checkpoint_table_html(curve: pd.DataFrame, sim: pd.DataFrame, revision: str)
     Raises:
         ValueError: a column is missing, or the revision is not in the curve.
     """
-    require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
-    require_names("checkpoint", [revision], curve["revision"].unique())
-    here, colors = curve[curve["revision"] == revision], task_colors(list(curve["task"]))
+    look.require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
+    look.require_names("checkpoint", [revision], curve["revision"].unique())
+    here, colors = curve[curve["revision"] == revision], look.task_colors(list(curve["task"]))
     tasks = [
         f"<td {_LEFT}>{html.escape(str(r.task))}</td>{_bar(r.accuracy, 1, colors[r.task])}"
         f"<td>{r.accuracy:.2f} &plusmn; {r.stderr:.2f}</td><td>{r.n_pairs:,}</td>"
@@ -76,17 +67,13 @@ def checkpoint_table_html(curve: pd.DataFrame, sim: pd.DataFrame, revision: str)
     text += _table(("task", "accuracy (chance is 0.5)", "&plusmn; standard error", "pairs"), tasks)
     if revision not in sim.index:
         return text + "<p>No similarity was computed for this checkpoint.</p>"
+    row = sim.loc[revision].combine_first(sim[revision]).reindex(sim.index)  # one triangle is enough
     others = [
         f"<td {_LEFT}>{html.escape(str(name))}</td>{_bar(value, 1, '#767676')}<td>{value:.3f}</td>"
-        for name, value in _whole_row(sim, revision).items()
+        for name, value in row.items()
         if name != revision
     ]
     return text + _table(("checkpoint", "mean cosine similarity", ""), others)
-
-
-def _whole_row(sim: pd.DataFrame, revision: str) -> pd.Series:
-    """The similarities of one checkpoint, also from a matrix of which only one triangle is filled."""
-    return sim.loc[revision].combine_first(sim[revision]).reindex(sim.index)
 
 
 def _scored_tokens(promoted: pd.DataFrame | Sequence, i: int, name: str, most: int = 5) -> str:
@@ -128,7 +115,7 @@ def feature_card_html(
     ie, rel, norms = (as_matrix(v, names, [feature])[:, feature] for v in (ie_mean, rel_ie, decoder_norms))
     reach = np.nanmax(np.abs(ie), initial=0)
     rows = []
-    for i, (name, color) in enumerate(checkpoint_colors(names).items()):
+    for i, (name, color) in enumerate(look.checkpoint_colors(names).items()):
         shade = to_hex(color)
         numbers = [f"<td>{v:{spec}}</td>" if np.isfinite(v) else "<td>&ndash;</td>"
                    for v, spec in ((ie[i], "+.3f"), (rel[i], ".2f"), (norms[i], ".3f"))]  # fmt: skip
@@ -163,7 +150,9 @@ class CheckpointSlider(_Shown):
     def __init__(self, curve: pd.DataFrame, sim: pd.DataFrame) -> None:
         self.curve, self.sim, self.html = curve, sim, W.HTML()
         seen = curve.drop_duplicates("revision").sort_values("tokens_seen", kind="stable")
-        options = [(f"{r.revision} ({format_tokens(r.tokens_seen)} tokens)", r.revision) for r in seen.itertuples()]
+        options = [
+            (f"{r.revision} ({look.format_tokens(r.tokens_seen)} tokens)", r.revision) for r in seen.itertuples()
+        ]
         self.slider = W.SelectionSlider(
             options=options, value=options[-1][1], description="checkpoint", layout=W.Layout(width="560px")
         )
@@ -189,7 +178,7 @@ def checkpoint_slider(curve: pd.DataFrame, sim: pd.DataFrame) -> CheckpointSlide
     Raises:
         ValueError: a column is missing, or the curve is empty.
     """
-    require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
+    look.require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
     if curve.empty:
         raise ValueError("The curve has no rows: compute it with accuracy_curve(suite, tasks).")
     return CheckpointSlider(curve, sim)

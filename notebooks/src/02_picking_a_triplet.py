@@ -181,7 +181,7 @@ pd.DataFrame(picked)
 # %%
 from ctt_helpers import widgets
 
-display(HTML(plots.checkpoint_table_html(curve, sim, dip)))
+display(HTML(widgets.checkpoint_table_html(curve, sim, dip)))
 widgets.checkpoint_slider(curve, sim)
 
 # %%

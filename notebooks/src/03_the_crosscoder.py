@@ -1,0 +1,273 @@
+# %% [markdown]
+# # 03 · The crosscoder
+#
+# A residual stream of 64 numbers holds far more than 64 ideas. The model writes them on top of each other, as
+# directions that overlap. A **sparse dictionary** takes such a vector apart into a few **features** (also called
+# **latents**) out of many. A **crosscoder** does so for several checkpoints at once, *with one shared dictionary*: feature
+# 17 of the early model and feature 17 of the late one are the same feature, with a decoder for each.
+#
+# **You will learn**
+# - what goes in and what comes out, shape by shape, and to write it yourself in six lines;
+# - the loss, and why sparsity has a price;
+# - to train one, in seconds on a laptop;
+# - to say whether it is any good, with numbers that can be bad.
+#
+# **Time:** 20 minutes to read, about a minute to run. **You need:** notebooks 01 and 02.
+
+# %% tags=["parameters"]
+model: str = "tiny"  # a suite
+revisions: list | None = None  # the checkpoints to compare; None: the suite's default triplet
+layer: int | None = None  # the block whose output we read
+n_latents: int = 512  # size of the dictionary
+k: int = 16  # features kept a token, on average
+steps: int = 600  # optimiser steps
+batch_size: int = 1024  # tokens a step
+n_tokens: int = 140_000  # tokens of training text
+n_eval_tokens: int = 110_000  # tokens of held-out text
+train: bool = True  # False: load the crosscoder that is shipped with the suite
+seed: int = 0
+device: str = "auto"
+out: str = "../runs/03_the_crosscoder"  # where the crosscoder goes
+
+# %%
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import HTML, display
+
+import ctt_helpers as ctt
+from ctt_helpers import plots, runtime
+
+ctt.check_parameters(globals(), steps=lambda n: None if n >= 20 else "take at least 20 steps")
+runtime.set_threads()
+suite = ctt.load_suite(model)
+ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
+print(f"{suite.name} at {', '.join(ckpts.labels)}, layer {ckpts.layer}")
+
+# %% [markdown]
+# ## What goes in
+# We read the same text with every checkpoint and stack what we find: `[tokens, checkpoints, d_model]`. One row is *one
+# token in one context*, seen by three states of the same model.
+#
+# `ActivationStream` serves such rows in shuffled batches, without end. The first token of each sequence is left out.
+
+# %%
+text = suite.text(n_tokens, split="train", seed=seed)
+stream = ctt.ActivationStream(ckpts, text, batch_size=batch_size, seed=seed)
+x = next(stream.batches())
+x.shape
+
+# %% [markdown]
+# ### One scale each
+# The checkpoints' vectors differ in length. We bring each to the same mean norm, the square root of `d_model`, so that no
+# checkpoint dominates the loss. The factors $s_c$ are measured on the tokens that training sees.
+
+# %%
+scales = stream.scales()
+norm = x.norm(dim=-1).mean(0)
+pd.DataFrame({"mean norm": norm, "scale s": scales, "after scaling": norm * scales}, index=ckpts.labels).round(2)
+
+# %% [markdown]
+# ## The model in six lines
+# Let $\tilde x_c = s_c x_c$. The crosscoder reads all checkpoints into one code, and writes it back to each:
+#
+# $$f = \mathrm{ReLU}\Big(\sum_c \tilde x_c W_{enc}^c + b_{enc}\Big), \qquad \hat x_c = f\, W_{dec}^c + b_{dec}^c .$$
+#
+# **Question.** Which of the four has no index $c$, and why is that the whole point?
+#
+# Write it down, and compare with the class.
+
+# %%
+crosscoder = ctt.Crosscoder(
+    n_checkpoints=len(ckpts), d_model=ckpts.d_model, n_latents=n_latents, sparsity="batch_topk", k=k, seed=seed
+).to(x.device)
+crosscoder.scales.copy_(scales)
+
+
+def by_hand(x):
+    scaled = x * crosscoder.scales[:, None]
+    pre = torch.einsum("tcd,cdh->th", scaled, crosscoder.W_enc) + crosscoder.b_enc
+    f = torch.relu(pre)  # the code: one for all checkpoints
+    rebuilt = torch.einsum("th,hcd->tcd", f, crosscoder.W_dec) + crosscoder.b_dec
+    return f, rebuilt / crosscoder.scales[:, None]
+
+
+with torch.no_grad():
+    f, rebuilt = by_hand(x)
+    crosscoder.eval()  # its threshold is still 0: nothing is cut off yet
+    assert torch.allclose(f, crosscoder.encode(x), atol=1e-4)
+    assert torch.allclose(rebuilt, crosscoder.decode(f), atol=1e-3)
+print("f", tuple(f.shape), "  rebuilt", tuple(rebuilt.shape))
+
+# %% [markdown]
+# ## The loss, and the price of sparsity
+# A dictionary larger than the space could copy its input and explain nothing. We want *few* active features per token.
+# There are two common ways.
+#
+# - **L1**: pay for each active feature, $\lambda \sum_i f_i u_i$, where $u_i = \sum_c \lVert W_{dec,i}^c \rVert$. Simple;
+#   but it also pays for making real features *smaller* (shrinkage).
+# - **BatchTopK**: in a batch of $B$ tokens keep the $kB$ largest $f_i u_i$, and set the rest to 0. No shrinkage; $k$ is
+#   what you get.
+#
+# We use BatchTopK with a light norm penalty of the L1 form, because that left fewer features dead.
+#
+# At training time a feature's fate depends on its batch. Afterwards we want one token's code to depend on that token
+# alone. So training keeps a **threshold**: the running mean of the smallest size that was kept.
+
+# %%
+result_config = ctt.TrainConfig(steps=steps)
+if train:
+    result = ctt.train(crosscoder, stream, result_config, out=Path(out), device=str(x.device))
+    history = result.history
+    folder = Path(out) / "crosscoder"
+else:
+    folder = suite.crosscoder_folder
+    history = None
+crosscoder = ctt.Crosscoder.load(folder).to(x.device)
+print(f"crosscoder from {folder}: {crosscoder}")
+
+# %%
+if history is not None:
+    last = history.iloc[-1]
+    with plots.style():
+        fig = plots.training_curves(history, title=f"Explained variance reaches {last['explained_variance']:.2f}")
+
+# %% [markdown]
+# ## Is it any good?
+# Low loss is not the aim. We ask five things, on text it has not seen, with the threshold:
+#
+# | figure | asks | best |
+# |---|---|---|
+# | **L0** | how many features are active per token? | small |
+# | **explained variance** | how much of the stream is rebuilt, per checkpoint? | 1 |
+# | **CE recovered** | if the model goes on from the *rebuilt* stream, how much of its skill is left? | 1 |
+# | **dead** | what share of features is never active? | 0 |
+# | **dCE** | the same skill in nats per token: what the splice costs | 0 |
+#
+# Explained variance can be high while the model is lost: the part left out may be the one that matters. That is why
+# cross-entropy (CE) is asked too.
+
+# %%
+held_out = suite.text(n_eval_tokens, split="validation", seed=seed + 1)
+report = ctt.evaluate(crosscoder, ckpts, held_out)
+print(f"L0 {report.l0:.1f}; dead {report.dead:.1%} of {crosscoder.n_latents}, silent over {report.dead_tokens:,} tokens")
+report.to_frame().round(3)
+
+# %% [markdown]
+# ### Compared with what? Two baselines
+# A number needs a neighbour. **Untrained**: the crosscoder before its first step, with the same $k$. **PCA**: the best
+# that *fixed* directions can do, with as many numbers per token as our L0. If the crosscoder did not beat PCA, sparsity
+# would buy us nothing.
+
+# %%
+fresh = ctt.Crosscoder(len(ckpts), ckpts.d_model, n_latents, k=k, seed=seed, scales=scales).to(x.device).train()
+fresh.b_dec.data = (x.mean(0) * fresh.scales[:, None]).detach()
+sample, probe = (ctt.activations.stacked_activations(ckpts, t[:400])[:, 1:].flatten(0, 1) for t in (text, held_out))
+
+
+def explained(target, rebuilt):
+    return (1 - (target - rebuilt).pow(2).sum((0, 2)) / (target - target.mean(0)).pow(2).sum((0, 2))).tolist()
+
+
+with torch.no_grad():
+    untrained = explained(probe, fresh(probe))
+flat, mean = (sample * scales.to(x.device)[:, None]).flatten(1), None
+mean = flat.mean(0)
+_, _, directions = torch.linalg.svd(flat - mean, full_matrices=False)
+axes = directions[: max(1, round(report.l0))]
+scaled = (probe * scales.to(x.device)[:, None]).flatten(1)
+pca = explained(scaled.view(probe.shape), ((scaled - mean) @ axes.T @ axes + mean).view(probe.shape))
+table = pd.DataFrame(
+    {"crosscoder": report.explained_variance, f"PCA, {len(axes)} directions": pca, "untrained": untrained},
+    index=ckpts.labels,
+)
+table.round(3)
+
+# %%
+with plots.style():
+    best = table["crosscoder"].min()
+    ax = plots.evaluation_bars(
+        report, ckpts.labels, title=f"Every checkpoint keeps at least {best:.0%} of its variance"
+    )
+
+# %% [markdown]
+# ## Dead features
+# Some features never fire on held-out text. They cost memory and explain nothing. We count them over more than a hundred
+# thousand tokens and leave them out of every ratio to come.
+#
+# **Question.** Where might the living ones be? Look at how often each feature fires.
+
+# %%
+alive = report.frequency[report.frequency > 0]
+with plots.style():
+    fig, ax = plt.subplots(figsize=(5.2, 2.8), layout="constrained")
+    ax.hist(np.log10(alive), bins=40, color="0.35")
+    ax.set(xlabel="log10 of the share of tokens on which a feature is active", ylabel="features")
+    ax.set_title(f"{len(alive)} features live; the median fires on {np.median(alive):.2%} of tokens")
+
+# %% [markdown]
+# ## Reading a feature
+# What is a feature *about*? Start with the tokens on which it is most active. Here are three, drawn at random from those
+# that fire on between 0.5 % and 5 % of tokens. Darker means more active; hover for the number.
+
+# %%
+frequent = np.flatnonzero((report.frequency > 0.005) & (report.frequency < 0.05))
+chosen = np.random.default_rng(seed).choice(frequent, min(3, len(frequent)), replace=False)
+examples = ctt.top_examples(crosscoder, ckpts, held_out[:600], chosen, k=4)
+for feature in chosen:
+    display(HTML(f"<b>feature {feature}</b>" + plots.examples_html(examples[int(feature)])))
+
+# %% [markdown]
+# ## Where is a feature written? RelDec
+# Each feature has one decoder vector per checkpoint. Its **norm** says how strongly the feature is written there. The
+# share of one checkpoint, $\mathrm{RelDec}_c = \lVert W_{dec}^c \rVert / \sum_j \lVert W_{dec}^j \rVert$, is a first
+# answer to "when does it exist?". It needs no task. It is taken in scaled space, or the loudest checkpoint would win.
+
+# %%
+ratios = ctt.rel_dec(crosscoder.decoder_norms(), dead=report.dead_mask)
+with plots.style():
+    fig, ax = plt.subplots(figsize=(5.6, 3), layout="constrained")
+    for row, (label, color) in zip(ratios, plots.checkpoint_colors(ckpts.labels).items(), strict=True):
+        ax.hist(row[~np.isnan(row)], bins=np.linspace(0, 1, 41), histtype="step", color=color, label=label, lw=1.6)
+    third = 1 / len(ckpts)
+    ax.axvline(third, color="0.6", lw=1, ls=":")
+    ax.set(xlabel="RelDec: share of the decoder norm", ylabel="features")
+    shared = float(np.mean(np.all(np.abs(ratios[:, ~report.dead_mask] - third) < 0.15, axis=0)))
+    ax.set_title(f"{shared:.0%} of the living features are written about equally at all checkpoints")
+    ax.legend(title="checkpoint", frameon=False)
+
+# %%
+if len(ckpts) <= 3:
+    display(ctt.classify(ratios, ckpts.labels).groupby(["label", "members"]).size().rename("features").reset_index())
+
+# %% [markdown]
+# A decoder norm tells where a feature is *written*. It does not tell whether anything *reads* it. For that we need its
+# effect on a task: the next notebook.
+
+# %% [markdown]
+# ## For other tools: folding
+# Other people's code knows no scales. `folded()` moves them into the weights. The code and the reconstruction must not
+# change; we check. (RelDec and the threshold go on using the norms in scaled space.)
+
+# %%
+with torch.no_grad():
+    plain = crosscoder.folded()
+    assert torch.equal(plain.encode(x) > 0, crosscoder.encode(x) > 0)
+    assert torch.allclose(plain.decode(plain.encode(x)), crosscoder.decode(crosscoder.encode(x)), atol=1e-3)
+report.save(Path(out) / "report.json")
+print(f"written: {out}")
+
+# %% [markdown]
+# ## Limits
+# - A feature is what this dictionary, this sparsity and this seed make of the stream. Another seed gives other features;
+#   some come back, some do not.
+# - BatchTopK with a fixed $k$ gives a hard sentence as few features as an easy one, on average over the batch.
+# - High explained variance does not mean that features are meaningful.
+#
+# ## Next
+# **04 · RelIE and RelDec**: what each feature does for a task, at each checkpoint. · To read more: *Sparse Crosscoders
+# for Cross-Layer Features and Model Diffing* (Anthropic, 2024); Bussmann et al., *BatchTopK Sparse Autoencoders* (2024);
+# Minder et al., on sparsity artefacts in crosscoders (2025).
