@@ -241,7 +241,8 @@ def _collect(index, value, shape, error, total, nodes, names, info) -> Effects:
     where = [torch.cat(part, dim=1) for part in index]
     first = torch.cat([torch.full((w.shape[1],), c) for c, w in enumerate(where)])
     values = torch.cat([torch.cat(v) for v in value])
-    sparse = torch.sparse_coo_tensor(torch.cat([first[None], torch.cat(where, dim=1)]), values, shape, check_invariants=True).coalesce()
+    places = torch.cat([first[None], torch.cat(where, dim=1)])
+    sparse = torch.sparse_coo_tensor(places, values, shape, check_invariants=True).coalesce()
     mean, abs_mean = np.zeros((n, h)), np.zeros((n, h))
     c, _, i = sparse.indices().numpy()
     np.add.at(mean, (c, i), sparse.values().double().numpy() / n_pairs)

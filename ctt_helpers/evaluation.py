@@ -195,7 +195,8 @@ def promoted_tokens(crosscoder: Crosscoder, ckpts: Checkpoints, feature: int, k:
     for c, model in enumerate(ckpts):
         direction = W_dec[feature, c].to(model.device)
         weight = getattr(model.final_norm, "weight", None)
-        scores = model.unembedding.weight.float() @ (direction if weight is None else direction * weight.float())
+        weight = 1.0 if weight is None else weight
+        scores = model.unembedding.weight.to(direction) @ (direction * weight)
         scores = scores - scores.mean()
         for kind, largest in (("promoted", True), ("suppressed", False)):
             top = scores.topk(k, largest=largest)

@@ -101,7 +101,7 @@ class Suite:
         """Folder of the crosscoder that is shipped with the suite, trained on its default triplet and layer."""
         folder = Path(self.source) / "crosscoder"
         if not (self.is_local and folder.is_dir()):
-            raise FileNotFoundError(f"No crosscoder is shipped with {self.name!r}: train one (notebook 03) or name yours.")
+            raise FileNotFoundError(f"No crosscoder is shipped with {self.name!r}: train one first (notebook 03).")
         return folder
 
     @property

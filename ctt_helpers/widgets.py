@@ -113,8 +113,7 @@ def feature_card_html(
         ValueError: a shape does not fit `names`, or the feature is not among the latents.
     """
     ie, rel, norms = (as_matrix(v, names, [feature])[:, feature] for v in (ie_mean, rel_ie, decoder_norms))
-    reach = np.nanmax(np.abs(ie), initial=0)
-    rows = []
+    reach, rows = np.nanmax(np.abs(ie), initial=0), []
     for i, (name, color) in enumerate(look.checkpoint_colors(names).items()):
         shade = to_hex(color)
         numbers = [f"<td>{v:{spec}}</td>" if np.isfinite(v) else "<td>&ndash;</td>"
@@ -126,7 +125,7 @@ def feature_card_html(
             row += f"<td {_LEFT}>{_scored_tokens(promoted, i, name)}</td>"
         rows.append(row)
     header = ["checkpoint", "indirect effect", "logits", "RelIE", "share", "decoder norm", "scaled space"]
-    header += ["tokens made likelier, and less likely (score)"] if promoted is not None else []
+    header += [] if promoted is None else ["tokens made likelier, and less likely (score)"]
     text = f"<h4>Feature #{feature}{': ' + html.escape(label) if label else ''}</h4>{_table(header, rows)}"
     if not examples:
         return text + "<p>No examples were collected for this feature: top_examples finds them.</p>"
@@ -135,8 +134,6 @@ def feature_card_html(
 
 class _Shown:
     """What has a `.widget` and displays as it."""
-
-    widget: W.Widget
 
     def _ipython_display_(self, **_options: Any) -> None:
         from IPython.display import display
@@ -150,12 +147,10 @@ class CheckpointSlider(_Shown):
     def __init__(self, curve: pd.DataFrame, sim: pd.DataFrame) -> None:
         self.curve, self.sim, self.html = curve, sim, W.HTML()
         seen = curve.drop_duplicates("revision").sort_values("tokens_seen", kind="stable")
-        options = [
-            (f"{r.revision} ({look.format_tokens(r.tokens_seen)} tokens)", r.revision) for r in seen.itertuples()
-        ]
-        self.slider = W.SelectionSlider(
-            options=options, value=options[-1][1], description="checkpoint", layout=W.Layout(width="560px")
-        )
+        texts = [f"{r.revision} ({look.format_tokens(r.tokens_seen)} tokens)" for r in seen.itertuples()]
+        options = list(zip(texts, seen["revision"], strict=True))
+        wide = W.Layout(width="560px")
+        self.slider = W.SelectionSlider(options=options, value=options[-1][1], description="checkpoint", layout=wide)
         self.slider.observe(self.show, names="value")
         self.show()
         self.widget = W.VBox([self.slider, self.html])
@@ -192,15 +187,17 @@ def read_notes(path: str | Path) -> dict[int, str]:
     """
     if not Path(path).exists():
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        try:
-            return {int(row["feature"]): row["note"] or "" for row in reader}
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(
-                f"{path} is not a table of notes (line {reader.line_num}): it must have the columns feature,note "
-                f"with a whole number in the first. Mend it, or give another annotations_path."
-            ) from None
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = [row for row in csv.reader(file, strict=True) if row]
+        if header != ["feature", "note"]:
+            raise ValueError(header)
+        return {int(feature): note for feature, note in rows}
+    except (csv.Error, ValueError):
+        raise ValueError(
+            f"{path} is not a table of notes: it must have the two columns feature,note with a whole number in the "
+            f"first. Mend it, or give another annotations_path."
+        ) from None
 
 
 def save_note(path: str | Path, feature: int, note: str) -> None:

@@ -65,7 +65,7 @@ def test_checkpoint_colors_are_distinct_and_ordered_in_lightness(n):
     assert all(np.diff(lightness) > 0)
 
 
-def test_task_colors_belong_to_the_name_not_to_the_repetition():
+def test_task_colors_are_distinct_and_belong_to_the_name():
     assert plots.task_colors(["a", "b", "a"]) == plots.task_colors(["a", "b"])
     assert len(set(plots.task_colors(list("abcdefghij")).values())) == 10
 

@@ -142,7 +142,16 @@ def test_notes_are_kept_replaced_and_shown_again(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["notes.csv"]
 
 
-@pytest.mark.parametrize("content", ["something,else\n1,2\n", "feature,note\nseven,x\n", "feature,note\n7\n1,2,3\nx\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "something,else\n1,2\n",
+        "feature,note\nseven,x\n",
+        "feature,note,by\n7,x,me\n",
+        "",
+        "feature,note\n7\n1,2,3\nx\n",
+    ],
+)
 def test_a_broken_file_of_notes_is_told_and_left_alone(tmp_path, content):
     path = tmp_path / "notes.csv"
     path.write_text(content)

@@ -1,0 +1,128 @@
+"""The report against brute force with plain hooks, and its invariants."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from models import random_suite, some_text
+
+import ctt_helpers as ctt
+from ctt_helpers.activations import stacked_activations
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    ckpts = random_suite(tmp_path_factory.mktemp("suite")).checkpoints(device="cpu", dtype=torch.float64)
+    crosscoder = ctt.Crosscoder(3, 32, 40, k=6, seed=3).double()
+    with torch.no_grad():
+        crosscoder.scales.copy_(1 / stacked_activations(ckpts, some_text())[:, 1:].norm(dim=-1).mean((0, 1)) * 32**0.5)
+        crosscoder.W_dec.mul_(3)
+        crosscoder.threshold.fill_(0.2)
+        crosscoder.b_dec.add_(0.1)
+        crosscoder.b_enc[:5] = -100  # dead
+    crosscoder.source = ckpts.source
+    return ckpts, crosscoder.eval(), some_text(14, 10, seed=5)
+
+
+def plain_logits(model, ids, replacement=None):
+    def hook(_, __, output):
+        return output if replacement is None else torch.cat([output[:, :1], replacement], 1)
+
+    handle = model.hf_model.gpt_neox.layers[model.layer].register_forward_hook(hook)
+    try:
+        return model.hf_model(ids).logits
+    finally:
+        handle.remove()
+
+
+def test_every_figure_against_brute_force(setting):
+    ckpts, crosscoder, text = setting
+    report = ctt.evaluate(crosscoder, ckpts, text, sequences_at_once=4)
+    x = stacked_activations(ckpts, text)[:, 1:]
+    with torch.no_grad():
+        f = torch.relu(
+            torch.einsum("stcd,cdh->sth", x * crosscoder.scales[:, None], crosscoder.W_enc) + crosscoder.b_enc
+        )
+        f = f * (f * crosscoder.code_norms() > crosscoder.threshold)
+        rebuilt = (torch.einsum("sth,hcd->stcd", f, crosscoder.W_dec) + crosscoder.b_dec) / crosscoder.scales[:, None]
+    active = (f > 0).flatten(0, 1)
+    assert report.dead_tokens == 14 * 9 and 1 < report.l0 < 30
+    np.testing.assert_allclose(report.l0, active.double().sum(1).mean())
+    np.testing.assert_allclose(report.frequency, active.double().mean(0))
+    assert report.dead == (~active.any(0)).double().mean() >= 5 / 40
+    for c, model in enumerate(ckpts):
+        mine = x[:, :, c].flatten(0, 1)
+        residual = (mine - rebuilt[:, :, c].flatten(0, 1)).pow(2).sum()
+        np.testing.assert_allclose(
+            report.explained_variance[c], 1 - residual / (mine - mine.mean(0)).pow(2).sum(), rtol=1e-9
+        )
+        ce = []
+        for replacement in (None, rebuilt[:, :, c], torch.zeros_like(x[:, :, c])):
+            with torch.no_grad():
+                logits = plain_logits(model, text, replacement)[:, 1:-1]
+            ce.append(float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), text[:, 2:].flatten())))
+        # cross-entropy is summed in float32
+        np.testing.assert_allclose([report.ce_clean[c], report.ce_zero[c]], [ce[0], ce[2]], rtol=1e-5)
+        np.testing.assert_allclose(report.dce[c], ce[1] - ce[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(report.ce_recovered[c], 1 - (ce[1] - ce[0]) / (ce[2] - ce[0]), rtol=1e-4)
+
+
+def test_batch_size_does_not_matter_and_the_report_is_saved(setting, tmp_path):
+    ckpts, crosscoder, text = setting
+    a, b = (ctt.evaluate(crosscoder, ckpts, text, sequences_at_once=n) for n in (3, 64))
+    np.testing.assert_allclose(a.explained_variance, b.explained_variance, rtol=1e-9)
+    np.testing.assert_allclose(a.dce, b.dce, rtol=1e-4, atol=1e-6)
+    a.save(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["l0"] == a.l0
+    assert a.to_frame()["checkpoint"].tolist() == ckpts.labels
+
+
+def test_a_perfect_crosscoder_costs_nothing(setting):
+    ckpts, _, text = setting
+    n, d = 3, 32
+    perfect = ctt.Crosscoder(n, d, 2 * n * d, sparsity="l1").double()
+    eye = torch.eye(n * d, dtype=torch.float64)
+    with torch.no_grad():  # f = ReLU(+x), ReLU(-x); decode their difference
+        perfect.W_enc.copy_(torch.cat([eye, -eye], 1).view(n, d, 2 * n * d))
+        perfect.W_dec.copy_(torch.cat([eye, -eye], 0).view(2 * n * d, n, d))
+    perfect.source = ckpts.source
+    report = ctt.evaluate(perfect, ckpts, text)
+    np.testing.assert_allclose(report.explained_variance, 1, atol=1e-12)
+    np.testing.assert_allclose(report.dce, 0, atol=1e-6)
+    np.testing.assert_allclose(report.ce_recovered, 1, atol=1e-6)
+
+
+def test_top_examples_are_the_largest_activations(setting):
+    ckpts, crosscoder, text = setting
+    with torch.no_grad():
+        f = crosscoder.encode(stacked_activations(ckpts, text)[:, 1:])
+    feature = int(f.amax((0, 1)).argmax())
+    found = ctt.top_examples(crosscoder, ckpts, text, [feature, 0], k=3)
+    assert found[0] == []  # a dead latent has none
+    peaks = f[..., feature].amax(1).sort(descending=True)
+    for example, value, row in zip(found[feature], peaks.values[:3], peaks.indices[:3], strict=True):
+        assert example["value"] == pytest.approx(float(value)) and example["sequence"] == int(row)
+        place = int(f[row, :, feature].argmax()) + 1
+        assert example["position"] == place and max(example["activations"]) == pytest.approx(float(value))
+        assert ckpts.tokenizer.decode([int(text[row, place])]) in example["tokens"]
+
+
+def test_promoted_tokens_are_the_largest_direct_logits(setting):
+    ckpts, crosscoder, _ = setting
+    table = ctt.promoted_tokens(crosscoder, ckpts, 7, k=3)
+    model = ckpts[1]
+    direction = crosscoder.raw_decoder()[0][7, 1] * model.final_norm.weight
+    scores = (model.unembedding.weight @ direction).detach()
+    scores = scores - scores.mean()
+    mine = table[(table["checkpoint"] == ckpts.labels[1]) & (table["kind"] == "promoted")]
+    np.testing.assert_allclose(mine["score"], scores.sort(descending=True).values[:3], rtol=1e-6)
+    assert len(table) == 3 * 2 * 3
+
+
+def test_errors(setting):
+    ckpts, crosscoder, text = setting
+    with pytest.raises(ValueError, match=r"text must be \[sequences, length >= 3\]"):
+        ctt.evaluate(crosscoder, ckpts, text[:, :2])
+    with pytest.raises(ValueError, match="layer: trained on 1, given 0"):
+        ctt.evaluate(crosscoder, ckpts.suite.checkpoints(layer=0, device="cpu"), text)
