@@ -1,0 +1,179 @@
+# %% [markdown]
+# # 00 · Start here
+#
+# A language model is not built; it grows. Over millions of steps of training it goes from noise to grammar. *What* grows
+# inside it, and *when*? This course lets you watch. You take a few **checkpoints** of one training run, learn a
+# dictionary of **features** that they share, and measure what each feature does, at each checkpoint.
+#
+# It follows *Crosscoding Through Time* (Bayazit, Mueller, Bosselut; arXiv 2509.05291). By default it runs on a small
+# model that this project pretrained itself. You need no GPU, no account, and no download.
+#
+# **In this notebook**
+# - the map of the course;
+# - the whole method once, in a minute;
+# - a glossary to come back to.
+#
+# **Time:** 10 minutes to read, less than a minute to run.
+
+# %% [markdown]
+# ## The map
+# Data flow in one direction only:
+#
+# > **checkpoints → activations → crosscoder → effects → RelIE**
+#
+# | notebook | question | minutes |
+# |---|---|---|
+# | **01 Hooking checkpoints** | How do I read and replace what flows through a model? | 10 |
+# | **02 Picking a triplet** | Which three checkpoints are worth comparing, and why do curves dip? | 15 |
+# | **03 The crosscoder** | How do I learn one dictionary for three models? Is it any good? | 20 |
+# | **04 RelIE and RelDec** | Which features matter for a task, and when? | 25 |
+# | **05 Does it hold?** | What happens if I switch them off? | 15 |
+#
+# Each notebook runs on its own. In each, the cell called *parameters* holds everything you may want to change.
+
+# %% tags=["parameters"]
+model: str = "tiny"  # a suite; "tiny" is embedded
+tasks: list | None = None  # up to four tasks to follow; None: plain agreement, and agreement across attractors
+n_pairs: int = 150  # pairs a task
+n_features: int = 5  # features to show
+seed: int = 0
+device: str = "auto"
+
+# %%
+import numpy as np
+import pandas as pd
+from IPython.display import HTML, display
+
+import ctt_helpers as ctt
+from ctt_helpers import plots, runtime, widgets
+
+ctt.check_parameters(globals(), n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs")
+runtime.set_threads()
+suite = ctt.load_suite(model)
+wanted = tasks or [t for t in suite.task_names if t.split("/")[-1] in ("simple", "pp", "subj_rel")] or suite.task_names[:3]
+wanted = sorted(wanted, key=lambda t: t.split("/")[-1] != "simple")  # plain agreement first
+pairs = {t.split("/")[-1]: suite.pairs(t, split="find", n=n_pairs) for t in wanted}
+plain, hard = list(pairs)[0], list(pairs)[1]
+print(f"{len(suite.revisions)} checkpoints of {suite.name!r}; tasks: {', '.join(pairs)}")
+
+# %% [markdown]
+# ## The whole method, once
+# **1. Checkpoints and a task.** We ask the model to finish *"The author near the guards ..."*. Right is *laughs*, wrong is
+# *laugh*. Its accuracy over training:
+
+# %%
+curve = ctt.accuracy_curve(suite, pairs, device=device)
+curve.pivot(index="task", columns="revision", values="accuracy").loc[list(pairs), suite.revisions].round(2)
+
+# %% [markdown]
+# **Question.** Guessing would give 0.5. Find the checkpoint where the model is good on the first row and far *below* 0.5
+# on the others. What might it be doing?
+
+# %% [markdown]
+# **2. Activations and a crosscoder.** We take three checkpoints: before, during and after. A crosscoder that has learned to
+# write their activations with one shared dictionary is shipped with the suite. (You train your own in notebook 03.)
+
+# %%
+ckpts = suite.checkpoints(suite.default_triplet, device=device)
+dictionary = ctt.Crosscoder.load(suite.crosscoder_folder).to(ckpts[0].device)
+print(", ".join(ckpts.labels), "|", dictionary)
+
+# %% [markdown]
+# **3. Effects.** We switch each feature off and look at how the answer moves. That is its **indirect effect** (IE), in
+# logits. Above zero, the feature helps at that checkpoint; below zero, it hurts.
+#
+# **4. RelIE.** Each feature's effect is shared out among the checkpoints.
+
+# %%
+effects = {name: ctt.indirect_effects(dictionary, ckpts, p, "ablation") for name, p in pairs.items() if name in (plain, hard)}
+ie = effects[hard].mean
+ratios = ctt.rel_ie(ie, inactive_below=1e-3)
+hurts = np.argsort(ie[1])[:2]
+helps = [i for i in np.argsort(-ie.max(0)) if i not in hurts][: n_features - 2]
+features = [int(i) for i in (*hurts, *helps)]
+table = pd.DataFrame({f"IE at {n}": ie[c, features] for c, n in enumerate(ckpts.labels)}, index=[f"#{i}" for i in features])
+for c, n in enumerate(ckpts.labels):
+    table[f"RelIE {n}"] = ratios[c, features]
+table.round(2)
+
+# %% tags=["signature"]
+low = curve[(curve["task"] == hard) & (curve["revision"] == ckpts.labels[1])]["accuracy"].item()
+both = int(sum((ie[1, i] < -0.02) and (ie[-1, i] > 0.02) for i in features))
+found = f"{both} of these {len(features)} features hurt, then help" if both else "some features hurt first, others help last"
+with plots.style():
+    fig = plots.signature_figure(
+        curve, ie, features, ckpts.labels, titles=(f"{hard} dips to {low:.2f} while {plain} rises", f"On {hard}, {found}")
+    )
+
+# %% [markdown]
+# On the left, the behaviour. On the right, five features of the dictionary, and what each does for the hard task at the
+# three checkpoints. The curve told us *when* something changed. The features tell us *what*.
+#
+# **5. Read them.** Where is each active? Darker is stronger.
+
+# %%
+text = suite.text(25_000, split="validation", seed=seed)
+examples = ctt.top_examples(dictionary, ckpts, text, features, k=4)
+norms = dictionary.decoder_norms().detach().cpu().numpy()
+for i in features[:3]:
+    display(HTML(widgets.feature_card_html(i, ie, ratios, norms, ckpts.labels, examples[i])))
+
+# %% [markdown]
+# Is it chance? Two quick controls. First: the same features on the *plain* task. Then: as many random features that are
+# active on these sentences.
+
+# %%
+rng = np.random.default_rng(seed)
+active = np.flatnonzero(ie.any(0))
+others = rng.choice(np.setdiff1d(active, features), len(features), replace=False)
+pd.DataFrame(
+    {
+        f"these features, {hard}": np.abs(ie[:, features]).mean(1),
+        f"these features, {plain}": np.abs(effects[plain].mean[:, features]).mean(1),
+        f"random features, {hard}": np.abs(ie[:, others]).mean(1),
+    },
+    index=pd.Index(ckpts.labels, name="mean |IE| (logits)"),
+).round(3)
+
+# %% [markdown]
+# The features were picked *because* their effects were large on these very sentences, so beating random ones is no proof.
+# Notebooks 04 and 05 measure on sentences that were not used for picking.
+
+# %% [markdown]
+# ## Glossary
+#
+# | word | meaning |
+# |---|---|
+# | **ablation** | setting a feature to zero and running the rest of the model |
+# | **accuracy** | share of minimal pairs whose right word has the higher logit; guessing gives 0.5 |
+# | **attractor** | a noun between subject and verb, of the other number |
+# | **attribution patching (AtP)** | first-order estimate of all effects from one gradient |
+# | **BatchTopK** | keep the k strongest features a token, on average over a batch |
+# | **checkpoint, revision** | a saved state of a model during training, and its name |
+# | **code norm** | $u_i$, the sum of a feature's decoder norms; $f_i u_i$ is how much it writes |
+# | **completeness** | IG's effects and error term add up to what happens when everything is taken away |
+# | **crosscoder** | a sparse dictionary shared by several models, with a decoder for each |
+# | **cross-entropy (CE)** | mean surprise at the next token, in nats |
+# | **CE recovered** | how much of the model's skill is left when it goes on from the rebuilt stream |
+# | **dead feature** | one that is never active on held-out text |
+# | **decoder norm** | length of a feature's decoder vector at one checkpoint: how strongly it is written there |
+# | **explained variance** | 1 minus squared error over squared deviation from the mean |
+# | **feature, latent** | one entry of the dictionary |
+# | **indirect effect (IE)** | change of the task's metric when a feature is taken away; positive: it helps |
+# | **integrated gradients (IG)** | the gradient averaged along a path on which all features fade out together |
+# | **L0** | number of active features a token |
+# | **logit** | score of a possible next token, before softmax |
+# | **minimal pair** | a prefix with a right and a wrong next word that differ in one point |
+# | **onset** | first checkpoint with an accuracy of at least 0.75 |
+# | **pretraining** | learning to predict the next token of much text |
+# | **RelDec** | a checkpoint's share of a feature's decoder norm |
+# | **RelIE** | a checkpoint's share of a feature's absolute effect |
+# | **residual stream** | the vector per token that runs through the model and to which every block adds |
+# | **scale** | factor that brings a checkpoint's mean norm to the square root of d_model |
+# | **splice** | put another residual stream in place of the model's own |
+# | **threshold** | size below which a BatchTopK feature is set to 0 after training |
+# | **token** | a piece of text, here a word |
+# | **triplet** | three checkpoints of one run |
+#
+# ## Next
+# **01 · Hooking checkpoints.** Or jump to the one whose question you like best.

@@ -1,0 +1,401 @@
+# %% [markdown]
+# # 04 · RelIE and RelDec
+#
+# We have a dictionary of features that three checkpoints share. Which of them *matter* for a task, and when? In this
+# notebook we switch features off and see what happens to the answer.
+#
+# **You will learn**
+# - the **indirect effect** (IE) of a feature, by hand and then for all of them;
+# - three ways to get it (exact ablation, attribution patching, integrated gradients), and when they disagree;
+# - **RelIE**: how a feature's effect is shared out among checkpoints;
+# - why the *sign* of an effect tells more than its share.
+#
+# **Time:** 25 minutes to read, about a minute to run. **You need:** notebooks 02 and 03.
+
+# %% tags=["parameters"]
+model: str = "tiny"  # a suite
+revisions: list | None = None  # the checkpoints that the crosscoder was trained on
+layer: int | None = None
+crosscoder: str | None = None  # its folder; None: the one shipped with the suite
+task: str = "agreement/pp"  # agreement across an attractor: "The author near the guards laughs"
+plain_task: str = "agreement/simple"  # the same without one: "The author laughs"
+n_pairs: int = 300  # pairs to find features with, and as many others to test them on
+n_features: int = 12  # how many to show
+method: str = "ablation"  # effects that RelIE is taken of: "ablation", "atp" or "ig"
+seed: int = 0
+device: str = "auto"
+out: str = "../runs/04_relie_and_reldec"
+
+# %%
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import HTML, display
+
+import ctt_helpers as ctt
+from ctt_helpers import plots, runtime, widgets
+from ctt_helpers.effects import METHODS
+
+ctt.check_parameters(
+    globals(),
+    method=lambda m: None if m in METHODS else f"take one of {', '.join(METHODS)}",
+    n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs",
+)
+runtime.set_threads()
+suite = ctt.load_suite(model)
+ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
+dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder).to(ckpts[0].device)
+names, colors = ckpts.labels, plots.checkpoint_colors(ckpts.labels)
+find = {t: suite.pairs(t, split="find", n=n_pairs) for t in (task, plain_task)}
+test = {t: suite.pairs(t, split="test", n=n_pairs) for t in (task, plain_task)}
+short = {task: task.split("/")[-1], plain_task: plain_task.split("/")[-1]}
+print(dictionary)
+print(f"{', '.join(names)}; {len(find[task])} pairs to find, {len(test[task])} others to test: {find[task].text[0]}")
+
+# %% [markdown]
+# We look for features on one half of the sentences (**find**) and check them on the other (**test**). No sentence is in
+# both. Otherwise we would be admiring noise.
+
+# %% [markdown]
+# ## One feature, by hand
+# The task's metric for a pair is $m = \mathrm{logit(wrong)} - \mathrm{logit(right)}$ after the prefix. Below zero, the
+# model is right.
+#
+# The residual stream of a checkpoint can be written as $x_c = f\,W_{dec}^c + b_{dec}^c + e_c$: what the features say, a
+# constant, and the **error** $e_c$ that they miss. We keep the error, so that nothing changes unless we change it.
+#
+# Take one pair, and the features active on its tokens.
+
+# %%
+pair = find[task][:1]
+x = ctt.activations.stacked_activations(ckpts, pair.input_ids)  # [1, tokens, checkpoints, d_model]
+with torch.no_grad():
+    f = dictionary.encode(x)  # [1, tokens, latents]
+    f[:, 0] = 0  # the first token is left out
+    W_dec = dictionary.raw_decoder()[0]  # [latents, checkpoints, d_model]
+tokens = [suite.tokenizer.decode([i]) for i in pair.input_ids[0].tolist()]
+strongest = pd.DataFrame(
+    [{"token": t, "active features": int((a > 0).sum()), "strongest": int(a.argmax())} for t, a in zip(tokens, f[0])][1:]
+)
+print(pair.text[0])
+strongest
+
+# %% [markdown]
+# Now remove *one* feature, at all tokens, at one checkpoint: subtract $f_i W_{dec,i}$. Run the layers above. Read $m$
+# again.
+#
+# **Question.** If $m$ *rises* when the feature is gone, did the feature help or hurt?
+
+# %%
+feature = int(f[0].max(0).values.argmax())
+rows = []
+for c, checkpoint in enumerate(ckpts):
+    def m(stream, checkpoint=checkpoint):
+        right, wrong = ctt.logits_above(
+            checkpoint, stream, pair.attention_mask, pair.answer_position, pair.answers
+        )[0].tolist()
+        return wrong - right
+
+    before = m(x[:, :, c])
+    after = m(x[:, :, c] - f[..., [feature]] * W_dec[feature, c])
+    rows.append({"checkpoint": names[c], "m before": before, "m after": after, "IE": after - before})
+print(f"feature {feature} on: {pair.text[0]}")
+pd.DataFrame(rows).round(3)
+
+# %% [markdown]
+# That difference is the feature's **indirect effect** on this pair, exactly. Positive means that the feature helps: without
+# it, $m$ rises towards the wrong answer.
+#
+# Over a task, we take the mean over pairs. `method="ablation"` does this for every active feature, in batches.
+
+# %%
+exact = {t: ctt.indirect_effects(dictionary, ckpts, find[t], "ablation") for t in (task, plain_task)}
+check = ctt.indirect_effects(dictionary, ckpts, pair, "ablation", features=[feature])
+assert np.allclose(check.mean[:, feature], [r["IE"] for r in rows], atol=1e-3)
+print(f"{int((exact[task].mean != 0).any(0).sum())} of {dictionary.n_latents} features have an effect on {short[task]}")
+
+# %% [markdown]
+# ## Two shortcuts, and what they answer
+# Exact ablation needs a run per feature and pair. In a model with a hundred thousand features that hurts. Two estimates
+# need only gradients.
+#
+# - **Attribution patching (AtP)**: how $m$ changes to first order, $-f_i\,(W_{dec,i}\cdot \nabla_x m)$, at the clean point.
+#   One backward pass for all features. Good as long as the change is small.
+# - **Integrated gradients (IG)**: the gradient *averaged* along a path on which *all* features and the error fade out
+#   together, $(1-a)(f, e)$ from $a=0$ to $1$. Its effects add up exactly to what happens when everything is gone
+#   (**completeness**). The paper uses IG.
+#
+# What does $m$ do along that path? Look before you trust an average.
+
+# %%
+steps = torch.linspace(0, 1, 41)
+with plots.style():
+    fig, ax = plt.subplots(figsize=(5.4, 3), layout="constrained")
+    for c, checkpoint in enumerate(ckpts):
+        sample = find[task][:60]
+        stream = ctt.residual_stream(checkpoint, sample.input_ids, sample.attention_mask)
+        bias = dictionary.raw_decoder()[1][c].detach()
+        path = ctt.paths.ActivationPath(checkpoint, sample, stream, bias, ctt.paths.touched(sample).to(stream.device))
+        ax.plot(steps, path.metric(steps).mean(1).cpu(), color=colors[names[c]], label=names[c])
+    ax.axhline(0, color="0.6", lw=0.8)
+    ax.set(xlabel="a: share of features and error taken away", ylabel="m (below 0: right)")
+    ax.set_title(f"m bends along IG's path; {len(sample)} pairs of {short[task]}")
+    ax.legend(frameon=False)
+
+# %% [markdown]
+# Where the curve is bent, its slope at $a=0$ (AtP) and its mean slope (IG) differ. Neither needs to be the effect of one
+# feature alone.
+#
+# IG integrates numerically. Five nodes may be far off, so our helper halves a piece until it meets $m$ at both ends. The
+# **completeness gap** says how well it worked. AtP was never meant to add up, and does not.
+
+# %%
+ig = {t: ctt.indirect_effects(dictionary, ckpts, find[t], "ig") for t in (task, plain_task)}
+atp = {t: ctt.indirect_effects(dictionary, ckpts, find[t], "atp") for t in (task, plain_task)}
+pd.DataFrame(
+    {
+        "m(all gone) - m(clean)": ig[task].total,
+        "sum of IG effects": ig[task].mean.sum(1),
+        "IG error term": ig[task].error,
+        "IG gap": ig[task].gap,
+        "IG gradients a pair": ig[task].n_nodes,
+        "AtP gap": atp[task].gap,
+    },
+    index=names,
+).round(3)
+
+# %% [markdown]
+# ### Which estimate predicts the exact effect?
+# We have the truth, so we can ask. The picture shows every feature at the last checkpoint; the table gives the rank
+# correlation at each.
+
+
+# %%
+def rank_correlation(a, b):
+    used = (b != 0) & ~np.isnan(a) & ~np.isnan(b)
+    return pd.Series(a[used]).corr(pd.Series(b[used]), method="spearman")
+
+
+agree = pd.DataFrame(
+    {
+        (short[t], label): [rank_correlation(e[t].mean[c], exact[t].mean[c]) for c in range(len(ckpts))]
+        for t in (task, plain_task)
+        for label, e in (("AtP", atp), ("IG", ig))
+    },
+    index=names,
+)
+agree.round(2)
+
+# %%
+with plots.style():
+    fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.4), layout="constrained")
+    for ax, (label, e) in zip(axes, (("AtP", atp), ("IG", ig)), strict=True):
+        plots.effect_scatter(
+            exact[task].mean[-1], e[task].mean[-1], ylabel=f"{label} (logits)", ax=ax, title=f"{label} at {names[-1]}"
+        )
+
+# %% [markdown]
+# IG is complete and still misleading about single features, most of all late in training: its path takes everything away
+# at once, so it credits what carries the answer when all else is fading too. AtP ranks features more like the exact
+# effect does here. In a large model we would take AtP to find candidates and exact ablation to confirm them. Here we can
+# afford the exact effect for all: that is what the parameter `method` says.
+
+# %% [markdown]
+# ## RelIE: whose effect is it?
+# For each feature, take the size of its effect at each checkpoint, and share it out:
+#
+# $$\mathrm{RelIE}_c = \frac{|\mathrm{IE}_c|}{\sum_j |\mathrm{IE}_j|}.$$
+#
+# Above 0.7, the paper calls the feature **specific** to that checkpoint. Checkpoints with at least 0.3 **share** it. A
+# feature with next to no effect anywhere has no RelIE: it is **inactive** (not "shared by all").
+
+# %%
+effects = {"ablation": exact, "atp": atp, "ig": ig}[method]
+ratios = ctt.rel_ie(effects[task].mean, inactive_below=1e-3)
+classes = ctt.classify(ratios, names) if len(ckpts) <= 3 else ctt.trajectory(ratios, names)
+if len(ckpts) <= 3:
+    display(classes.groupby(["label", "members"]).size().rename("features").reset_index())
+
+# %% [markdown]
+# ## The sign is the story
+# RelIE drops the sign. Look at the strongest features with it, on the task with an attractor and on the plain one.
+#
+# **Question.** In the middle, the model does worse than chance across attractors. What should its strongest features look
+# like: weakly positive, or strongly negative?
+
+# %%
+strength = np.abs(effects[task].mean).max(0)
+top = np.argsort(-strength)[:n_features]
+with plots.style():
+    fig, axes = plt.subplots(1, 2, figsize=(9, 0.32 * n_features + 1.4), layout="constrained")
+    for ax, t in zip(axes, (task, plain_task), strict=True):
+        plots.feature_heatmap(effects[t].mean, top, names, ax=ax, title=f"IE on {short[t]}", quantity="IE (logits)")
+
+# %% [markdown]
+# A red-to-blue change along a row is a feature whose meaning for the task *changes sign* during training. A row that is
+# positive on the right and negative on the left helps plain agreement and hurts across attractors.
+
+# %% [markdown]
+# ## Three hunts
+# We look for three kinds of feature, by rules fixed before looking, on the *find* half:
+#
+# 1. **nearest noun**: at the middle checkpoint it helps plain agreement and hurts across the attractor. (The *noun-number*
+#    features that the dip is made of.) Or it is active on attractors only and hurts there.
+# 2. **late helper**: RelIE of the last checkpoint above 0.7, and it helps there.
+# 3. **kept**: it helps at all checkpoints after the first, with at least 0.2 of its effect at each of these.
+#
+# Each must also have an effect of at least 2 % of the sum over all features at that checkpoint. Then we measure the same
+# effects again, exactly, on the *test* half.
+
+# %%
+ie, plain = effects[task].mean, effects[plain_task].mean
+share = np.abs(ie) / np.abs(ie).sum(1, keepdims=True)
+middle, last = len(ckpts) // 2, len(ckpts) - 1
+hunts = {
+    "nearest noun": (ie[middle] < 0) & (share[middle] > 0.02),
+    "late helper": (ratios[last] > 0.7) & (ie[last] > 0) & (share[last] > 0.02),
+    "kept": (ie[1:] > 0).all(0) & (ratios[1:] > 0.2).all(0) & (share[1:].max(0) > 0.02),
+}
+caught = {name: [int(i) for i in np.argsort(-strength) if hit[i]][:5] for name, hit in hunts.items()}
+candidates = sorted({i for group in caught.values() for i in group})
+tested = {t: ctt.indirect_effects(dictionary, ckpts, test[t], "ablation", features=candidates) for t in test}
+
+
+def with_error(e, c, i):
+    """Mean over pairs and its standard error."""
+    values = e.per_pair[c].to_dense()[:, i]
+    return f"{values.mean():+.3f} ± {values.std() / len(values) ** 0.5:.3f}"
+
+
+place = {"nearest noun": middle, "late helper": last, "kept": last}
+rows = [
+    {
+        "hunt": name,
+        "feature": i,
+        "at": names[place[name]],
+        "find": ie[place[name], i],
+        "test": with_error(tested[task], place[name], i),
+        f"test, {short[plain_task]}": with_error(tested[plain_task], place[name], i),
+        "RelIE": np.round(ratios[:, i], 2).tolist(),
+    }
+    for name, group in caught.items()
+    for i in group
+]
+hunted = pd.DataFrame(rows)
+hunted.round(3)
+
+# %% [markdown]
+# Do the signs hold on sentences that were not used to find them? Count.
+
+# %%
+signs = [np.sign(r["find"]) == np.sign(tested[task].mean[place[r["hunt"]], r["feature"]]) for r in rows]
+verdict = hunted.assign(holds=signs).groupby("hunt")["holds"].agg(["sum", "size"]) if rows else pd.DataFrame()
+verdict.reindex(hunts).fillna(0).astype(int).rename(columns={"sum": "same sign on test", "size": "found"})
+
+# %% [markdown]
+# ### A control: does the task matter at all?
+# Perhaps these features have large effects on *any* pair of words. So we keep the prefixes and put two random verbs in
+# place of right and wrong, both of the *same* number. What is left is the effect that has nothing to do with agreement.
+
+# %%
+from dataclasses import replace
+
+generator = torch.Generator().manual_seed(seed)
+verbs = {}
+for n in ("sg", "pl"):
+    rows_n = np.flatnonzero(test[task].table["head_number"] == n) if "head_number" in test[task].table else []
+    verbs[n] = torch.unique(test[task].right[rows_n])
+if all(len(v) > 1 for v in verbs.values()):
+    number = test[task].table["head_number"].to_numpy()
+    right, wrong = (
+        torch.stack([verbs[n][torch.randint(len(verbs[n]), (1,), generator=generator)][0] for n in number])
+        for _ in range(2)
+    )
+    nonsense = replace(test[task], right=right, wrong=wrong, name="two random verbs of one number")
+    control = ctt.indirect_effects(dictionary, ckpts, nonsense, "ablation", features=candidates)
+    table = pd.DataFrame(
+        {
+            "mean |IE| on the task": np.abs(tested[task].mean[:, candidates]).mean(1),
+            "on random verbs": np.abs(control.mean[:, candidates]).mean(1),
+        },
+        index=names,
+    )
+    display(table.round(4))
+
+# %% [markdown]
+# ## What are they about?
+# Read before you name. Here is the first feature of each hunt: its effects, RelIE and decoder norms, and the tokens on
+# which it is most active.
+
+# %%
+text = suite.text(40_000, split="validation", seed=seed + 2)
+examples = ctt.top_examples(dictionary, ckpts, text, [int(i) for i in {*top, *candidates}], k=5)
+norms = dictionary.decoder_norms().detach().cpu().numpy()
+for name, group in caught.items():
+    for i in group[:2]:
+        card = widgets.feature_card_html(i, ie, ratios, norms, names, examples[i], label=name)
+        display(HTML(card))
+
+# %% [markdown]
+# ### Your turn
+# Pick a feature, read its examples, and write down what you think it is. Your notes go into a CSV file in `out`.
+
+# %%
+Path(out).mkdir(parents=True, exist_ok=True)
+labels = {i: name for name, group in caught.items() for i in group}
+promoted = {i: ctt.promoted_tokens(dictionary, ckpts, i, k=5) for i in candidates}
+widgets.feature_explorer(
+    ie, ratios, norms, names, examples, promoted, labels=labels, annotations_path=Path(out) / "notes.csv"
+)
+
+# %% [markdown]
+# ## RelIE against RelDec
+# RelDec asks only *where a feature is written*. Does it tell us where the feature *matters*? Each dot is a feature with
+# an effect; dots on the diagonal would mean that the two agree.
+
+# %%
+report_mask = (np.abs(effects[task].mean).sum(0) == 0)
+reldec = ctt.rel_dec(norms, dead=report_mask)
+with plots.style():
+    ax = plots.relie_vs_reldec(
+        ratios, reldec, ie, last, names, title=f"Where a feature is written, and where it matters ({names[last]})"
+    )
+
+# %% [markdown]
+# Which of the two predicts effects on *new* sentences? We take the exact effects on the test half, form their shares, and
+# correlate, over the features that have an effect on both halves. A shuffled RelIE is the control.
+
+# %%
+fresh = ctt.rel_ie(ctt.indirect_effects(dictionary, ckpts, test[task], "ablation").mean, inactive_below=1e-3)
+usable = ~np.isnan(fresh).any(0) & ~np.isnan(ratios).any(0) & ~np.isnan(reldec).any(0)
+shuffled = np.random.default_rng(seed).permutation(ratios[:, usable].T).T
+predicts = pd.DataFrame(
+    {
+        "RelIE (find)": [rank_correlation(ratios[c, usable], fresh[c, usable]) for c in range(len(ckpts))],
+        "RelDec": [rank_correlation(reldec[c, usable], fresh[c, usable]) for c in range(len(ckpts))],
+        "RelIE shuffled": [rank_correlation(shuffled[c], fresh[c, usable]) for c in range(len(ckpts))],
+    },
+    index=names,
+)
+print(f"{usable.sum()} features")
+predicts.round(2)
+
+# %%
+for t in effects:
+    effects[t].save(Path(out) / f"effects_{short[t]}")
+hunted.to_csv(Path(out) / "hunted.csv", index=False)
+print(f"written: {out}")
+
+# %% [markdown]
+# ## Limits
+# - A single ablation leaves all other features in place. Two features that do the same work each look idle: remove one,
+#   and the other steps in. Notebook 05 removes them together.
+# - RelIE compares checkpoints, not features. A feature can be "specific" and tiny.
+# - A feature's effect is on *this* metric at *one* position.
+#
+# ## Next
+# **05 · Does it hold?** Switch the features off, singly and together. · To read more: Marks et al., *Sparse Feature
+# Circuits* (2024); Sundararajan et al., *Axiomatic Attribution* (2017); Nanda, on attribution patching (2023).

@@ -1,0 +1,282 @@
+# %% [markdown]
+# # 05 · Does it hold?
+#
+# Notebook 04 gave each feature a number. Now we put the numbers to the test: switch features off, on sentences that
+# were never used to choose them, and look at what the model *does*.
+#
+# **You will learn**
+# - to ablate features singly and together, and why the sum of the parts is not the whole;
+# - to choose controls that could prove you wrong;
+# - to read an ablation table: which features matter at which checkpoint;
+# - to *improve* a checkpoint by taking something away.
+#
+# **Time:** 15 minutes to read, less than a minute to run. **You need:** notebook 04.
+
+# %% tags=["parameters"]
+model: str = "tiny"  # a suite
+revisions: list | None = None  # the checkpoints that the crosscoder was trained on
+layer: int | None = None
+crosscoder: str | None = None  # its folder; None: the one shipped with the suite
+task: str = "agreement/pp"  # agreement across an attractor
+plain_task: str = "agreement/simple"  # the same without one
+other_task: str = "agreement/det_noun"  # something else, to see whether the features are special to agreement
+top_k: int = 10  # features a group
+n_random: int = 5  # random groups to compare with
+n_pairs: int = 400  # pairs to find with, and as many others to test on
+seed: int = 0
+device: str = "auto"
+out: str = "../runs/05_does_it_hold"
+
+# %%
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import display
+
+import ctt_helpers as ctt
+from ctt_helpers import plots, runtime
+
+ctt.check_parameters(
+    globals(),
+    top_k=lambda n: None if n >= 1 else "take at least 1 feature",
+    n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs",
+)
+runtime.set_threads()
+suite = ctt.load_suite(model)
+ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
+dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder).to(ckpts[0].device)
+names, colors = ckpts.labels, plots.checkpoint_colors(ckpts.labels)
+tasks = [task, plain_task, other_task]
+short = {t: t.split("/")[-1] for t in tasks}
+find = {t: suite.pairs(t, split="find", n=n_pairs) for t in tasks}
+test = {t: suite.pairs(t, split="test", n=n_pairs) for t in tasks}
+assert not {*find[task].text} & {*test[task].text}
+print(f"{', '.join(names)}; {len(find[task])} pairs of {task} to find with, {len(test[task])} others to test on")
+
+# %% [markdown]
+# ## Choosing, once
+# All choices are made here, on the *find* half: the exact single effects of every feature, and from them the `top_k`
+# features that **help** most at each checkpoint. After this cell nothing is chosen any more.
+
+# %%
+effects = {t: ctt.indirect_effects(dictionary, ckpts, find[t], "ablation") for t in (task, plain_task)}
+ie = effects[task].mean
+ratios = ctt.rel_ie(ie, inactive_below=1e-3)
+helpers = [np.argsort(-ie[c])[:top_k].tolist() for c in range(len(ckpts))]
+pd.DataFrame({names[c]: [f"#{i} ({ie[c, i]:+.2f})" for i in helpers[c]] for c in range(len(ckpts))})
+
+# %% [markdown]
+# ## Together
+# Remove the helpers of each checkpoint there, and count right answers.
+#
+# **Question.** What would prove that this number means nothing? If *any* ten features did the same. So we take random groups
+# that are matched: for each helper, another feature that is active about as often on these sentences and writes with
+# about the same strength.
+
+# %%
+active = [(effects[task].per_pair[c].to_dense() != 0).double().mean(0).numpy() for c in range(len(ckpts))]
+norms = dictionary.decoder_norms().detach().cpu().numpy()
+
+
+def matched(group, c, rng):
+    """Another feature for each of the group, near in how often it is active here and how strongly it writes."""
+    taken = set(group)
+    for i in group:
+        away = np.abs(active[c] - active[c][i]) / 0.1 + np.abs(np.log(norms[c] / norms[c][i])) / 0.5
+        away[[*taken]] = np.inf
+        away[ie.any(0) == 0] = np.inf
+        near = np.argsort(away)[:5]
+        taken.add(int(rng.choice(near)))
+    return [i for i in taken if i not in group]
+
+
+rng = np.random.default_rng(seed)
+tables = [ctt.ablate(dictionary, ckpts, test[task], helpers).assign(group=f"top {top_k}")]
+controls = [
+    ctt.ablate(dictionary, ckpts, test[task], [matched(g, c, rng) for c, g in enumerate(helpers)])
+    for _ in range(n_random)
+]
+averaged = pd.concat(controls).groupby("checkpoint", sort=False).mean().reset_index()
+tables.append(averaged.assign(group=f"random {top_k}, matched"))
+together = pd.concat(tables, ignore_index=True)
+columns = ["group", "checkpoint", "accuracy_before", "accuracy_after", "logit_difference_before",
+           "logit_difference_after", "effect"]  # fmt: skip
+together[columns].round(3)
+
+# %%
+drop = together["accuracy_before"] - together["accuracy_after"]
+is_top = together["group"] == f"top {top_k}"
+with plots.style():
+    ax = plots.ablation_bars(
+        together,
+        title=f"Without its top {top_k}, {names[-1]} falls by {drop[is_top].iloc[-1]:.2f}; "
+        f"without {top_k} matched ones by {drop[~is_top].iloc[-1]:.2f}",
+    )
+
+# %% [markdown]
+# How much do the random groups vary? If one of them came close to the top group, the claim would be weak.
+
+# %%
+spread = pd.concat(controls).groupby("checkpoint", sort=False)["effect"].agg(["min", "mean", "max"])
+spread.insert(0, f"top {top_k}", together[is_top].set_index("checkpoint")["effect"])
+spread.rename(columns={c: f"random: {c}" for c in ("min", "mean", "max")}).round(3)
+
+# %% [markdown]
+# ## Singly and together
+# Add up the effects of the single features of a group. Then remove them together. If the features were independent, the
+# two would agree.
+#
+# **Question.** If the group does *more* than the sum of its parts, what does that say about the features?
+
+# %%
+sizes = sorted({1, 2, 5, top_k, 2 * top_k})
+single = ctt.indirect_effects(
+    dictionary, ckpts, test[task], "ablation", features=sorted({int(i) for c in range(len(ckpts)) for i in np.argsort(-ie[c])[: sizes[-1]]})
+)
+rows = []
+for size in sizes:
+    groups = [np.argsort(-ie[c])[:size].tolist() for c in range(len(ckpts))]
+    table = ctt.ablate(dictionary, ckpts, test[task], groups)
+    for c, name in enumerate(names):
+        rows.append((name, size, single.mean[c, groups[c]].sum(), table["effect"][c], table["effect_stderr"][c], table["accuracy_after"][c]))
+parts = pd.DataFrame(rows, columns=["checkpoint", "features", "sum of single effects", "effect together", "stderr", "accuracy"])
+parts.round(3)
+
+# %%
+with plots.style():
+    fig, ax = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
+    for name, part in parts.groupby("checkpoint", sort=False):
+        ax.plot(part["features"], part["effect together"], "o-", color=colors[name], label=f"{name}, together")
+        ax.plot(part["features"], part["sum of single effects"], "o--", color=colors[name], mfc="none", alpha=0.7)
+    at_end = parts[(parts["checkpoint"] == names[-1]) & (parts["features"] == top_k)].iloc[0]
+    ax.set(xlabel="features removed (the strongest helpers first)", ylabel="effect on m (logits)")
+    ax.set_title(
+        f"{names[-1]}: {top_k} features do {at_end['effect together']:.1f} together, "
+        f"{at_end['sum of single effects']:.1f} added up one by one"
+    )
+    ax.legend(title="solid: together, dashed: sum of single effects", frameon=False, fontsize=7)
+
+# %% [markdown]
+# Where the solid line runs above the dashed one, features stand in for each other: remove one and little happens; remove
+# all and the answer goes. A single-feature effect then *understates* what the feature carries. Where it runs below, they
+# do the same thing, and one is enough to break it.
+
+# %% [markdown]
+# ## The heart of the claim: features of a time matter in their time
+# RelIE says that some features are specific to a checkpoint. Take the helpers whose RelIE is highest at A, and remove
+# them at A, at B and at C. If RelIE means what it says, the diagonal of this table stands out. If we permute which
+# feature got which RelIE, it should not.
+
+# %%
+strength = np.abs(ie).sum(0)
+worth = strength > 0.005 * strength.sum()
+
+
+def cross_table(r):
+    """Effect at each checkpoint (columns) of removing the features with the highest RelIE at one (rows)."""
+    rows = {}
+    for c, name in enumerate(names):
+        score = np.where(worth & (ie[c] > 0), np.nan_to_num(r[c]), -1)
+        group = np.argsort(-score)[:top_k]
+        group = group[score[group] > 0].tolist()
+        rows[f"specific to {name}"] = ctt.ablate(dictionary, ckpts, test[task], group)["effect"].to_numpy()
+    return pd.DataFrame(rows, index=names).T
+
+
+measured = cross_table(ratios)
+permuted = cross_table(ratios[:, np.random.default_rng(seed).permutation(ratios.shape[1])])
+display(measured.round(3), permuted.round(3).rename(index=lambda r: f"control: {r}, permuted"))
+
+# %% [markdown]
+# The scales of the columns differ: a late checkpoint has more to lose. So we divide each column by the effect of removing
+# all of these groups at once there.
+
+# %%
+everything = sorted({int(i) for c in range(len(ckpts)) for i in np.argsort(-ie[c])[:top_k]})
+whole = ctt.ablate(dictionary, ckpts, test[task], everything)["effect"].to_numpy()
+relative = measured / whole
+with plots.style():
+    fig, ax = plt.subplots(figsize=(4.8, 3), layout="constrained")
+    reach = float(np.abs(relative.to_numpy()).max())
+    image = ax.imshow(relative, cmap="RdBu", vmin=-reach, vmax=reach)
+    for (r, c), value in np.ndenumerate(relative.to_numpy()):
+        ax.text(c, r, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.7 * reach else "black")
+    ax.set_xticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), relative.index)
+    ax.set(xlabel="removed at")
+    best = int((relative.to_numpy().argmax(0) == np.arange(len(names))).sum())
+    ax.set_title(f"At {best} of {len(names)} checkpoints its own features matter most")
+    fig.colorbar(image, ax=ax, label="share of the joint effect")
+
+# %% [markdown]
+# ## Better by taking away
+# In the middle of training the model is *worse than chance* across attractors. If it agrees with the nearest noun by
+# certain features, then removing those should make it **better** there, and *worse* on plain sentences, where the nearest
+# noun is the subject.
+#
+# The features are those with the most negative effect at the middle checkpoint, on the find half. That is a prediction
+# that can fail in two ways.
+
+# %%
+middle = len(ckpts) // 2
+hurting = np.argsort(ie[middle])[:top_k].tolist()
+rows = []
+for t in tasks:
+    for label, group in (
+        (f"the {top_k} that hurt most", hurting),
+        *((f"random {top_k}, matched", matched(hurting, middle, rng)) for _ in range(n_random)),
+    ):
+        row = ctt.ablate(dictionary, ckpts, test[t], group).iloc[middle]
+        rows.append({"task": short[t], "group": label, "before": row["accuracy_before"], "after": row["accuracy_after"]})
+better = pd.DataFrame(rows).groupby(["task", "group"], sort=False).mean()
+print(f"accuracy at {names[middle]}")
+better.round(3)
+
+# %%
+with plots.style():
+    fig, ax = plt.subplots(figsize=(5.6, 3), layout="constrained")
+    wide = better["after"].unstack("group").loc[[short[t] for t in tasks]]
+    wide.insert(0, "untouched", better["before"].groupby("task").first())
+    wide.plot.bar(ax=ax, color=["0.75", colors[names[middle]], "0.5"], width=0.75, rot=0)
+    ax.axhline(0.5, color="0.4", lw=0.8, ls="--")
+    ax.set(ylabel="accuracy", xlabel="", ylim=(0, 1.05))
+    change = better.loc[(short[task], f"the {top_k} that hurt most")]
+    ax.set_title(f"{names[middle]}: {short[task]} goes from {change['before']:.2f} to {change['after']:.2f} "
+                 f"when {top_k} features are removed")  # fmt: skip
+    ax.legend(frameon=False, fontsize=7)
+
+# %% [markdown]
+# Does the effect sit in one feature, or in many? And is it the same features at the end of training?
+
+# %%
+lone = ctt.indirect_effects(dictionary, ckpts, test[task], "ablation", features=hurting)
+pd.DataFrame(
+    {
+        "feature": hurting,
+        **{f"IE at {n}": lone.mean[c, hurting] for c, n in enumerate(names)},
+        "RelIE": [np.round(ratios[:, i], 2).tolist() for i in hurting],
+    }
+).round(3)
+
+# %%
+Path(out).mkdir(parents=True, exist_ok=True)
+together.to_csv(Path(out) / "together.csv", index=False)
+parts.to_csv(Path(out) / "singly_and_together.csv", index=False)
+measured.to_csv(Path(out) / "cross_table.csv")
+better.to_csv(Path(out) / "better.csv")
+print(f"written: {out}")
+
+# %% [markdown]
+# ## What you may conclude, and what not
+# - Effects found on one half of the sentences hold on the other half, or they do not: the tables say which.
+# - Ablating a feature takes the stream to a place where the model may never be. A large effect shows that something was
+#   *used*; a small one does not show that it was not.
+# - The features are those of one crosscoder. Train another (notebook 03, `seed`) and run this notebook with it
+#   (`crosscoder`): what comes back is a finding, what does not is a warning.
+#
+# ## To read more
+# Makelov et al., *Is This the Subspace You Are Looking For?* (2023), on what ablations can fool you into; McGrath et
+# al., *The Hydra Effect* (2023), on parts that stand in for each other; Bayazit et al., *Crosscoding Through Time*, the
+# ablation tables.
