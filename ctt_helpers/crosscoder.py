@@ -99,7 +99,7 @@ class Crosscoder(nn.Module):
         """What goes into the ReLU, from raw activations."""
         self._check(x)
         scaled = (x * self.scales[:, None]).flatten(-2)
-        return scaled @ self.W_enc.flatten(0, 1) + self.b_enc
+        return nn.functional.linear(scaled, self.W_enc.flatten(0, 1).T, self.b_enc)
 
     def encode(self, x: Float[Tensor, "*tokens checkpoints d_model"]) -> Float[Tensor, "*tokens latents"]:
         """Latents of raw activations; in evaluation mode those of one token do not depend on the others.
@@ -122,7 +122,7 @@ class Crosscoder(nn.Module):
 
     def decode_scaled(self, f: Float[Tensor, "*tokens latents"]) -> Float[Tensor, "*tokens checkpoints d_model"]:
         """Reconstruction in scaled space, where the loss is measured."""
-        flat = f @ self.W_dec.flatten(1) + self.b_dec.flatten()
+        flat = nn.functional.linear(f, self.W_dec.flatten(1).T, self.b_dec.flatten())
         return flat.unflatten(-1, (self.n_checkpoints, self.d_model))
 
     def forward(self, x: Float[Tensor, "*tokens checkpoints d_model"]) -> Float[Tensor, "*tokens checkpoints d_model"]:

@@ -131,7 +131,7 @@ def trajectory(ratios: PER_LATENT, names: Sequence[str]) -> pd.DataFrame:
     Returns:
         One row a latent: feature; onset and end, the first and the last checkpoint with at least half of the latent's
         largest ratio; centre_of_mass, sum_c c * ratio_c with checkpoints counted from 0; peak, the checkpoint with the
-        largest ratio (the first of equals). None and NaN for inactive latents.
+        largest ratio (the first of equals). Missing for inactive latents.
 
     Raises:
         ValueError: ratios that do not add up to 1, or another number of names than of checkpoints.

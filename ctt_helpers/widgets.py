@@ -241,10 +241,8 @@ class FeatureExplorer(_Shown):
         self.dropdown.index = listed.index(feature) if feature in listed else None
         self.note.value = self.status.value = ""
         try:
-            self.html.value = feature_card_html(
-                feature, *self.arrays, self.names, self.examples.get(feature), self.promoted.get(feature),
-                self.labels.get(feature, ""),
-            )  # fmt: skip
+            about = self.examples.get(feature), self.promoted.get(feature), self.labels.get(feature, "")
+            self.html.value = feature_card_html(feature, *self.arrays, self.names, *about)
             self.save.disabled = False
         except ValueError as error:
             self.html.value, self.save.disabled = f"<p>{html.escape(str(error))}</p>", True
@@ -262,10 +260,10 @@ class FeatureExplorer(_Shown):
         """Do something with the file of notes; what goes wrong is told beneath the field, not lost in a log."""
         try:
             action()
+            return True
         except (ValueError, OSError) as error:
             self.status.value = html.escape(str(error))
             return False
-        return True
 
 
 def feature_explorer(

@@ -157,17 +157,17 @@ def test_similarity_heatmap_shows_the_lower_triangle_and_marks_rows():
         plots.similarity_heatmap(sim, highlight=["step9"])
 
 
-@pytest.mark.parametrize("columns", [["explained_variance"], ["explained_variance_step1", "explained_variance_step2"]])
-def test_training_curves(columns):
-    history = pd.DataFrame({"tokens": [0, 1000, 2000], "l0": [30, 20, 16], "dead": [0, 0, 3]})
-    history = history.assign(**dict.fromkeys(columns, 0.9))
-    figure = plots.training_curves(history)
-    assert isinstance(figure, Figure) and len(figure.axes) == 3
-    assert len(figure.axes[0].lines) == len(columns)
+def test_training_curves():
+    columns = {"tokens": [0, 1000, 2000], "l0": [30, 20, 16], "dead": [0, 0, 3], "explained_variance": [-9.0, 0.8, 0.9]}
+    figure = plots.training_curves(pd.DataFrame(columns))
+    assert isinstance(figure, Figure)
+    drawn = [list(ax.lines[0].get_ydata()) for ax in figure.axes]
+    assert drawn == [columns["explained_variance"], columns["l0"], columns["dead"]]
+    assert figure.axes[0].get_ylim()[0] > -0.1  # a bad first step does not flatten the rest
     for ax in figure.axes:
         check_labelled(ax)
     with pytest.raises(ValueError, match="explained_variance"):
-        plots.training_curves(history.drop(columns=columns))
+        plots.training_curves(pd.DataFrame(columns).drop(columns="explained_variance"))
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
@@ -183,16 +183,6 @@ def test_evaluation_bars_take_a_dictionary_or_an_object(n):
         assert ax.get_ylabel() and ax.get_title(loc="left") and ax.get_ylim()[0] < -0.2
         heights.append([bar.get_height() for bar in ax.patches])
     assert heights[0] == heights[1] == [*Report.explained_variance, *Report.ce_recovered]
-
-
-@pytest.mark.parametrize("n", [2, 3, 8])
-def test_effect_trajectories_draw_the_rows(n):
-    ie, *_ = make_effects(n)
-    ax = plots.effect_trajectories(ie, [3, 1, 35], names_of(n), labels={3: "plural"})
-    check_labelled(ax)
-    np.testing.assert_array_equal(ax.lines[0].get_ydata(), ie[:, 3])
-    assert {text.get_text() for text in ax.texts} == {"#3 plural", "#1", "#35"}
-    assert [label.get_text() for label in ax.get_xticklabels()] == names_of(n)
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
@@ -279,7 +269,7 @@ def test_signature_figure_has_both_panels_and_names_a_real_dip_only():
 def test_wrong_shapes_and_features_are_refused_with_what_to_do():
     ie, *_ = make_effects(3)
     with pytest.raises(ValueError, match=r"shape \(3, 40\) for 2 checkpoints.*ckpts.labels"):
-        plots.effect_trajectories(ie, [0], names_of(2))
+        plots.feature_heatmap(ie, [0], names_of(2))
     with pytest.raises(ValueError, match=r"no feature 40.*0 to 39"):
         plots.feature_heatmap(ie, [40], names_of(3))
 
@@ -303,3 +293,12 @@ def test_examples_html_share_one_scale():
     assert "rgba(213,94,0,0.75)" in text and "rgba(213,94,0,0.19)" in text
     assert "where: &lt;train&gt;" in text and ">4.00</td>" in text and "value" not in text
     assert "No examples" in plots.examples_html([])
+
+
+def test_names_of_close_checkpoints_do_not_overlap():
+    names = ["step512", "step700", "step1000", "step1500", "step3000"]
+    ax = plots.accuracy_curves(make_curve([f"task{i}" for i in range(8)]), highlight=names)
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts if text.get_text() in names]
+    assert len(boxes) == 5
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])

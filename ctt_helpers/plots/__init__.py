@@ -8,7 +8,6 @@ An array whose shape does not fit `names`, or a feature that is not among the la
 from ctt_helpers.plots.effects import (
     ablation_bars,
     effect_scatter,
-    effect_trajectories,
     feature_heatmap,
     relie_vs_reldec,
 )
@@ -23,7 +22,7 @@ from ctt_helpers.plots.runs import (
 from ctt_helpers.plots.text import examples_html, tokens_html
 
 __all__ = [
-    "ablation_bars", "accuracy_curves", "checkpoint_colors", "effect_scatter", "effect_trajectories",
+    "ablation_bars", "accuracy_curves", "checkpoint_colors", "effect_scatter",
     "evaluation_bars", "examples_html", "feature_heatmap", "format_tokens", "relie_vs_reldec", "signature_figure",
     "similarity_heatmap", "style", "task_colors", "tokens_html", "training_curves",
 ]  # fmt: skip

@@ -13,38 +13,6 @@ from ctt_helpers.plots.look import Effects, style
 
 
 @style()
-def effect_trajectories(
-    ie_mean: Effects,
-    features: Sequence[int],
-    names: Sequence[str],
-    ax: Axes | None = None,
-    title: str = "Effect of chosen features over training",
-    labels: Mapping[int, str] | None = None,
-) -> Axes:
-    """Signed indirect effect of a few features at each checkpoint, above zero where the feature helps.
-
-    Args:
-        ie_mean: [checkpoints, latents], in logits.
-        features: those to draw.
-        names: labels of the checkpoints.
-        labels: feature -> a few words to stand beside its number.
-    """
-    effects, ax, labels = look.as_matrix(ie_mean, names, features), look.new_axes(ax), labels or {}
-    text = {f: f"#{f} {labels.get(f, '')}".rstrip() for f in features}
-    colors = look.task_colors(list(text.values()))
-    for i, f in enumerate(features):
-        ax.plot(effects[:, f], color=colors[text[f]], marker=look.MARKERS[i % len(look.MARKERS)])
-    ax.axhline(0, color="black", lw=0.8)
-    ax.margins(x=0.06, y=0.08)
-    look.checkpoint_ticks(ax, names)
-    ax.set_ylabel(f"{look.IE_UNIT}\n\u2190 hurts    helps \u2192")
-    look.set_title(ax, title)
-    ends = sorted(features, key=lambda f: -np.nan_to_num(effects[-1, f]))
-    look.end_labels(ax, len(names) - 1, {text[f]: np.nan_to_num(effects[-1, f]) for f in ends}, colors)
-    return ax
-
-
-@style()
 def feature_heatmap(
     values: Effects,
     features: Sequence[int],

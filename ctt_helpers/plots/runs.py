@@ -39,7 +39,10 @@ def accuracy_curves(
     tasks = list(colors if tasks is None else tasks)
     look.require_names("task", tasks, list(colors))
     look.require_names("revision", highlight, curve["revision"].unique())
-    ax, shown = look.new_axes(ax), curve[curve["task"].isin(tasks)].sort_values("tokens_seen")
+    ax, shown = (
+        look.new_axes(ax, 4.6 if len(tasks) <= 5 else 6.2),
+        curve[curve["task"].isin(tasks)].sort_values("tokens_seen"),
+    )
     sizes = shown.groupby("task")["n_pairs"].max()
     same, direct = sizes.nunique() == 1, len(tasks) <= 5
     look.token_axis(ax, shown["tokens_seen"])
@@ -69,17 +72,18 @@ def _mark_checkpoints(ax: Axes, curve: pd.DataFrame, highlight: Sequence[str]) -
     """Vertical lines at the checkpoints, named above the axes; returns the rows of names that this took."""
     tokens = curve.drop_duplicates("revision").set_index("revision")["tokens_seen"]
     to_axes = (ax.transData + ax.transAxes.inverted()).transform
-    before, row, rows = -1.0, 0, 0
+    inches = 0.7 * ax.bbox.width / ax.figure.dpi  # what is left once there are labels at the right
+    ends: list[float] = []  # where the last name in each row of names ends, in inches
     for name, color in look.checkpoint_colors(highlight).items():
         ax.axvline(tokens[name], color=color, lw=1.3, ls="--", zorder=0.5)
-        at = to_axes((tokens[name], 0.5))[0]
-        row = 1 - row if at - before < 0.17 else 0  # a close neighbour's name goes one row up
+        middle, half = to_axes((tokens[name], 0.5))[0] * inches, 0.04 * len(name)
+        row = next((i for i, end in enumerate(ends) if end < middle - half), len(ends))
+        ends[row : row + 1] = [middle + half]
         ax.annotate(
             name, (tokens[name], 1), (0, 2 + 10 * row), xycoords=ax.get_xaxis_transform(), ha="center", color=color,
             textcoords="offset points", fontsize=8, fontweight="bold", annotation_clip=False,
         )  # fmt: skip
-        before, rows = at, max(rows, row + 1)
-    return rows
+    return len(ends)
 
 
 @style()
@@ -103,8 +107,9 @@ def similarity_heatmap(
     hidden = np.triu(np.ones((n, n), dtype=bool), k=1)
     sns.heatmap(sim, mask=hidden, ax=ax, cmap="mako_r", vmax=1, square=True, linewidths=0.4, annot=n <= 9, fmt=".2f",
                 annot_kws={"fontsize": 7}, cbar_kws={"label": "mean cosine similarity", "shrink": 0.8})  # fmt: skip
-    ax.set_xticks(np.arange(n) + 0.5, list(sim.columns), rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(np.arange(n) + 0.5, list(sim.index), rotation=0)
+    size, middles = 8 if n <= 12 else 6.5, np.arange(n) + 0.5
+    ax.set_xticks(middles, list(sim.columns), rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+    ax.set_yticks(middles, list(sim.index), rotation=0, fontsize=size)
     for name, color in look.checkpoint_colors(highlight).items():
         row = list(sim.index).index(name)
         ax.add_patch(Rectangle((0, row), row + 1, 1, fill=False, ec=color, lw=2, clip_on=False))
@@ -120,24 +125,19 @@ def training_curves(history: pd.DataFrame, title: str = "Training the crosscoder
     """Explained variance, L0 and dead latents over a training run.
 
     Args:
-        history: what `train` gives: tokens, l0, dead, and explained_variance or one such column a checkpoint.
+        history: the history that `train` gives; the columns used are tokens, explained_variance, l0 and dead.
+
+    Raises:
+        ValueError: a column is missing.
     """
-    look.require_columns(history, "tokens", "l0", "dead")
-    explained = [name for name in history if name.startswith("explained_variance")]
-    if not explained:
-        look.require_columns(history, "explained_variance")
+    look.require_columns(history, "tokens", "explained_variance", "l0", "dead")
     fig, axes = plt.subplots(1, 3, figsize=(9, 2.6))
-    several = look.checkpoint_colors([name.removeprefix("explained_variance_") for name in explained])
-    for column, (name, color) in zip(explained, several.items(), strict=True):
-        axes[0].plot(history["tokens"], history[column], color=color, label=name)
-    if len(explained) > 1:
-        axes[0].legend()
-    # the first steps are far below zero and would flatten all the rest
-    lowest = float(history[explained].min().min())
+    for ax, column, color in zip(axes, ("explained_variance", "l0", "dead"), look.HUES[:3], strict=True):
+        ax.plot(history["tokens"], history[column], color=color)
+    # the first steps may be far below zero, which would flatten all the rest
+    lowest = float(history["explained_variance"].min())
     axes[0].set(ylim=(max(lowest, 0.0) - 0.02, 1.02), title="explained variance", ylabel="share of variance")
-    axes[1].plot(history["tokens"], history["l0"], color=look.HUES[0])
     axes[1].set(ylim=(0, None), title="L0", ylabel="active latents a token")
-    axes[2].plot(history["tokens"], history["dead"], color=look.HUES[2])
     axes[2].set(ylim=(0, None), title="dead latents", ylabel="number of latents")
     for ax in axes:
         ax.set_xlabel("tokens trained on")

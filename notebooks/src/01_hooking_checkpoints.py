@@ -196,7 +196,8 @@ pd.DataFrame({"mean norm": sizes, "first token / others": ratio}).round(2)
 
 # %% [markdown]
 # Look at the last column. Where it is far from 1, the first position is not like the others, and statistics that mix the
-# two would mislead. In large models the ratio reaches the hundreds. That is why the first token is left out
+# two would mislead. (In large models the first token can stand out far more: Xiao et al. 2023 call it an attention
+# sink.) That is why the first token is left out
 # **everywhere** in this course: not trained on, not spliced, not ablated, not counted. Prefixes begin with the
 # end-of-text token, so that no word of ours falls on that place.
 

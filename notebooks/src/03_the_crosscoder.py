@@ -112,15 +112,16 @@ print("f", tuple(f.shape), "  rebuilt", tuple(rebuilt.shape))
 # - **BatchTopK**: in a batch of $B$ tokens keep the $kB$ largest $f_i u_i$, and set the rest to 0. No shrinkage; $k$ is
 #   what you get.
 #
-# We use BatchTopK with a light norm penalty of the L1 form, because that left fewer features dead.
+# We use BatchTopK with a light penalty of the L1 form, and let $k$ start six times too large and fall to its value over
+# the first half of training. Both keep features alive: a feature that is never among the strongest gets no gradient,
+# and stays silent for good.
 #
 # At training time a feature's fate depends on its batch. Afterwards we want one token's code to depend on that token
 # alone. So training keeps a **threshold**: the running mean of the smallest size that was kept.
 
 # %%
-result_config = ctt.TrainConfig(steps=steps)
 if train:
-    result = ctt.train(crosscoder, stream, result_config, out=Path(out), device=str(x.device))
+    result = ctt.train(crosscoder, stream, ctt.TrainConfig(steps=steps), out=Path(out), device=str(x.device))
     history = result.history
     folder = Path(out) / "crosscoder"
 else:

@@ -242,8 +242,7 @@ with plots.style():
 # ## Three hunts
 # We look for three kinds of feature, by rules fixed before looking, on the *find* half:
 #
-# 1. **nearest noun**: at the middle checkpoint it helps plain agreement and hurts across the attractor. (The *noun-number*
-#    features that the dip is made of.) Or it is active on attractors only and hurts there.
+# 1. **nearest noun**: at the middle checkpoint it helps plain agreement and hurts across the attractor.
 # 2. **late helper**: RelIE of the last checkpoint above 0.7, and it helps there.
 # 3. **kept**: it helps at all checkpoints after the first, with at least 0.2 of its effect at each of these.
 #
@@ -255,7 +254,7 @@ ie, plain = effects[task].mean, effects[plain_task].mean
 share = np.abs(ie) / np.abs(ie).sum(1, keepdims=True)
 middle, last = len(ckpts) // 2, len(ckpts) - 1
 hunts = {
-    "nearest noun": (ie[middle] < 0) & (share[middle] > 0.02),
+    "nearest noun": (ie[middle] < 0) & (plain[middle] > 0) & (share[middle] > 0.02),
     "late helper": (ratios[last] > 0.7) & (ie[last] > 0) & (share[last] > 0.02),
     "kept": (ie[1:] > 0).all(0) & (ratios[1:] > 0.2).all(0) & (share[1:].max(0) > 0.02),
 }

@@ -1,0 +1,142 @@
+"""RelIE, RelDec, pairwise ratios, classes and trajectories."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from ctt_helpers.metrics import classify, pairwise, rel_dec, rel_ie, trajectory
+
+NAMES = ("early", "middle", "late")
+per_latent = st.tuples(st.integers(2, 6), st.integers(1, 8)).flatmap(
+    lambda shape: arrays(np.float64, shape, elements=st.floats(-1e6, 1e6, allow_subnormal=False))
+)
+
+
+@given(per_latent)
+def test_ratios_add_up_to_one_or_are_undefined(ie):
+    ratios = rel_ie(ie)
+    inactive = np.isnan(ratios)
+    assert (inactive.any(0) == inactive.all(0)).all()
+    summed = np.abs(ie).sum(0)
+    np.testing.assert_array_equal(inactive[0], (summed < 1e-4 * summed.sum()) | (summed == 0))
+    np.testing.assert_allclose(ratios[:, ~inactive[0]].sum(0), 1)
+
+
+@given(per_latent, st.randoms(use_true_random=False))
+def test_permuting_the_checkpoints_permutes_everything(ie, random):
+    order = random.sample(range(len(ie)), len(ie))
+    np.testing.assert_allclose(rel_ie(ie[order]), rel_ie(ie)[order])
+    np.testing.assert_allclose(rel_dec(np.abs(ie)[order]), rel_dec(np.abs(ie))[order])
+    np.testing.assert_array_equal(pairwise(ie[order]), pairwise(ie)[np.ix_(order, order)])
+
+
+@given(per_latent, st.sampled_from([1e-9, 0.25, 3.0, 1e12, -1.0]))
+def test_units_do_not_matter(ie, factor):
+    for function in (lambda v: rel_ie(v, inactive_below=0), pairwise):
+        np.testing.assert_allclose(function(factor * ie), function(ie), rtol=1e-9, atol=1e-12)
+
+
+@given(per_latent)
+def test_pairs_are_complementary(v):
+    p = pairwise(v)
+    n, h = v.shape
+    assert p.shape == (n, n, h)
+    zero = (v[:, None] == 0) & (v[None] == 0)
+    np.testing.assert_array_equal(np.isnan(p), zero)
+    np.testing.assert_allclose((p + p.swapaxes(0, 1))[~zero], 1)
+    np.testing.assert_allclose(pairwise(rel_ie(v, 0)), p, rtol=1e-9, atol=1e-12)  # ratios have the ratios of effects
+
+
+def test_numbers_worked_out_by_hand():
+    ie = np.array([[1.0, 0.0, 0.00001, 0.0], [-3.0, 2.0, 0.00002, 0.0]])
+    ratios = rel_ie(ie)
+    np.testing.assert_allclose(ratios[:, :2], [[0.25, 0.0], [0.75, 1.0]])
+    assert np.isnan(ratios[:, 2:]).all()  # 3e-5 of 6: below 1e-4
+    np.testing.assert_allclose(rel_ie(ie, inactive_below=1e-6)[:, 2], [1 / 3, 2 / 3])
+    triplet = np.array([[1.0], [3.0], [-1.0]])  # A, B, C
+    p = pairwise(triplet)
+    assert (p[0, 1, 0], p[1, 2, 0], p[0, 2, 0], p[1, 1, 0]) == (0.75, 0.25, 0.5, 0.5)
+
+
+def test_rel_dec_leaves_dead_latents_out_and_takes_tensors():
+    norms = torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0]], requires_grad=True)
+    ratios = rel_dec(norms, dead=torch.tensor([False, True, False]))
+    np.testing.assert_allclose(ratios[:, 0], [0.25, 0.75])
+    assert np.isnan(ratios[:, 1:]).all()
+
+
+def test_classes_of_three_checkpoints():
+    ratios = np.array(
+        [
+            [0.71, 0.70, 0.40, 0.34, 0.60, np.nan],
+            [0.20, 0.05, 0.35, 0.33, 0.25, np.nan],
+            [0.09, 0.25, 0.25, 0.33, 0.15, np.nan],
+        ]
+    )
+    table = classify(ratios, NAMES)
+    assert table["label"].tolist() == ["specific", "other", "shared", "shared", "other", "inactive"]
+    assert table["members"].tolist() == [("early",), (), ("early", "middle"), NAMES, (), ()]
+    assert table["feature"].tolist() == list(range(6))
+
+
+def test_classes_of_two_checkpoints():
+    table = classify(np.array([[0.7, 0.5, 0.29], [0.3, 0.5, 0.71]]), NAMES[:2])
+    assert table["label"].tolist() == ["shared", "shared", "specific"]
+    assert table["members"].tolist() == [NAMES[:2], NAMES[:2], ("middle",)]
+
+
+def test_trajectory_of_many_checkpoints():
+    names = [f"step{i}" for i in range(5)]
+    ratios = np.array([[0, 0, 0.2, 0.6, 0.2], [0.5, 0.25, 0.0, 0.25, 0.0], [np.nan] * 5, [0.2] * 5]).T
+    table = trajectory(ratios, names)
+    assert table["onset"].fillna("").tolist() == ["step3", "step0", "", "step0"]
+    assert table["end"].fillna("").tolist() == ["step3", "step3", "", "step4"]
+    assert table["peak"].fillna("").tolist() == ["step3", "step0", "", "step0"]
+    np.testing.assert_allclose(table["centre_of_mass"], [3.0, 1.0, np.nan, 2.0])
+
+
+@given(per_latent)
+def test_the_peak_lies_between_onset_and_end(ie):
+    names = list(range(len(ie)))
+    table = trajectory(rel_ie(ie), names).dropna()
+    assert (table["onset"] <= table["peak"]).all() and (table["peak"] <= table["end"]).all()
+    assert ((table["centre_of_mass"] >= -1e-9) & (table["centre_of_mass"] <= names[-1] + 1e-9)).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: rel_ie(np.ones(4)), r"shape \(4,\).*\[checkpoints, latents\]"),
+        (lambda: rel_ie(np.ones((1, 4))), "at least two checkpoints"),
+        (lambda: rel_ie([[1.0, np.nan], [1, 1]]), "ie holds values that are not finite"),
+        (lambda: rel_ie(np.ones((2, 2)), inactive_below=1), "inactive_below=1"),
+        (lambda: rel_dec(-np.ones((2, 2))), "use rel_ie"),
+        (lambda: rel_dec(np.ones((2, 2)), dead=[0, 1]), "must be a mask"),
+        (lambda: rel_dec(np.ones((2, 2)), dead=[True]), "each of the 2 latents"),
+        (lambda: pairwise([[np.inf], [1.0]]), "not finite"),
+        (lambda: classify(np.full((4, 2), 0.25), list("abcd")), "trajectory"),
+        (lambda: classify(np.full((2, 2), 0.5), NAMES), "3 names .* 2 checkpoints"),
+        (lambda: classify([[3.0], [1.0]], NAMES[:2]), r"latent 0 are \[3.0, 1.0\].*rel_ie"),
+        (lambda: classify([[-0.5], [1.5]], NAMES[:2]), "shares that add up to 1"),
+        (lambda: classify([[0.5], [np.nan]], NAMES[:2]), "all NaN"),
+        (lambda: classify(np.full((2, 2), 0.5), NAMES[:2], specific=0.4), "specific=0.4"),
+        (lambda: trajectory([[3.0], [1.0]], NAMES[:2]), "add up to 1"),
+    ],
+)
+def test_errors_say_what_is_wrong(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_importing_the_metrics_loads_no_model_code():
+    code = (
+        "import sys, ctt_helpers.metrics; print([m for m in ('torch', 'transformers', 'nnsight') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,340 @@
+"""The embedded suite: its grammar, its held-out pairs, its pretraining, and the story that its checkpoints tell."""
+
+import json
+import re
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from ctt_helpers.runtime import sha256
+from ctt_helpers.toy import grammar, lexicon, pretrain
+from ctt_helpers.toy.pairs import TASKS, make_pairs
+
+TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
+SUITE = json.loads((TINY / "suite.json").read_text(encoding="utf-8"))
+NAMES = [task["name"] for task in SUITE["tasks"]]
+WITH_ATTRACTOR = ["pp", "nested_pp", "subj_rel", "obj_rel", "obj_rel_bare", "obj_rel_pp", "sent_comp", "center_embed"]
+
+
+def rows_of(name: str) -> list[dict]:
+    """The pairs of a task, both splits."""
+    lines = (TINY / "pairs" / f"{name.removeprefix('agreement/')}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(TINY)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> np.ndarray:
+    """The whole pretraining text, token by token as the shipped checkpoints saw it."""
+    return grammar.training_rows(SUITE["seed"], pretrain.BATCH * SUITE["revisions"][-1]["step"], pretrain.LENGTH)
+
+
+@pytest.fixture(scope="module")
+def lemma_of() -> dict[str, str]:
+    """Lemma of every form of a noun or a verb."""
+    words = lexicon.lexicon()
+    forms = {form: n.singular for n in words.nouns.values() for form in (n.singular, n.plural)}
+    return forms | {form: v.base for v in words.verbs.values() for form in (v.base, v.third, v.past)}
+
+
+def decode(rows: np.ndarray, tokenizer) -> str:
+    """Rows as text, one a line."""
+    token = np.array(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    return "\n".join("".join(row) for row in token[rows]).replace("Ġ", " ")
+
+
+def meetings(text: str, lemma_of: dict[str, str], pairs: set[frozenset[str]]) -> set[frozenset[str]]:
+    """Which of these pairs of lemmas stand in one sentence of the text, in whatever role."""
+    found = set()
+    for sentence in set(re.split(r"\.|<\|endoftext\|>|\n", text)):
+        lemmas = sorted({lemma_of[word] for word in sentence.split() if word in lemma_of})
+        found |= {pair for pair in map(frozenset, combinations(lemmas, 2)) if pair in pairs}
+    return found
+
+
+# ---- words, tokenizer, text
+
+
+def test_lexicon_has_the_stated_size_and_no_form_twice():
+    words = lexicon.lexicon()
+    assert len(words.nouns) >= 210 and len(words.verbs) >= 110
+    assert sum(noun.irregular for noun in words.nouns.values()) >= 28
+    forms = [f for n in words.nouns.values() for f in (n.singular, n.plural)]
+    forms += [f for v in words.verbs.values() for f in (v.base, v.third, v.past)]
+    forms += {*lexicon.ADJECTIVES["animate"], *lexicon.ADJECTIVES["thing"]}
+    forms += [*lexicon.FREQUENCY_ADVERBS, *lexicon.MANNER_ADVERBS, *lexicon.PREPOSITIONS, *lexicon.FUNCTION_WORDS]
+    assert [form for form, n in Counter(forms).items() if n > 1] == []
+    assert {**lexicon.lexicon().nouns, **lexicon.lexicon().verbs}.keys() >= set(lexicon.REFLEXIVE_VERBS)
+    assert lexicon.FEMALE | lexicon.MALE <= set(words.nouns)
+
+
+def test_tokenizer_gives_every_text_back(tokenizer, corpus):
+    assert tokenizer("The author laughs.", add_special_tokens=False)["input_ids"] == [
+        tokenizer.convert_tokens_to_ids(token) for token in ("The", "Ġauthor", "Ġlaughs", ".")
+    ]
+    assert tokenizer.unk_token_id not in tokenizer("The author laughs. The authors laugh.")["input_ids"]
+    assert tokenizer.convert_tokens_to_ids("The") != tokenizer.convert_tokens_to_ids("ĠThe")
+    assert {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} == {0}
+    assert tokenizer.bos_token == lexicon.END_OF_TEXT
+    for row in corpus[:50]:
+        text = tokenizer.decode(row)
+        assert tokenizer(text)["input_ids"] == row.tolist()
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_rows_begin_with_the_end_of_text_token_and_follow_the_seed(corpus):
+    rows = grammar.sample_rows(40, seed=3)
+    assert rows.shape == (40, 64) and rows.dtype == np.int64
+    assert (rows[:, 0] == 0).all() and (corpus[:, 0] == 0).all() and not (corpus == 1).any()
+    assert np.array_equal(rows, grammar.sample_rows(40, seed=3))
+    assert not np.array_equal(rows, grammar.sample_rows(40, seed=4))
+    assert grammar.sample_rows(3, length=10).shape == (3, 10)
+    with pytest.raises(ValueError, match="take 'train' or 'validation'"):
+        grammar.sample_rows(3, split="test")
+    with pytest.raises(ValueError, match="at least 1"):
+        grammar.sample_rows(0)
+
+
+def test_no_document_is_in_two_splits(corpus, tokenizer):
+    def documents(rows: np.ndarray) -> set[str]:
+        return {d for d in re.split(r"<\|endoftext\|>|\n", decode(rows, tokenizer)) if d.count(".") >= 2}
+
+    train, validation = (documents(grammar.sample_rows(2000, split=split)) for split in ("train", "validation"))
+    pretraining = documents(corpus)
+    assert min(len(train), len(validation)) > 1000
+    assert not train & validation and not train & pretraining and not validation & pretraining
+
+
+def test_subjects_and_verbs_agree_in_running_text(corpus, tokenizer):
+    """Sentences of three words, "The author laughs.": every present verb has its subject's number."""
+    words = lexicon.lexicon()
+    number = {n.singular: 0 for n in words.nouns.values()} | {n.plural: 1 for n in words.nouns.values()}
+    verb = {v.third: 0 for v in words.verbs.values()} | {v.base: 1 for v in words.verbs.values()}
+    found = re.findall(r" (?:The|My|Our|Her|His) (\w+) (\w+)\.", decode(corpus[:4000], tokenizer))
+    agreement = [number[noun] == verb[form] for noun, form in found if form in verb]
+    assert len(agreement) > 500 and all(agreement)
+    assert 0.35 < np.mean([number[noun] for noun, _ in found]) < 0.55
+
+
+# ---- what never meets
+
+
+def test_no_shipped_pair_meets_in_the_pretraining_text(corpus, tokenizer, lemma_of):
+    """Every sentence that the model was trained on, against every (head, verb) and (head, attractor) of the pairs."""
+    shipped = {frozenset((row["head"], row["verb"])) for name in NAMES for row in rows_of(name)}
+    shipped |= {frozenset((r["head"], r["attractor"])) for name in NAMES for r in rows_of(name) if r["attractor"]}
+    assert len(shipped) > 300
+    text = decode(corpus, tokenizer)
+    assert corpus.size == SUITE["revisions"][-1]["tokens"]
+    assert len(re.findall(r"<\|endoftext\|>|\.|\w+", text)) == corpus.size  # every token is in the text that is read
+    assert meetings(text, lemma_of, shipped) == set()
+    for split in ("train", "validation"):
+        assert meetings(decode(grammar.sample_rows(2000, split=split), tokenizer), lemma_of, shipped) == set()
+    # the scan sees what it looks for: one injected sentence, the pair far apart and in other roles
+    row = next(r for r in rows_of("pp") if r["attractor"])
+    head, verb = (lexicon.lexicon().nouns[row["head"]], lexicon.lexicon().verbs[row["verb"]])
+    injected = f"{text[: len(text) // 2]}. A dog {verb.past} the {head.plural}. {text[len(text) // 2 :]}"
+    assert meetings(injected, lemma_of, shipped) == {frozenset((row["head"], row["verb"]))}
+    injected = f"{text} The {head.singular} waited behind two {row['attractor']}."
+    assert meetings(injected, lemma_of, shipped) == {frozenset((row["head"], row["attractor"]))}
+
+
+def test_the_pairs_hold_the_lemmas_that_they_name(lemma_of):
+    for name in NAMES:
+        for row in rows_of(name):
+            prefix = row["prefix"].split()
+            for role, key in (("subject", "head"), ("attractor", "attractor")):
+                if role in row["roles"]:
+                    assert lemma_of[prefix[row["roles"][role] - 1]] == row[key], row
+            assert ("attractor" in row["roles"]) == (row["attractor"] is not None)
+            tested = [lemma_of.get(row[side].strip()) for side in ("right", "wrong")]
+            if name.endswith("reflexive"):
+                assert lemma_of[prefix[-1]] == row["verb"]
+                assert sorted((row["right"], row["wrong"]))[0] in (" herself", " himself")
+                assert sorted((row["right"], row["wrong"]))[1] == " themselves"
+            else:
+                assert tested == [row["head" if name.endswith("det_noun") else "verb"]] * 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pairs_are_balanced_disjoint_and_opposite(name, tokenizer):
+    rows = rows_of(name)
+    find, test = ([r for r in rows if r["split"] == split] for split in ("find", "test"))
+    assert len(find) == len(test) == 400
+    assert not {r["prefix"] for r in find} & {r["prefix"] for r in test}
+    words = lexicon.lexicon()
+    plural = {n.plural for n in words.nouns.values()}
+    for split in (find, test):
+        assert len({r["prefix"] for r in split}) == 400
+        assert max(Counter((r["head"], r["verb"]) for r in split).values()) < 60
+        balance = Counter()
+        for r in split:
+            balance[frozenset((r["right"], r["wrong"]))] += 1 if r["head_number"] == "pl" else -1
+        assert set(balance.values()) == {0}
+    short = name.removeprefix("agreement/")
+    for r in rows:
+        prefix = r["prefix"].split()
+        ids = tokenizer([r["prefix"], r["right"], r["wrong"]])["input_ids"]
+        assert [len(i) for i in ids] == [len(prefix), 1, 1] and not any(1 in i for i in ids)  # 1: unknown
+        if short in WITH_ATTRACTOR:
+            assert {r["head_number"], r["attractor_number"]} == {"sg", "pl"}
+            numbers = {role: "pl" if prefix[at - 1] in plural else "sg" for role, at in r["roles"].items()}
+            assert numbers["subject"] == r["head_number"] and numbers["attractor"] == r["attractor_number"]
+            assert numbers.get("other", r["attractor_number"]) == r["attractor_number"]
+        else:
+            assert r["attractor"] is None
+        if short == "irregular":
+            assert words.nouns[r["head"]].irregular
+
+
+def test_shipped_pairs_are_those_that_the_grammar_makes():
+    assert [f"agreement/{task.name}" for task in TASKS] == NAMES
+    for task in TASKS:
+        assert make_pairs(task, seed=SUITE["seed"]) == rows_of(task.name)
+    with pytest.raises(ValueError, match="odd"):
+        make_pairs(TASKS[0], n=3)
+
+
+# ---- making it
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A suite of twelve steps, made in one go."""
+    return pretrain.pretrain(tmp_path_factory.mktemp("suite") / "small", seed=5, steps=12, pairs=4, save_every=4)
+
+
+@pytest.mark.parametrize("last_step", [2, 4, 10])
+def test_an_interrupted_run_ends_in_the_same_bytes(small, tmp_path, monkeypatch, last_step):
+    out, settings = tmp_path / "x", {"seed": 5, "steps": 12, "pairs": 4, "save_every": 4}
+    steps = []
+
+    def cut_short(iterable, *_, **__):
+        for step in iterable:
+            if step > last_step:
+                raise KeyboardInterrupt
+            steps.append(step)
+            yield step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "progress", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.pretrain(out, **settings)
+    (out / ".step8.tmp-1-1").mkdir()  # as if killed while writing
+    (out / ".step8.tmp-1-1" / "model.safetensors").write_bytes(b"half")
+    assert (out / ".resume").is_dir() and not (out / "suite.json").exists() and steps[-1] == last_step
+    with pytest.raises(FileExistsError, match="unfinished run"):
+        pretrain.pretrain(out, **settings | {"seed": 6})
+
+    def counted(iterable, *_, **__):
+        for step in iterable:
+            steps.append(step)
+            yield step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "progress", counted)
+        pretrain.pretrain(out, **settings)
+    assert steps.count(1) == (1 if last_step >= 4 else 2)  # it went on where it had saved, or began anew
+    assert contents(out) == contents(small)
+
+
+def test_a_finished_folder_is_never_overwritten(small, tmp_path, capsys):
+    before = contents(small)
+    with pytest.raises(FileExistsError, match="finished suite"):
+        pretrain.pretrain(small, seed=5, steps=12)
+    with pytest.raises(SystemExit):
+        pretrain.main(["--out", str(small), "--steps", "3"])
+    assert "never overwritten" in capsys.readouterr().err
+    assert contents(small) == before
+    (tmp_path / "mine.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="something else"):
+        pretrain.pretrain(tmp_path, steps=3)
+    with pytest.raises(ValueError, match="at least 1"):
+        pretrain.pretrain(tmp_path / "new", steps=0)
+
+
+def test_another_seed_gives_another_suite(small, tmp_path):
+    other = contents(pretrain.pretrain(tmp_path / "x", seed=6, steps=1, pairs=2))
+    assert other["step0/model.safetensors"] != (small / "step0" / "model.safetensors").read_bytes()
+    assert "step1/model.safetensors" in other and ".resume/settings.json" not in other
+
+
+# ---- what is shipped
+
+
+def test_checksums_cover_and_match_every_file():
+    lines = [line.split("  ", 1) for line in (TINY / "SHA256SUMS").read_text(encoding="utf-8").splitlines()]
+    assert [name for digest, name in lines if sha256(TINY / name) != digest] == []
+    there = {name for name in contents(TINY) if not name.startswith("crosscoder")} - {"SHA256SUMS"}
+    assert there == {name for _, name in lines}
+
+
+def test_shipped_data_is_small_and_described():
+    assert sum(len(content) for content in contents(TINY).values()) <= 20_000_000
+    tokens = {r["revision"]: r["tokens"] for r in SUITE["revisions"]}
+    assert len(tokens) >= 16 and list(tokens.values()) == sorted(tokens.values())
+    assert all(r["tokens"] == r["step"] * SUITE["tokens_per_step"] for r in SUITE["revisions"])
+    assert set(SUITE["default_triplet"]) <= set(tokens) and len(NAMES) >= 12
+    assert {path.name for path in TINY.glob("step*")} == set(tokens)
+
+
+@torch.no_grad()
+def accuracies(folder: Path, split: str = "test") -> pd.DataFrame:
+    """Share of pairs that each checkpoint gets right, by plain forward passes: steps down, tasks across."""
+    suite = json.loads((folder / "suite.json").read_text(encoding="utf-8"))
+    tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    table = {}
+    for revision in suite["revisions"]:
+        path = folder / revision["revision"]
+        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32).eval()
+        for task in suite["tasks"]:
+            rows = [json.loads(line) for line in (folder / task["file"]).read_text(encoding="utf-8").splitlines()]
+            rows = [row for row in rows if row["split"] == split]
+            prefixes = [[0, *ids] for ids in tokenizer([row["prefix"] for row in rows])["input_ids"]]
+            width = max(map(len, prefixes))
+            batch = torch.tensor([ids + [0] * (width - len(ids)) for ids in prefixes])
+            last = torch.tensor([len(ids) - 1 for ids in prefixes])
+            logits = model(input_ids=batch).logits[torch.arange(len(batch)), last]
+            right, wrong = (
+                torch.tensor(tokenizer([row[side] for row in rows])["input_ids"]) for side in ("right", "wrong")
+            )
+            better = logits.gather(1, right) > logits.gather(1, wrong)
+            table.setdefault(task["name"].split("/")[1], {})[revision["step"]] = better.double().mean().item()
+    return pd.DataFrame(table)
+
+
+def onset(curve: pd.Series) -> float:
+    """The first step with an accuracy of at least 0.75; infinite if there is none."""
+    return min(curve.index[curve >= 0.75], default=float("inf"))
+
+
+def test_the_shipped_checkpoints_tell_the_story():
+    curves = accuracies(TINY)
+    assert curves.loc[0].between(0.40, 0.60).all()
+    # the dip: the model agrees with the nearest noun
+    dip = curves[(curves.simple >= 0.90) & (curves.pp <= 0.40) & (curves.subj_rel <= 0.35)]
+    assert len(dip) >= 1
+    last = curves.iloc[-1]
+    assert (last[["simple", "irregular", "pp", "subj_rel"]] >= 0.95).all()
+    # structure comes later, and something never comes
+    assert max(onset(curves.subj_rel), onset(curves.nested_pp)) >= 1.5 * onset(curves.simple)
+    assert onset(curves.nested_pp) < float("inf") and onset(curves.subj_rel) < float("inf")
+    never = [task for task in curves if onset(curves[task]) == float("inf")]
+    assert "center_embed" in never
+    # the triplet: partly learned, the dip, learned
+    early, middle, late = (int(r.removeprefix("step")) for r in SUITE["default_triplet"])
+    assert 0.55 < curves.simple[early] < 0.90 and middle in dip.index and late == curves.index[-1]
