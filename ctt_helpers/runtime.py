@@ -54,12 +54,12 @@ def seed_everything(seed: int) -> None:
 
 
 def set_threads(n: int | None = None) -> int:
-    """Set the number of CPU threads torch uses (default: at most 2, more is slower on small models); returns it."""
+    """Set how many CPU threads torch uses (None: leave it as it is); returns the number in force."""
     import torch
 
-    n = n or min(2, os.cpu_count() or 1)
-    torch.set_num_threads(n)
-    return n
+    if n is not None:
+        torch.set_num_threads(n)
+    return torch.get_num_threads()
 
 
 @contextmanager

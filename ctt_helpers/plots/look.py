@@ -29,8 +29,12 @@ def style() -> Iterator[None]:
         "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.6,
         "lines.markersize": 3.5,
     }  # fmt: skip
-    with plt.rc_context(look):
+    before = {name: plt.rcParams[name] for name in look}
+    plt.rcParams.update(look)  # rc_context would also undo what a notebook's backend sets when it first draws
+    try:
         yield
+    finally:
+        plt.rcParams.update(before)
 
 
 def checkpoint_colors(names: Sequence[str]) -> dict[str, tuple]:

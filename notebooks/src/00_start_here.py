@@ -48,8 +48,8 @@ import ctt_helpers as ctt
 from ctt_helpers import plots, runtime, widgets
 
 ctt.check_parameters(globals(), n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs")
-runtime.set_threads()
 suite = ctt.load_suite(model)
+runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
 wanted = tasks or [t for t in suite.task_names if t.split("/")[-1] in ("simple", "pp", "subj_rel")] or suite.task_names[:3]
 wanted = sorted(wanted, key=lambda t: t.split("/")[-1] != "simple")  # plain agreement first
 pairs = {t.split("/")[-1]: suite.pairs(t, split="find", n=n_pairs) for t in wanted}

@@ -42,8 +42,8 @@ import ctt_helpers as ctt
 from ctt_helpers import plots, runtime
 
 ctt.check_parameters(globals(), steps=lambda n: None if n >= 20 else "take at least 20 steps")
-runtime.set_threads()
 suite = ctt.load_suite(model)
+runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
 print(f"{suite.name} at {', '.join(ckpts.labels)}, layer {ckpts.layer}")
 
@@ -158,6 +158,11 @@ print(f"L0 {report.l0:.1f}; dead {report.dead:.1%} of {crosscoder.n_latents}, si
 report.to_frame().round(3)
 
 # %% [markdown]
+# **Question.** CE recovered can come out a little *above* 1 at the early checkpoints: the model predicts *better* from the
+# rebuilt stream than from its own. How can a copy be better than the original? (Think of what the code was read from.
+# We come back to it at the end.)
+
+# %% [markdown]
 # ### Compared with what? Two baselines
 # A number needs a neighbour. **Untrained**: the crosscoder before its first step, with the same $k$. **PCA**: the best
 # that *fixed* directions can do, with as many numbers per token as our L0. If the crosscoder did not beat PCA, sparsity
@@ -247,6 +252,36 @@ if len(ckpts) <= 3:
 # %% [markdown]
 # A decoder norm tells where a feature is *written*. It does not tell whether anything *reads* it. For that we need its
 # effect on a task: the next notebook.
+
+# %% [markdown]
+# ## Where did the extra skill come from?
+# Back to the question above. The code is read from *all* checkpoints, so the early decoder is fed with what only the
+# later ones have worked out. We can test this: read the code once more, but replace the later checkpoints' activations
+# by what can be *guessed from the first one* (by linear regression, fitted on other text). Then the code has nothing to
+# borrow.
+
+# %%
+train_x, test_x = (ctt.activations.stacked_activations(ckpts, t[:400]) for t in (text, held_out))
+targets = held_out[:400, 2:].flatten().to(test_x.device)
+
+
+def with_one(x):
+    return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+
+
+first, later = train_x[:, 1:, 0].flatten(0, 1), train_x[:, 1:, 1:].flatten(0, 1)
+guess = torch.linalg.lstsq(with_one(first), later.flatten(1)).solution
+inner = test_x[:, 1:]
+guessed = (with_one(inner[:, :, 0]) @ guess).view(inner[:, :, 1:].shape)
+reads = {"all checkpoints": inner, f"{ckpts.labels[0]} alone, the rest guessed": torch.cat([inner[:, :, :1], guessed], 2)}
+losses = {}
+with torch.no_grad():
+    streams = {"(the model's own stream)": inner[:, :, 0]}
+    streams |= {label: crosscoder.decode(crosscoder.encode(read))[:, :, 0] for label, read in reads.items()}
+    for label, stream_c in streams.items():
+        logits = ctt.logits_above(ckpts[0], torch.cat([test_x[:, :1, 0], stream_c], 1))[:, 1:-1]
+        losses[label] = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets))
+pd.Series(losses, name=f"loss of {ckpts.labels[0]} (nats a token)").rename_axis("code read from").to_frame().round(3)
 
 # %% [markdown]
 # ## For other tools: folding
