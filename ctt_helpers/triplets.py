@@ -53,18 +53,18 @@ class TripletChoice:
     table: pd.DataFrame
 
 
-def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame, above_chance: float = 0.1) -> TripletChoice:
+def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame, from_chance: float = 0.1) -> TripletChoice:
     """Suggest three checkpoints around large changes of both accuracy and activations.
 
     The last checkpoint is always the third. The change between two checkpoints is the mean over tasks of
     |accuracy difference| plus one minus their similarity. A triplet's score is the smaller of its two changes: both
-    steps should show something. The first must do at least one task better than chance, for where no task works
-    there is no effect to attribute. This is a suggestion: `table` lists every candidate, so that one can disagree.
+    steps should show something. At the first, accuracies must be some way from chance on average, up or down: where the
+    model does nothing yet, there is no effect to attribute. This is a suggestion: `table` lists every candidate, so that one can disagree.
 
     Args:
         curve: from `accuracy_curve`.
         sim: from `similarity_matrix`, over the same revisions.
-        above_chance: how far above 0.5 the best task of the first checkpoint must be.
+        from_chance: mean over tasks of |accuracy - 0.5| that the first checkpoint must reach.
 
     Raises:
         ValueError: fewer than three revisions in common, or none early enough qualifies.
@@ -79,21 +79,21 @@ def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame, above_chance: float 
 
     last, rows = revisions[-1], []
     for first, middle in itertools.combinations(revisions[:-1], 2):
-        if wide.loc[first].max() >= 0.5 + above_chance:
+        if (wide.loc[first] - 0.5).abs().mean() >= from_chance:
             one, two = change(first, middle), change(middle, last)
             rows.append((first, middle, last, *one, *two, min(sum(one), sum(two))))
     if not rows:
         raise ValueError(
-            f"No revision before the last two does a task better than {0.5 + above_chance:.2f}: there is nothing to "
-            "attribute so early. Add later revisions, or lower above_chance."
+            f"No revision before the last two is {from_chance} away from chance on average over the tasks: there is "
+            "nothing to attribute so early. Add later revisions, or lower from_chance."
         )
     columns = ["first", "middle", "last", "accuracy_1", "activation_1", "accuracy_2", "activation_2", "score"]
     table = pd.DataFrame(rows, columns=columns).sort_values("score", ascending=False, ignore_index=True)
     best = table.iloc[0]
-    easiest, low = wide.loc[best["first"]].idxmax(), wide.loc[best["middle"]]
+    start, low = wide.loc[best["first"]], wide.loc[best["middle"]]
     reasons = [
-        f"{best['first']}: an early checkpoint that already does something ({easiest} "
-        f"{wide.loc[best['first'], easiest]:.2f}), so that there are effects to attribute.",
+        f"{best['first']}: an early checkpoint that already does something ({start.idxmax()} {start.max():.2f}, "
+        f"{start.idxmin()} {start.min():.2f}), so that there are effects to attribute.",
         f"{best['middle']}: from {best['first']} accuracy moves by {best['accuracy_1']:.2f} a task and activations by "
         f"{best['activation_1']:.2f} (1 - cosine); its tasks reach from {low.min():.2f} to {low.max():.2f}.",
         f"{best['last']}: the end of training; from {best['middle']} accuracy moves by {best['accuracy_2']:.2f} and "

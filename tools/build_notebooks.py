@@ -5,10 +5,12 @@ what differs from machine to machine (paths, times, addresses, progress bars, vi
 """
 
 import argparse
+import base64
 import hashlib
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -132,6 +134,16 @@ def write(notebook: NotebookNode, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def save_tagged_figures(notebook: NotebookNode, folder: Path) -> None:
+    """Write the picture of a cell with the tag figure-NAME to NAME.png, for the README."""
+    for cell in notebook.cells:
+        names = [tag.removeprefix("figure-") for tag in cell.metadata.get("tags", []) if tag.startswith("figure-")]
+        pictures = [o.data["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+        for name, picture in zip(names, pictures, strict=False):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{name}.png").write_bytes(base64.b64decode(picture))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; say which notebooks differ from sources")
@@ -154,7 +166,11 @@ def main() -> int:
         began = time.monotonic()
         notebook = build(source)
         if not options.no_execute:
-            execute(notebook, NOTEBOOKS)
+            with tempfile.TemporaryDirectory() as folder:  # so that no earlier results lie in ../runs
+                working = Path(folder) / "notebooks"
+                working.mkdir()
+                execute(notebook, working)
+            save_tagged_figures(notebook, NOTEBOOKS / "figures")
         write(notebook, target)
         print(f"{time.monotonic() - began:.0f} s, {target.stat().st_size / 1e6:.2f} MB", flush=True)
     if problems:

@@ -41,6 +41,8 @@ def run(notebook: Path, output: Path, seconds: int) -> str | None:
     """Run one notebook in its own folder with this Python; None, or what went wrong."""
     command = [sys.executable, "-m", "papermill", str(notebook), str(output), "-k", "python3"]
     command += ["--cwd", str(notebook.parent), "--no-progress-bar", "--log-level", "ERROR"]
+    if "out: str" in notebook.read_text(encoding="utf-8"):  # what the notebook writes goes beside it
+        command += ["-p", "out", os.path.relpath(output.with_suffix(""), notebook.parent)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True

@@ -96,14 +96,38 @@ for c, n in enumerate(ckpts.labels):
     table[f"RelIE {n}"] = ratios[c, features]
 table.round(2)
 
-# %% tags=["signature"]
+# %% [markdown]
+# A number is no name. On which words is each feature active in these sentences: on the subject, on the noun in between,
+# in the singular or in the plural? We let the activations say it.
+
+# %%
+x = ctt.activations.stacked_activations(ckpts, pairs[hard].input_ids, pairs[hard].attention_mask)
+f = dictionary.encode(x).detach().cpu().numpy()
+labels, seen = {}, {}
+if "roles" in pairs[hard].table:
+    for _, row in pairs[hard].table.reset_index().iterrows():
+        for role, position in row["roles"].items():
+            number = row["head_number" if role == "subject" else "attractor_number"]
+            seen.setdefault((role, number), []).append(f[row["index"], position][features])
+    mean = pd.DataFrame({" ".join(key[::-1]): np.mean(v, 0) for key, v in seen.items()}, index=features)
+    for i, shares in mean.div(mean.sum(axis=1), axis=0).iterrows():
+        if shares.max() > 0.6:
+            labels[i] = shares.idxmax()  # one kind of word
+        else:
+            parts = shares.groupby(lambda key: key.split()[0]).sum(), shares.groupby(lambda key: key.split()[1]).sum()
+            best = max(parts, key=lambda part: part.max())
+            labels[i] = best.idxmax() + (" noun" if best is parts[0] else "") if best.max() > 0.8 else ""
+    display(mean.round(2).assign(label=pd.Series(labels)))
+
+# %% tags=["figure-signature"]
 low = curve[(curve["task"] == hard) & (curve["revision"] == ckpts.labels[1])]["accuracy"].item()
 both = int(sum((ie[1, i] < -0.02) and (ie[-1, i] > 0.02) for i in features))
 found = f"{both} of these {len(features)} features hurt, then help" if both else "some features hurt first, others help last"
 with plots.style():
     fig = plots.signature_figure(
-        curve, ie, features, ckpts.labels, titles=(f"{hard} dips to {low:.2f} while {plain} rises", f"On {hard}, {found}")
-    )
+        curve, ie, features, ckpts.labels, feature_labels=labels,
+        titles=(f"{hard} dips to {low:.2f} while {plain} rises", f"On {hard}, {found}"),
+    )  # fmt: skip
 
 # %% [markdown]
 # On the left, the behaviour. On the right, five features of the dictionary, and what each does for the hard task at the

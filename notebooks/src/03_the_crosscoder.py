@@ -284,6 +284,10 @@ with torch.no_grad():
 pd.Series(losses, name=f"loss of {ckpts.labels[0]} (nats a token)").rename_axis("code read from").to_frame().round(3)
 
 # %% [markdown]
+# If the last row is close to the first, the extra skill was borrowed: the joint code told the early decoder things that
+# the early model did not know. Keep this in mind whenever a crosscoder looks *too* good at an early checkpoint.
+
+# %% [markdown]
 # ## For other tools: folding
 # Other people's code knows no scales. `folded()` moves them into the weights. The code and the reconstruction must not
 # change; we check. (RelDec and the threshold go on using the norms in scaled space.)

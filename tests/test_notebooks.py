@@ -1,0 +1,120 @@
+"""Every notebook: once at full size (nbval), once at a small size with other parameters (papermill), and wrong names."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+# other values than the defaults, small enough for seconds
+SMALL = {
+    "00": {"n_pairs": 20, "n_features": 4, "tasks": ["agreement/simple", "agreement/nested_pp"], "seed": 1},
+    "01": {"n_pairs": 10, "revisions": ["step64", "step1000"], "layer": 1, "task": "agreement/reflexive"},
+    "02": {"n_pairs": 30, "revisions": ["step128", "step256", "step512", "step1000", "step3000"], "layer": 0,
+           "tasks": ["agreement/simple", "agreement/pp", "agreement/subj_rel"]},
+    "03": {"revisions": ["step256", "step3000"], "layer": 1, "n_latents": 96, "k": 8, "steps": 40, "n_tokens": 20_000,
+           "n_eval_tokens": 10_000, "seed": 1},
+    "04": {"n_pairs": 24, "task": "agreement/subj_rel", "method": "atp", "n_features": 5},
+    "05": {"n_pairs": 30, "task": "agreement/nested_pp", "top_k": 3, "n_random": 2, "seed": 1},
+}  # fmt: skip
+
+
+def number(path: Path) -> str:
+    return path.name[:2]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def papermill(notebook: Path, out: Path, parameters: dict, seconds: int = 400) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "papermill", str(notebook), str(out), "-k", "python3", "--no-progress-bar"]
+    command += ["--cwd", str(notebook.parent), "-y", json.dumps(parameters)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment())
+
+
+def text_of(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [o for c in cells if c.cell_type == "code" for o in c.outputs]
+    return "\n".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs)
+
+
+def test_there_is_a_small_setting_for_each():
+    assert [number(n) for n in NOTEBOOKS] == list(SMALL)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=number)
+def test_at_full_size(notebook, tmp_path):
+    """nbval runs every cell of the notebook as committed; its asserts hold, and no cell fails."""
+    copy = tmp_path / "notebooks" / notebook.name
+    copy.parent.mkdir()
+    copy.write_bytes(notebook.read_bytes())  # so that ../runs is a fresh folder
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider"]
+    command += ["--rootdir", str(tmp_path), "-c", os.devnull, "--nbval-cell-timeout", "300", str(copy)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=560, env=environment(), cwd=copy.parent)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    cells = sum(c.cell_type == "code" for c in nbformat.read(notebook, as_version=4).cells)
+    assert f"{cells} passed" in run.stdout
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=number)
+def test_at_a_small_size_with_other_parameters(notebook, tmp_path):
+    parameters = dict(SMALL[number(notebook)])
+    if "out:" in notebook.read_text(encoding="utf-8"):
+        parameters["out"] = str(tmp_path / "results")
+    run = papermill(notebook, tmp_path / "out.ipynb", parameters)
+    assert run.returncode == 0, run.stderr[-3000:]
+    text = text_of(tmp_path / "out.ipynb")
+    for name in parameters.get("revisions", []):
+        assert name in text
+    if "out" in parameters and number(notebook) != "01":
+        assert any((tmp_path / "results").iterdir())
+
+
+def test_a_crosscoder_of_ones_own_goes_through(tmp_path):
+    """03 with two checkpoints and another layer, then 04 and 05 on what it made."""
+    made = {**SMALL["03"], "out": str(tmp_path / "made")}
+    by_number = {number(n): n for n in NOTEBOOKS}
+    assert papermill(by_number["03"], tmp_path / "03.ipynb", made).returncode == 0
+    where = {"revisions": made["revisions"], "layer": 1, "crosscoder": str(tmp_path / "made" / "crosscoder")}
+    for name in ("04", "05"):
+        given = {**SMALL[name], **where, "out": str(tmp_path / name)}
+        run = papermill(by_number[name], tmp_path / f"{name}.ipynb", given)
+        assert run.returncode == 0, run.stderr[-3000:]
+    # the same crosscoder on the default triplet is refused
+    wrong = {"crosscoder": where["crosscoder"], "n_pairs": 20, "out": str(tmp_path / "wrong")}
+    run = papermill(by_number["04"], tmp_path / "wrong.ipynb", wrong)
+    assert run.returncode != 0 and "This crosscoder reads 2 checkpoints, and here are" in run.stderr
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=number)
+def test_a_misspelt_parameter_is_refused(notebook, tmp_path):
+    run = papermill(notebook, tmp_path / "out.ipynb", {"modle": "tiny"})
+    assert run.returncode != 0
+    assert "'modle' is not a parameter of this notebook. Did you mean 'model'?" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"layer": 7}, "layer=7 does not exist: this model has 4 blocks, 0 to 3"),
+        ({"revisions": ["step256", "step513"]}, "has no revision 'step513'. Did you mean 'step512'?"),
+        ({"n_pairs": "many"}, "Parameter n_pairs='many' is a str; this notebook takes int"),
+        ({"model": "tinny"}, "No suite 'tinny'. Did you mean 'tiny'?"),
+    ],
+)
+def test_wrong_values_are_refused(parameters, message, tmp_path):
+    run = papermill(NOTEBOOKS[1], tmp_path / "out.ipynb", parameters)
+    assert run.returncode != 0 and message in run.stderr
+
+
+def test_the_notebooks_stay_small_and_short():
+    assert sum(n.stat().st_size for n in NOTEBOOKS) < 6 * 2**20
+    for notebook in NOTEBOOKS:
+        for cell in nbformat.read(notebook, as_version=4).cells:
+            if cell.cell_type == "code":
+                assert len(cell.source.splitlines()) <= 36, f"{notebook.name}: a cell too long to read"
