@@ -24,7 +24,7 @@ from ctt_helpers.tasks import MinimalPairs
 from ctt_helpers.toy.dictionary import N_LATENTS, TRAIN_TOKENS, K
 
 TASKS = ("agreement/simple", "agreement/pp", "agreement/subj_rel", "agreement/obj_rel_pp")
-REPEATS, ABLATION_ROUNDS = 7, 3
+REPEATS, ABLATION_ROUNDS = 5, 3
 PAIRS, LARGE_PAIRS, ABLATION_PAIRS, SEQUENCES = 128, 32, 100, 16  # 128: what indirect_effects reads at once
 STEPS = 20  # training steps timed together
 

@@ -30,8 +30,9 @@ def section(frames: dict[str, pd.DataFrame]) -> str:
     table = onset(curve).merge(wide.reset_index(), on="task")
     table["task"] = table["task"].str.split("/").str[-1]
     table.columns = [c.removeprefix("step") for c in table.columns]
+    shown = markdown(table, dict.fromkeys(table, 3))
     return (
         "## The story of the embedded suite\n\n"
         f"Accuracy on the test split ({curve['n_pairs'].min()} pairs a task; a guess gives 0.50) by training step. "
-        f"Onset: the first checkpoint with an accuracy of at least {ONSET}.\n\n{markdown(table)}"
+        f"Onset: the first checkpoint with an accuracy of at least {ONSET}.\n\n{shown}"
     )

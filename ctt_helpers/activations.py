@@ -71,7 +71,7 @@ class TensorStream:
             total, seen = torch.zeros(self.n_checkpoints, dtype=torch.float64), 0
             for group in itertools.islice(self._group_order(), self.n_groups):
                 norms = self._group(group).norm(dim=-1)
-                total, seen = total + norms.double().sum(0).cpu(), seen + len(norms)
+                total, seen = total + norms.cpu().double().sum(0), seen + len(norms)
                 if seen >= sample_tokens:
                     break
             self._scales = (self.d_model**0.5 / (total / seen)).float()
@@ -119,7 +119,7 @@ class TensorStream:
 
     def fingerprint(self) -> str:
         """Changes with anything that changes the batches: data, checkpoints, layer, seed, sizes."""
-        settings = [self.source, self.n_tokens, self.batch_size, self.seed, self.buffer_tokens]
+        settings = [self.source, self.n_tokens, self.group_tokens, self.batch_size, self.seed, self.buffer_tokens]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -156,7 +156,7 @@ class ActivationStream(TensorStream):
         self.group_tokens = sequences_per_group * (text.shape[1] - 1)
         n_tokens = text.shape[0] * (text.shape[1] - 1)
         self._set_up(n_tokens, -(-text.shape[0] // sequences_per_group), batch_size, seed, buffer_tokens)
-        words = hashlib.sha256(text.numpy().tobytes()).hexdigest()[:16]
+        words = hashlib.sha256(text.cpu().numpy().tobytes()).hexdigest()[:16]
         self.source = {**ckpts.source, "text": words}
         gigabytes = n_tokens * self.n_checkpoints * self.d_model * 4 / 1e9
         self._cache: dict[int, Tensor] | None = {} if gigabytes <= cache_gb else None

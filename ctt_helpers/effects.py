@@ -129,6 +129,8 @@ def indirect_effects(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known; take one of {', '.join(METHODS)}.")
+    if not tol > 0 or not len(pairs):
+        raise ValueError(f"tol={tol} must be above 0, and there must be a pair; here are {len(pairs)}.")
     if method != "ablation" and features is not None:
         raise ValueError(f"features= goes with method='ablation' only; {method!r} gives all latents at once.")
     check_match(crosscoder, ckpts, pairs)
@@ -191,7 +193,7 @@ def ablate(
     W_dec, b_dec = (t.detach() for t in crosscoder.raw_decoder())
     features = list(features)
     shared = all(np.ndim(g) == 0 for g in features)
-    groups = [list(map(int, g)) for g in ([features] * len(ckpts) if shared else features)]
+    groups = [list(dict.fromkeys(map(int, g))) for g in ([features] * len(ckpts) if shared else features)]
     if len(groups) != len(ckpts):
         raise ValueError(f"{len(groups)} groups of features for {len(ckpts)} checkpoints: give one group, or one each.")
     for group in groups:

@@ -15,6 +15,7 @@ from ctt_helpers import hooks
 from ctt_helpers.activations import stacked_activations
 from ctt_helpers.checkpoints import Checkpoints
 from ctt_helpers.crosscoder import Crosscoder
+from ctt_helpers.paths import check_features
 from ctt_helpers.runtime import progress, versions, write_json
 from ctt_helpers.tasks import MinimalPairs, check_tokenizer
 
@@ -107,10 +108,11 @@ def evaluate(
         f = crosscoder.encode(inner)
         rebuilt = crosscoder.decode(f)
         tokens += inner.shape[0] * inner.shape[1]
-        active += (f > 0).sum((0, 1)).double().cpu()
-        squared_error += (inner - rebuilt).double().pow(2).sum((0, 1, 3)).cpu()
-        square += inner.double().pow(2).sum((0, 1, 3)).cpu()
-        total += inner.double().sum((0, 1)).cpu()
+        active += (f > 0).sum((0, 1)).cpu().double()
+        seen, missed = inner.cpu().double(), (inner - rebuilt).cpu().double()  # some devices have no float64
+        squared_error += missed.pow(2).sum((0, 1, 3))
+        square += seen.pow(2).sum((0, 1, 3))
+        total += seen.sum((0, 1))
         targets = ids[:, 2:].flatten()
         for c, model in enumerate(ckpts):
             for row, replaced in enumerate((inner, rebuilt, torch.zeros_like(inner))):
@@ -156,6 +158,7 @@ def top_examples(
     check_match(crosscoder, ckpts)
     crosscoder.eval()
     features = [features] if np.ndim(features) == 0 else [int(i) for i in features]
+    check_features(features, crosscoder.n_latents)
     peaks, places = [], []
     for _, x in _batches(ckpts, text, sequences_at_once, "examples"):
         peak, place = crosscoder.encode(x[:, 1:])[..., features].max(1)
@@ -191,6 +194,7 @@ def promoted_tokens(crosscoder: Crosscoder, ckpts: Checkpoints, feature: int, k:
         Table: checkpoint, kind ("promoted" or "suppressed"), rank, token, score.
     """
     check_match(crosscoder, ckpts)
+    check_features([feature], crosscoder.n_latents)
     W_dec, rows = crosscoder.raw_decoder()[0], []
     for c, model in enumerate(ckpts):
         direction = W_dec[feature, c].to(model.device)

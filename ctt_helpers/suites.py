@@ -82,6 +82,8 @@ class Suite:
                     f"The suite {self.name!r} has no revision {revision!r}.{closest(revision, self.revisions)} "
                     f"It has {len(self.revisions)}: {abridged(self.revisions)}."
                 )
+        if not revisions or len(set(revisions)) < len(revisions):
+            raise ValueError(f"Give at least one revision, and each once; these are {revisions}.")
         order = {r: i for i, r in enumerate(self.revisions)}
         if sorted(revisions, key=order.get) != revisions:
             raise ValueError(f"Give revisions in the order of training: {sorted(revisions, key=order.get)}.")
@@ -193,7 +195,7 @@ def load_suite(name: str | Path, revisions: Sequence[str] | None = None, tokens_
     short = str(name).removeprefix("EleutherAI/")
     if short.startswith("pythia-") and short.removeprefix("pythia-") in PYTHIA_LAYERS:
         found, layers = list(revisions or PYTHIA_REVISIONS), PYTHIA_LAYERS[short.removeprefix("pythia-")]
-        triplet = [r for r in ("step512", "step2000", "step143000") if r in found] or found[-3:]
+        triplet = _triplet(["step512", "step2000", "step143000"], found)
         tokens = {r: _tokens(r, PYTHIA_TOKENS_PER_STEP) for r in found}
         return Suite(short, f"EleutherAI/{short}", found, tokens, layers // 2, triplet)
     if "/" in str(name) and not str(name).startswith((".", "/", "~")):
@@ -233,7 +235,7 @@ def _folder_suite(folder: Path, name: str, revisions: Sequence[str] | None, toke
 def suite_subset(suite: Suite, revisions: Sequence[str]) -> Suite:
     """The same suite with fewer revisions."""
     kept = suite.check_revisions(revisions)
-    triplet = [r for r in suite.default_triplet if r in kept] or kept[-3:]
+    triplet = _triplet(suite.default_triplet, kept)
     tokens = {r: suite.tokens[r] for r in kept}
     return Suite(suite.name, suite.source, kept, tokens, suite.default_layer, triplet, suite.meta)
 
@@ -251,6 +253,10 @@ def _published_rows(task: str, path: str | Path | None) -> list[dict[str, Any]]:
         if file.is_file():
             return reader(file)
     raise FileNotFoundError(f"{task!r}: no file {' or '.join(str(n) for n in names[1:])}.")
+
+
+def _triplet(preferred: list[str], there: list[str]) -> list[str]:
+    return preferred if set(preferred) <= set(there) else there[-3:]
 
 
 def _step(revision: str) -> int | None:

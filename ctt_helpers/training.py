@@ -73,7 +73,10 @@ class TrainConfig:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("lr", "grad_clip"):
             self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("lr_decay", "penalty_warmup", "k_anneal"):
+        self._require(
+            "k_anneal", 0 <= self.k_anneal < 1, "a share of the steps, 0 to below 1: the threshold is learnt after it"
+        )
+        for name in ("lr_decay", "penalty_warmup"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a share of the steps, 0 to 1")
         for name in ("l1", "decoder_norm_penalty", "aux_weight"):
             self._require(name, getattr(self, name) >= 0, "0 or more")

@@ -35,7 +35,7 @@ def similarity_matrix(
         rows = []
         for batch in pairs.batches(batch_size):
             x = hooks.residual_stream(model, batch.input_ids, batch.attention_mask).float().cpu()
-            rows.append(x[:, 1:][batch.attention_mask[:, 1:].bool()])
+            rows.append(x[:, 1:][batch.attention_mask[:, 1:].bool().cpu()])
         unit.append(torch.nn.functional.normalize(torch.cat(rows), dim=-1))
     n = len(unit)
     values = np.eye(n)
@@ -58,8 +58,9 @@ def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame, from_chance: float =
 
     The last checkpoint is always the third. The change between two checkpoints is the mean over tasks of
     |accuracy difference| plus one minus their similarity. A triplet's score is the smaller of its two changes: both
-    steps should show something. At the first, accuracies must be some way from chance on average, up or down: where the
-    model does nothing yet, there is no effect to attribute. This is a suggestion: `table` lists every candidate, so that one can disagree.
+    steps should show something. At the first, accuracies must be some way from chance on average, up or down: where
+    the model does nothing yet, there is no effect to attribute. This is a suggestion: `table` lists every candidate,
+    so that one can disagree.
 
     Args:
         curve: from `accuracy_curve`.

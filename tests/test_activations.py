@@ -24,7 +24,7 @@ def numbered(n_tokens):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(20, 300), st.integers(1, 20), st.integers(2, 400), st.integers(0, 5))
-def test_every_token_comes_once_before_any_comes_a_third_time(n_tokens, batch, buffer, seed):
+def test_tokens_are_served_evenly_and_without_end(n_tokens, batch, buffer, seed):
     batch = min(batch, n_tokens)
     stream = TensorStream(numbered(n_tokens), batch, seed, buffer)
     stream.group_tokens, stream.n_groups = 16, -(-n_tokens // 16)
@@ -82,9 +82,10 @@ def test_fingerprint_changes_with_anything_that_changes_the_batches(ckpts):
         ActivationStream(ckpts, some_text(40, 10, seed=1), 60),
         ActivationStream(ckpts, text, 30),
         ActivationStream(ckpts, text, 60, seed=1),
+        ActivationStream(ckpts, text, 60, sequences_per_group=8),
         ActivationStream(ckpts.suite.checkpoints(layer=0, device="cpu"), text, 60),
     ]
-    assert len({base, *(s.fingerprint() for s in others)}) == 5
+    assert len({base, *(s.fingerprint() for s in others)}) == 6
     assert base != ActivationStream(ckpts.suite.checkpoints(ckpts.revisions[:2], device="cpu"), text, 60).fingerprint()
 
 

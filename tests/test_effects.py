@@ -206,6 +206,7 @@ def test_group_ablation_against_a_hook(setting):
     one = ctt.ablate(crosscoder, ckpts, pairs, [3])
     single = ctt.indirect_effects(crosscoder, ckpts, pairs, "ablation", features=[3])
     np.testing.assert_allclose(one["effect"], single.mean[:, 3], atol=1e-10)
+    assert ctt.ablate(crosscoder, ckpts, pairs, [3, 3]).equals(one)  # a feature is taken away once
     nothing = ctt.ablate(crosscoder, ckpts, pairs, [])
     assert (nothing["effect"] == 0).all()
 
@@ -225,6 +226,8 @@ def test_errors(setting, tmp_path):
     ckpts, crosscoder, pairs = setting
     with pytest.raises(ValueError, match="method='igg' is not known; take one of ig, atp, ablation"):
         ctt.indirect_effects(crosscoder, ckpts, pairs, "igg")
+    with pytest.raises(ValueError, match="tol=0 must be above 0"):
+        ctt.indirect_effects(crosscoder, ckpts, pairs, "ig", tol=0)
     with pytest.raises(ValueError, match="features= goes with method='ablation' only"):
         ctt.indirect_effects(crosscoder, ckpts, pairs, "ig", features=[1])
     with pytest.raises(ValueError, match="There is no latent 48: this crosscoder has 48, 0 to 47"):

@@ -1,4 +1,4 @@
-"""Every notebook: once at full size (nbval), once at a small size with other parameters (papermill), and wrong names."""
+"""Every notebook: at full size (nbval), at a small size with other parameters (papermill), and with wrong names."""
 
 import json
 import os

@@ -233,3 +233,19 @@ def test_no_file_names_a_folder_of_somebodys_machine():
             continue  # binary
         found += [f"{path.relative_to(ROOT)}: {m.group()}" for m in folder.finditer(text)]
     assert found == []
+
+
+def test_the_readme_shows_what_the_benchmarks_measured():
+    from benchmarks import readme
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.with_block(text, readme.block()) == text, "run `python -m benchmarks.readme`"
+
+
+def test_the_readme_snippet_works_when_pasted(tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    assert len(snippet.splitlines()) <= 10
+    (tmp_path / "mine.py").write_text(snippet, encoding="utf-8")
+    run = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0 and "specific" in run.stdout, run.stderr[-2000:]

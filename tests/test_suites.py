@@ -72,6 +72,8 @@ def test_pythia_revisions_and_tokens_are_the_published_ones(shared):
     assert suite.tokens_seen("step512") == 512 * 2_097_152 and suite.default_layer == 8
     assert suite.default_triplet == ["step512", "step2000", "step143000"]
     assert load_suite("EleutherAI/pythia-1b").source == suite.source
+    some = ["step512", "step1000", "step3000", "step143000"]
+    assert load_suite("pythia-1b", revisions=some).default_triplet == some[1:]
 
 
 def test_tokens_seen_from_names_that_say_it(tmp_path):
@@ -91,6 +93,8 @@ def test_names_that_do_not_exist(suite, tmp_path):
         suite.checkpoints(["step200", "step0"])
     with pytest.raises(ValueError, match=r"give a list: \['step0'\]"):
         suite.checkpoints("step0")
+    with pytest.raises(ValueError, match=r"at least one revision, and each once; these are \['step0', 'step0'\]"):
+        suite.checkpoints(["step0", "step0"])
     with pytest.raises(ValueError, match=r"org/name.*give revisions="):
         load_suite("org/name")
     with pytest.raises(ValueError, match=r"There is no task 'blimpp/x'"):

@@ -155,7 +155,7 @@ def test_silent_latents_die_and_the_auxiliary_loss_reaches_only_them():
 
 
 def test_schedules():
-    run = TrainingRun(small(), TrainConfig(steps=100, lr=1.0, lr_decay=0.2, k_start=10, k_anneal=0.08, decoder_norm_penalty=1.0))
+    run = TrainingRun(small(), TrainConfig(steps=100, lr=1.0, k_start=10, k_anneal=0.08, decoder_norm_penalty=1.0))
     assert [run.lr(i) for i in (0, 79, 80, 90, 99)] == pytest.approx([1, 1, 1, 0.5, 0.05])
     assert [run.penalty(i) for i in (0, 9, 19, 50)] == pytest.approx([0.05, 0.5, 1, 1])
     assert [run.k(i) for i in (0, 4, 8, 99)] == [10, 6, 2, 2]
@@ -283,7 +283,7 @@ def test_misfits_are_refused():
         ({"aux_k": 0}, "aux_k=0: it must be None, or at least 1"),
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"k_start": 0}, "k_start=0: it must be None, or at least 1"),
-        ({"k_anneal": 2}, "k_anneal=2: it must be a share"),
+        ({"k_anneal": 1.0}, "k_anneal=1.0: it must be a share of the steps, 0 to below 1"),
     ],
 )
 def test_settings_are_checked(settings, message):

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# A language model is not built; it grows. Over millions of steps of training it goes from noise to grammar. *What* grows
+# A language model is not built; it grows. Step by step it goes from noise to grammar. *What* grows
 # inside it, and *when*? This course lets you watch. You take a few **checkpoints** of one training run, learn a
 # dictionary of **features** that they share, and measure what each feature does, at each checkpoint.
 #
@@ -50,16 +50,23 @@ from ctt_helpers import plots, runtime, widgets
 ctt.check_parameters(globals(), n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs")
 suite = ctt.load_suite(model)
 runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
-wanted = tasks or [t for t in suite.task_names if t.split("/")[-1] in ("simple", "pp", "subj_rel")] or suite.task_names[:3]
-wanted = sorted(wanted, key=lambda t: t.split("/")[-1] != "simple")  # plain agreement first
+ours = ["agreement/simple", "agreement/pp", "agreement/subj_rel"]  # plain agreement first
+wanted = tasks or [t for t in ours if t in suite.task_names] or suite.task_names[:3]
 pairs = {t.split("/")[-1]: suite.pairs(t, split="find", n=n_pairs) for t in wanted}
-plain, hard = list(pairs)[0], list(pairs)[1]
+plain, hard = next(iter(pairs)), list(pairs)[1]
 print(f"{len(suite.revisions)} checkpoints of {suite.name!r}; tasks: {', '.join(pairs)}")
 
 # %% [markdown]
 # ## The whole method, once
-# **1. Checkpoints and a task.** We ask the model to finish *"The author near the guards ..."*. Right is *laughs*, wrong is
-# *laugh*. Its accuracy over training:
+# **1. Checkpoints and a task.** We ask the model to finish a sentence. Right is *laughs*, wrong is *laugh*.
+#
+# | task | sentence |
+# |---|---|
+# | *simple* | The author **laughs** |
+# | *pp* (prepositional phrase) | The author near the guards **laughs** |
+# | *subj_rel* (subject relative) | The author that likes the guards **laughs** |
+#
+# Accuracy is the share of sentences in which the right word gets the higher score. Over training:
 
 # %%
 curve = ctt.accuracy_curve(suite, pairs, device=device)
@@ -70,7 +77,9 @@ curve.pivot(index="task", columns="revision", values="accuracy").loc[list(pairs)
 # on the others. What might it be doing?
 
 # %% [markdown]
-# **2. Activations and a crosscoder.** We take three checkpoints: before, during and after. A crosscoder that has learned to
+# It is wrong on purpose: it agrees with the noun *next* to the verb. Notebook 02 tests this.
+#
+# **2. Activations and a crosscoder.** We take three checkpoints: as the dip begins, at its bottom, and at the end. A crosscoder that has learned to
 # write their activations with one shared dictionary is shipped with the suite. (You train your own in notebook 03.)
 
 # %%
@@ -79,55 +88,59 @@ dictionary = ctt.Crosscoder.load(suite.crosscoder_folder).to(ckpts[0].device)
 print(", ".join(ckpts.labels), "|", dictionary)
 
 # %% [markdown]
-# **3. Effects.** We switch each feature off and look at how the answer moves. That is its **indirect effect** (IE), in
-# logits. Above zero, the feature helps at that checkpoint; below zero, it hurts.
+# **3. Effects.** We switch a feature off and compare the score (**logit**) of the wrong word with that of the right word.
+# If the wrong word gains when the feature is gone, the feature helped. How much it gains is the feature's **indirect
+# effect** (IE). Above zero, the feature helps at that checkpoint; below zero, it hurts.
 #
 # **4. RelIE.** Each feature's effect is shared out among the checkpoints.
 
 # %%
-effects = {name: ctt.indirect_effects(dictionary, ckpts, p, "ablation") for name, p in pairs.items() if name in (plain, hard)}
+effects = {
+    name: ctt.indirect_effects(dictionary, ckpts, p, "ablation") for name, p in pairs.items() if name in (plain, hard)
+}
 ie = effects[hard].mean
 ratios = ctt.rel_ie(ie, inactive_below=1e-3)
-hurts = np.argsort(ie[1])[:2]
-helps = [i for i in np.argsort(-ie.max(0)) if i not in hurts][: n_features - 2]
-features = [int(i) for i in (*hurts, *helps)]
-table = pd.DataFrame({f"IE at {n}": ie[c, features] for c, n in enumerate(ckpts.labels)}, index=[f"#{i}" for i in features])
+middle = len(ckpts) // 2
+hurts, helps = np.argsort(ie[middle])[:2].tolist(), np.argsort(-ie.max(0)).tolist()
+features = hurts + [i for i in helps if i not in hurts][: n_features - 2]
+shown = [f"#{i}" for i in features]
+table = pd.DataFrame({f"IE at {n}": ie[c, features] for c, n in enumerate(ckpts.labels)}, index=shown)
 for c, n in enumerate(ckpts.labels):
     table[f"RelIE {n}"] = ratios[c, features]
 table.round(2)
 
 # %% [markdown]
-# A number is no name. On which words is each feature active in these sentences: on the subject, on the noun in between,
-# in the singular or in the plural? We let the activations say it.
+# A number is no name. On which words is each feature active in these sentences: on the subject or on the noun in
+# between, in the singular or in the plural? Read along the rows, and name each feature yourself.
 
 # %%
 x = ctt.activations.stacked_activations(ckpts, pairs[hard].input_ids, pairs[hard].attention_mask)
 f = dictionary.encode(x).detach().cpu().numpy()
-labels, seen = {}, {}
-if "roles" in pairs[hard].table:
-    for _, row in pairs[hard].table.reset_index().iterrows():
-        for role, position in row["roles"].items():
-            number = row["head_number" if role == "subject" else "attractor_number"]
-            seen.setdefault((role, number), []).append(f[row["index"], position][features])
-    mean = pd.DataFrame({" ".join(key[::-1]): np.mean(v, 0) for key, v in seen.items()}, index=features)
-    for i, shares in mean.div(mean.sum(axis=1), axis=0).iterrows():
-        if shares.max() > 0.6:
-            labels[i] = shares.idxmax()  # one kind of word
-        else:
-            parts = shares.groupby(lambda key: key.split()[0]).sum(), shares.groupby(lambda key: key.split()[1]).sum()
-            best = max(parts, key=lambda part: part.max())
-            labels[i] = best.idxmax() + (" noun" if best is parts[0] else "") if best.max() > 0.8 else ""
-    display(mean.round(2).assign(label=pd.Series(labels)))
+active_on = {}
+for k, row in pairs[hard].table.iterrows():
+    for role, position in row.get("roles", {}).items():
+        number = row["head_number" if role == "subject" else "attractor_number"]
+        active_on.setdefault(f"{number} {role}", []).append(f[k, position][features])
+on_words = pd.DataFrame({word: np.mean(values, 0) for word, values in active_on.items()}, index=shown)
+on_words.round(2)
+
+# %% [markdown]
+# A feature that is active on both nouns of one number knows *a noun is plural*. One that is active on plural nouns in the
+# middle only, after a singular subject, knows more: *the subject, further back, was singular*.
 
 # %% tags=["figure-signature"]
-low = curve[(curve["task"] == hard) & (curve["revision"] == ckpts.labels[1])]["accuracy"].item()
-both = int(sum((ie[1, i] < -0.02) and (ie[-1, i] > 0.02) for i in features))
-found = f"{both} of these {len(features)} features hurt, then help" if both else "some features hurt first, others help last"
+low = curve[(curve["task"] == hard) & (curve["revision"] == ckpts.labels[middle])]["accuracy"].item()
+title = {t["name"].split("/")[-1]: t["title"] for t in suite.meta.get("tasks", [])}
+left = f"Agreement {title.get(hard, hard)} dips to {low:.2f} while {title.get(plain, plain)} rises"
+bad, good = (ie[middle, features] < -0.05).sum(), (ie[-1, features] > 0.05).sum()
+right = (
+    f"{title.get(hard, hard)}: {bad} features hurt at {ckpts.labels[middle]}, {good} others help at {ckpts.labels[-1]}"
+)
+labels = {i: on_words.loc[f"#{i}"].idxmax() + " most" for i in features} if len(on_words.columns) else None
 with plots.style():
     fig = plots.signature_figure(
-        curve, ie, features, ckpts.labels, feature_labels=labels,
-        titles=(f"{hard} dips to {low:.2f} while {plain} rises", f"On {hard}, {found}"),
-    )  # fmt: skip
+        curve, ie, features, ckpts.labels, feature_labels=labels, titles=(left, right[0].upper() + right[1:])
+    )
 
 # %% [markdown]
 # On the left, the behaviour. On the right, five features of the dictionary, and what each does for the hard task at the
@@ -170,7 +183,7 @@ pd.DataFrame(
 # |---|---|
 # | **ablation** | setting a feature to zero and running the rest of the model |
 # | **accuracy** | share of minimal pairs whose right word has the higher logit; guessing gives 0.5 |
-# | **attractor** | a noun between subject and verb, of the other number |
+# | **attractor** | a noun of the other number that could mislead the verb, mostly between subject and verb |
 # | **attribution patching (AtP)** | first-order estimate of all effects from one gradient |
 # | **BatchTopK** | keep the k strongest features a token, on average over a batch |
 # | **checkpoint, revision** | a saved state of a model during training, and its name |
@@ -183,10 +196,14 @@ pd.DataFrame(
 # | **decoder norm** | length of a feature's decoder vector at one checkpoint: how strongly it is written there |
 # | **explained variance** | 1 minus squared error over squared deviation from the mean |
 # | **feature, latent** | one entry of the dictionary |
+# | **find, test** | the two halves of the sentences: features are found on one and tested on the other |
+# | **hook** | a function that runs when a part of the model has run |
 # | **indirect effect (IE)** | change of the task's metric when a feature is taken away; positive: it helps |
 # | **integrated gradients (IG)** | the gradient averaged along a path on which all features fade out together |
+# | **inactive feature** | one with next to no effect on a task; it has no RelIE |
 # | **L0** | number of active features a token |
 # | **logit** | score of a possible next token, before softmax |
+# | **m** | the task's metric, logit of the wrong word minus logit of the right one |
 # | **minimal pair** | a prefix with a right and a wrong next word that differ in one point |
 # | **onset** | first checkpoint with an accuracy of at least 0.75 |
 # | **pretraining** | learning to predict the next token of much text |
@@ -194,7 +211,9 @@ pd.DataFrame(
 # | **RelIE** | a checkpoint's share of a feature's absolute effect |
 # | **residual stream** | the vector per token that runs through the model and to which every block adds |
 # | **scale** | factor that brings a checkpoint's mean norm to the square root of d_model |
+# | **specific, shared** | a feature with most of its effect at one checkpoint, or with enough of it at several |
 # | **splice** | put another residual stream in place of the model's own |
+# | **suite** | the checkpoints of one training run, with tokenizer and tasks |
 # | **threshold** | size below which a BatchTopK feature is set to 0 after training |
 # | **token** | a piece of text, here a word |
 # | **triplet** | three checkpoints of one run |

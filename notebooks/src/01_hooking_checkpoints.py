@@ -28,7 +28,6 @@ device: str = "auto"  # "cpu", "cuda" ...
 
 # %%
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
 
@@ -46,8 +45,8 @@ print(f"{suite.name}: {len(suite.revisions)} checkpoints; here {', '.join(ckpts.
 # While a model is pretrained, its weights are saved now and then. Each saved state is a **checkpoint**; on the hub it
 # is called a **revision**. All checkpoints of a run share one architecture and one tokenizer. Only the weights differ.
 #
-# The suite knows how many tokens of text each checkpoint has seen. The steps grow like powers of two, because most
-# changes come early.
+# The suite knows how many tokens of text each checkpoint has seen. The first steps double. Then they lie
+# closer together, where the model's answers change.
 
 # %%
 pd.DataFrame({"revision": suite.revisions, "tokens seen": [suite.tokens_seen(r) for r in suite.revisions]}).T
@@ -99,7 +98,8 @@ print("right, wrong  ", [suite.tokenizer.decode([int(i)]) for i in row.answers[0
 # value; `.stop()` ends the pass, so that the blocks above never run.
 
 # %%
-with torch.no_grad(), late.lm.trace(input_ids=pairs.input_ids, attention_mask=pairs.attention_mask) as tracer:
+on_device = pairs.to(late.device)
+with torch.no_grad(), late.lm.trace(input_ids=on_device.input_ids, attention_mask=on_device.attention_mask) as tracer:
     x = late.blocks[ckpts.layer].output.save()
     tracer.stop()
 x.shape  # [pairs, tokens, d_model]
@@ -113,7 +113,7 @@ caught = {}
 block = late.hf_model.get_submodule(ctt.hooks.ARCHITECTURES[late.architecture][0])[ckpts.layer]
 handle = block.register_forward_hook(lambda module, args, output: caught.update(x=output))
 with torch.no_grad():
-    late.hf_model(input_ids=pairs.input_ids.to(late.device), attention_mask=pairs.attention_mask.to(late.device))
+    late.hf_model(input_ids=on_device.input_ids, attention_mask=on_device.attention_mask)
 handle.remove()
 
 helper = ctt.residual_stream(late, pairs.input_ids, pairs.attention_mask)
@@ -145,6 +145,7 @@ other_layer_input = torch.cat([own[:, :1], other[:, 1:]], dim=1)
 zeros = torch.cat([own[:, :1], torch.zeros_like(own[:, 1:])], dim=1)
 losses = {
     "the model as it is": next_token_loss(late.hf_model(text.to(late.device)).logits),
+    # None: no padding here
     "its own stream spliced in": next_token_loss(ctt.spliced_logits(late, text, None, own)),
     f"the stream of {early.label}": next_token_loss(ctt.spliced_logits(late, text, None, other_layer_input)),
     "zeros": next_token_loss(ctt.spliced_logits(late, text, None, zeros)),
@@ -166,7 +167,7 @@ assert losses["zeros"] > losses["the model as it is"]
 
 # %%
 answers = ctt.logits_above(late, x, pairs.attention_mask, pairs.answer_position, pairs.answers)  # [pairs, 2]
-right_wins = (answers[:, 0] > answers[:, 1]).float().mean()
+right_wins = (answers[:, 0] > answers[:, 1]).double().cpu().mean()
 print(f"{late.label} takes the right word in {right_wins:.1%} of {len(pairs)} pairs ({task})")
 assert abs(float(right_wins) - ctt.accuracy(late, pairs)) < 1e-9
 
@@ -188,7 +189,7 @@ with plots.style():
         ax.plot(norms[label][:32], color=color, label=label, marker=".", lw=1)
     ax.set(xlabel="position in the sequence", ylabel="mean norm of the residual stream")
     grew = sizes[ckpts.labels[-1]] / sizes[ckpts.labels[0]]
-    ax.set_title(f"From {ckpts.labels[0]} to {ckpts.labels[-1]} the stream's norm changes by a factor {grew:.1f}")
+    ax.set_title(f"From {ckpts.labels[0]} to {ckpts.labels[-1]} the stream's norm grows by a factor of {grew:.1f}")
     ax.legend(title="checkpoint", frameon=False)
 
 # %%
@@ -200,19 +201,22 @@ pd.DataFrame({"mean norm": sizes, "first token / others": ratio}).round(2)
 # sink.) That is why the first token is left out
 # **everywhere** in this course: not trained on, not spliced, not ablated, not counted. Prefixes begin with the
 # end-of-text token, so that no word of ours falls on that place.
+#
+# (The second position can be large too: it is always the first word of a sentence. We keep it, because it is a word.)
 
 # %% [markdown]
 # ## Padding must not matter
-# A last check, and a common bug. If a short prefix is padded, its numbers must stay the same. With padding on the left
-# and a default position, they often do not.
+# A last check, for a common bug. We add four empty places on the right. The real tokens must not notice. (With padding on
+# the left and a default position, they often do. A difference near 1e-5 is rounding.)
 
 # %%
-short = int(np.argmin(pairs.attention_mask.sum(1)))
-length = int(pairs.attention_mask[short].sum())
-alone = ctt.residual_stream(late, pairs.input_ids[short : short + 1, :length])
-padded = ctt.residual_stream(late, pairs.input_ids, pairs.attention_mask)[short : short + 1, :length]
-print("largest difference:", float((alone - padded).abs().max()))
-assert torch.allclose(alone, padded, atol=1e-4)
+few = pairs[:3]
+longer = torch.nn.functional.pad(few.input_ids, (0, 4), value=suite.tokenizer.eos_token_id)
+mask = torch.nn.functional.pad(few.attention_mask, (0, 4), value=0)
+before = ctt.residual_stream(late, few.input_ids, few.attention_mask)
+after = ctt.residual_stream(late, longer, mask)[:, : before.shape[1]]
+print("largest difference:", float((before - after).abs().max()))
+assert torch.allclose(before, after, atol=1e-4)
 
 # %% [markdown]
 # ## Limits

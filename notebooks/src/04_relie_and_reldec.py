@@ -27,6 +27,7 @@ device: str = "auto"
 out: str = "../runs/04_relie_and_reldec"
 
 # %%
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -48,6 +49,7 @@ suite = ctt.load_suite(model)
 runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
 dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder).to(ckpts[0].device)
+ctt.evaluation.check_match(dictionary, ckpts)  # an error here: it was trained on other checkpoints
 names, colors = ckpts.labels, plots.checkpoint_colors(ckpts.labels)
 find = {t: suite.pairs(t, split="find", n=n_pairs) for t in (task, plain_task)}
 test = {t: suite.pairs(t, split="test", n=n_pairs) for t in (task, plain_task)}
@@ -56,8 +58,8 @@ print(dictionary)
 print(f"{', '.join(names)}; {len(find[task])} pairs to find, {len(test[task])} others to test: {find[task].text[0]}")
 
 # %% [markdown]
-# We look for features on one half of the sentences (**find**) and check them on the other (**test**). No sentence is in
-# both. Otherwise we would be admiring noise.
+# We look for features on one half of the sentences (**find**) and check them on the other (**test**). The words are partly
+# the same; no sentence is in both. Otherwise we would be admiring noise.
 
 # %% [markdown]
 # ## One feature, by hand
@@ -77,8 +79,12 @@ with torch.no_grad():
     f[:, 0] = 0  # the first token is left out
     W_dec = dictionary.raw_decoder()[0]  # [latents, checkpoints, d_model]
 tokens = [suite.tokenizer.decode([i]) for i in pair.input_ids[0].tolist()]
+# k is an average: some tokens get more features than others
 strongest = pd.DataFrame(
-    [{"token": t, "active features": int((a > 0).sum()), "strongest": int(a.argmax())} for t, a in zip(tokens, f[0])][1:]
+    [
+        {"token": t, "active features": int((a > 0).sum()), "strongest": int(a.argmax())}
+        for t, a in zip(tokens, f[0], strict=False)
+    ][1:]
 )
 print(pair.text[0])
 strongest
@@ -90,26 +96,28 @@ strongest
 # **Question.** If $m$ *rises* when the feature is gone, did the feature help or hurt? And will the most *active* feature
 # have the largest effect?
 
+
 # %%
+def metric(checkpoint, stream):
+    """logit(wrong) - logit(right) of the pair, from a residual stream."""
+    at = (pair.attention_mask, pair.answer_position, pair.answers)
+    right, wrong = ctt.logits_above(checkpoint, stream, *at)[0].tolist()
+    return wrong - right
+
+
 rows = []
 for feature in strongest["strongest"].unique():
     for c, checkpoint in enumerate(ckpts):
-
-        def m(stream, checkpoint=checkpoint):
-            at = (pair.attention_mask, pair.answer_position, pair.answers)
-            right, wrong = ctt.logits_above(checkpoint, stream, *at)[0].tolist()
-            return wrong - right
-
-        before = m(x[:, :, c])
-        after = m(x[:, :, c] - f[..., [feature]] * W_dec[feature, c])
-        rows.append({"feature": feature, "checkpoint": names[c], "IE": after - before})
+        without = x[:, :, c] - f[..., [feature]] * W_dec[feature, c]
+        effect = metric(checkpoint, without) - metric(checkpoint, x[:, :, c])
+        rows.append({"feature": feature, "checkpoint": names[c], "IE": effect})
 by_hand = pd.DataFrame(rows).pivot(index="feature", columns="checkpoint", values="IE")[names]
 by_hand.insert(0, "largest activation", [float(f[..., i].max()) for i in by_hand.index])
 by_hand.round(3)
 
 # %% [markdown]
-# That difference is the feature's **indirect effect** on this pair, exactly. Positive means that the feature helps: without
-# it, $m$ rises towards the wrong answer.
+# Each number is the feature's **indirect effect** on this pair, exactly. Positive means that the feature helps: without it,
+# $m$ rises towards the wrong answer. And activation is not effect: compare the first column with the others.
 #
 # Over a task, we take the mean over pairs. `method="ablation"` does this for every active feature, in batches.
 
@@ -152,7 +160,8 @@ with plots.style():
 # feature alone.
 #
 # IG integrates numerically. Five nodes may be far off, so our helper halves a piece until it meets $m$ at both ends. The
-# **completeness gap** says how well it worked. AtP was never meant to add up, and does not.
+# **completeness gap** says how well it worked, as a share of the total change. AtP was never meant to add up, and does
+# not.
 
 # %%
 ig = {t: ctt.indirect_effects(dictionary, ckpts, find[t], "ig") for t in (task, plain_task)}
@@ -171,46 +180,43 @@ pd.DataFrame(
 
 # %% [markdown]
 # ### Which estimate predicts the exact effect?
-# We have the truth, so we can ask. The picture shows every feature at the last checkpoint; the table gives the rank
-# correlation at each.
+# We have the truth, so we can ask. Most features have next to no effect, and their order is noise. So we count the features
+# with an exact effect above 0.001 logits, and look at two things: do the estimates *rank* them right, and find the ten
+# strongest?
 
 
 # %%
 def rank_correlation(a, b):
-    used = (b != 0) & ~np.isnan(a) & ~np.isnan(b)
-    return pd.Series(a[used]).corr(pd.Series(b[used]), method="spearman")
+    return pd.Series(a).corr(pd.Series(b), method="spearman")
 
 
-agree = pd.DataFrame(
-    {
-        (short[t], label): [rank_correlation(e[t].mean[c], exact[t].mean[c]) for c in range(len(ckpts))]
-        for t in (task, plain_task)
-        for label, e in (("AtP", atp), ("IG", ig))
-    },
-    index=names,
-)
-agree.round(2)
+rows = []
+for t in (task, plain_task):
+    for c, name in enumerate(names):
+        truth = exact[t].mean[c]
+        large, best = np.abs(truth) > 1e-3, set(np.argsort(-np.abs(truth))[:10])
+        row = {"task": short[t], "checkpoint": name, "features": large.sum()}
+        for label, e in (("AtP", atp), ("IG", ig)):
+            row[f"{label}: rank correlation"] = rank_correlation(e[t].mean[c, large], truth[large])
+            row[f"{label}: of the top 10"] = len(best & set(np.argsort(-np.abs(e[t].mean[c]))[:10]))
+        rows.append(row)
+pd.DataFrame(rows).round(2)
 
 # %%
-def slope(a, b):
-    """Slope of the best line through the origin, a against b."""
-    return float(a @ b / (b @ b))
-
-
+truth = exact[task].mean[-1]
+large = np.abs(truth) > 1e-3
 with plots.style():
     fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.4), layout="constrained")
     for ax, (label, e) in zip(axes, (("AtP", atp), ("IG", ig)), strict=True):
-        truth, estimate = exact[task].mean[-1], e[task].mean[-1]
-        plots.effect_scatter(
-            truth, estimate, ylabel=f"{label} (logits)", ax=ax,
-            title=f"{label} at {names[-1]}: {slope(estimate, truth):.1f} times the exact size",
-        )  # fmt: skip
+        strongest_ratio = e[task].mean[-1, np.abs(truth).argmax()] / truth[np.abs(truth).argmax()]
+        title = f"{label} at {names[-1]}: the strongest feature gets {strongest_ratio:.1f} times its exact effect"
+        plots.effect_scatter(truth[large], e[task].mean[-1, large], ylabel=f"{label} (logits)", ax=ax, title=title)
 
 # %% [markdown]
-# Two lessons. **Ranking**: at the last checkpoint AtP puts the features in nearly the right order, IG does not. **Size**:
-# neither is right. Look at the curve of $m$ again: at the last checkpoint it is flat at $a=0$, so a gradient there sees
-# too little; and IG takes everything away at once, so it credits a feature with what happens only when all else is fading
-# too. IG is *complete* and still not the effect of a single feature.
+# Two lessons. **Ranking**: over the features that count, AtP is closer to the exact order than IG, most of all late in
+# training. **Size**: at the last checkpoint neither is right. Look at the curve of $m$ again: it is flat at $a=0$, so a
+# gradient there sees too little; and IG takes everything away at once, so it credits a feature with what happens only
+# when all else is fading too. IG is *complete* and still not the effect of a single feature.
 #
 # In a large model we would let AtP find candidates and confirm them by exact ablation. Here we can afford the exact effect
 # of every feature. That is what the parameter `method` says.
@@ -222,21 +228,22 @@ with plots.style():
 # $$\mathrm{RelIE}_c = \frac{|\mathrm{IE}_c|}{\sum_j |\mathrm{IE}_j|}.$$
 #
 # Above 0.7, the paper calls the feature **specific** to that checkpoint. Checkpoints with at least 0.3 **share** it. A
-# feature with next to no effect anywhere has no RelIE: it is **inactive** (not "shared by all").
+# feature with next to no effect anywhere (here: less than 0.1 % of all effects together) has no RelIE: it is **inactive**,
+# not "shared by all".
 
 # %%
 effects = {"ablation": exact, "atp": atp, "ig": ig}[method]
 ratios = ctt.rel_ie(effects[task].mean, inactive_below=1e-3)
 classes = ctt.classify(ratios, names) if len(ckpts) <= 3 else ctt.trajectory(ratios, names)
 if len(ckpts) <= 3:
-    display(classes.groupby(["label", "members"]).size().rename("features").reset_index())
+    classes = classes.groupby(["label", "members"]).size().rename("features").reset_index()
+classes.head(12)
 
 # %% [markdown]
 # ## The sign is the story
 # RelIE drops the sign. Look at the strongest features with it, on the task with an attractor and on the plain one.
 #
-# **Question.** In the middle, the model does worse than chance across attractors. What should its strongest features look
-# like: weakly positive, or strongly negative?
+# **Question.** In the middle, the model does worse than chance across attractors. Must all its strong features hurt?
 
 # %%
 strength = np.abs(effects[task].mean).max(0)
@@ -247,8 +254,27 @@ with plots.style():
         plots.feature_heatmap(effects[t].mean, top, names, ax=ax, title=f"IE on {short[t]}", quantity="IE (logits)")
 
 # %% [markdown]
-# A red-to-blue change along a row is a feature whose meaning for the task *changes sign* during training. A row that is
-# positive on the right and negative on the left helps plain agreement and hurts across attractors.
+# Blue helps, red hurts. (Each picture has its own scale.) **What we saw** on the embedded suite: at the middle checkpoint
+# the strongest feature *helps*, and two others hurt. On plain sentences it is the other way round: those two help. At the
+# last checkpoint two new features carry the task, and the old ones do nothing. No row changes its colour: each feature
+# has its time.
+#
+# ### One more cut: singular and plural subjects
+# A mean over all sentences can hide a division of labour. Split the effects by the subject's number.
+
+# %%
+if "head_number" in find[task].table:
+    number = find[task].table["head_number"].to_numpy()
+    rows = []
+    for i in top[:6]:
+        c = int(np.abs(effects[task].mean[:, i]).argmax())
+        per_pair = effects[task].per_pair[c].to_dense()[:, i].numpy()
+        split = {f"{n} subject": per_pair[number == n].mean() for n in sorted(set(number))}
+        rows.append({"feature": f"#{i}", "at": names[c], "all": per_pair.mean(), **split})
+    display(pd.DataFrame(rows).round(2))
+
+# %% [markdown]
+# Where one column is near zero, the feature does its work in one half of the sentences: it stands for *one* number.
 
 # %% [markdown]
 # ## Three hunts
@@ -259,8 +285,7 @@ with plots.style():
 # 3. **kept**: on *plain* agreement, which the model learns first and never loses, it helps at every checkpoint after the
 #    first, with a RelIE of at least 0.2 at each of these.
 #
-# Each must also have at least 2 % of the summed effect of all features at that checkpoint. Then we measure the same
-# effects again, exactly, on the *test* half.
+# Each must also have at least 2 % of the summed effect of all features there (the first kind on both tasks).
 
 # %%
 ie, plain = effects[task].mean, effects[plain_task].mean
@@ -268,9 +293,9 @@ share, plain_share = (np.abs(v) / np.abs(v).sum(1, keepdims=True) for v in (ie, 
 plain_ratios = ctt.rel_ie(plain, inactive_below=1e-3)
 middle, last = len(ckpts) // 2, len(ckpts) - 1
 hunts = {
-    "nearest noun": (ie[middle] < 0) & (plain[middle] > 0) & (share[middle] > 0.02),
+    "nearest noun": (ie[middle] < 0) & (plain[middle] > 0) & (np.minimum(share, plain_share)[middle] > 0.02),
     "late helper": (ratios[last] > 0.7) & (ie[last] > 0) & (share[last] > 0.02),
-    "kept": (plain[1:] > 0).all(0) & (plain_ratios[1:] > 0.2).all(0) & (plain_share[1:].max(0) > 0.02),
+    "kept": (plain[1:] > 0).all(0) & (plain_ratios[1:] > 0.2).all(0) & (plain_share[1:] > 0.02).all(0),
 }
 where = {"nearest noun": (task, middle), "late helper": (task, last), "kept": (plain_task, last)}
 caught = {}
@@ -278,13 +303,19 @@ for name, hit in hunts.items():
     size = np.abs(effects[where[name][0]].mean[where[name][1]])
     caught[name] = [int(i) for i in np.argsort(-size) if hit[i]][:5]
 candidates = sorted({i for group in caught.values() for i in group})
+caught
+
+# %% [markdown]
+# Now measure the same effects again, exactly, on the *test* half.
+
+# %%
 tested = {t: ctt.indirect_effects(dictionary, ckpts, test[t], "ablation", features=candidates) for t in test}
 
 
-def with_error(e, c, i):
+def mean_and_error(e, c, i):
     """Mean over pairs and its standard error."""
     values = e.per_pair[c].to_dense()[:, i]
-    return f"{values.mean():+.3f} ± {values.std() / len(values) ** 0.5:.3f}"
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
 
 rows = []
@@ -292,64 +323,57 @@ for name, group in caught.items():
     t, c = where[name]
     for i in group:
         row = {"hunt": name, "feature": i, "on": short[t], "at": names[c], "IE on find": effects[t].mean[c, i]}
-        row |= {f"test, {short[u]}": with_error(tested[u], c, i) for u in (task, plain_task)}
+        on_test = {u: mean_and_error(tested[u], c, i) for u in (task, plain_task)}
+        row |= {f"test, {short[u]}": f"{mean:+.3f} ± {error:.3f}" for u, (mean, error) in on_test.items()}
+        mean, error = on_test[t]
+        row["holds"] = mean * effects[t].mean[c, i] > 0 and abs(mean) > 2 * error
         own = ratios if t == task else plain_ratios
-        row["holds"] = np.sign(effects[t].mean[c, i]) == np.sign(tested[t].mean[c, i])
         rows.append(row | {f"RelIE {n}": own[k, i] for k, n in enumerate(names)})
 hunted = pd.DataFrame(rows)
 hunted.round(2)
 
 # %% [markdown]
-# Does the sign of each effect hold on sentences that were not used to find it? Count. A hunt may also come home with
-# nothing: that is a result too.
+# Does each effect hold on sentences that were not used to find it: the same sign, and more than two standard errors from
+# zero? Count. A hunt may also come home with nothing: that is a result too. (Look at the size as well. The *kept* features
+# hold, and are small: at the last checkpoint no single feature carries plain agreement.)
 
 # %%
 verdict = hunted.groupby("hunt")["holds"].agg(["sum", "size"]) if rows else pd.DataFrame(columns=["sum", "size"])
-verdict.reindex(hunts).fillna(0).astype(int).rename(columns={"sum": "same sign on test", "size": "found"})
+verdict.reindex(hunts).fillna(0).astype(int).rename(columns={"sum": "holds on test", "size": "found"})
 
 # %% [markdown]
 # ### A control: does the task matter at all?
-# Perhaps these features have large effects on *any* pair of words. So we keep the prefixes and put two random verbs in
-# place of right and wrong, both of the *same* number. What is left is the effect that has nothing to do with agreement.
+# Perhaps these features move *any* pair of words. So we keep the prefixes and put two random verbs in place of right and
+# wrong, both of the number that fits. What is left has nothing to do with agreement. (We take |IE| per pair, before the
+# mean: a mean of random signs would be near zero by construction.)
 
 # %%
-from dataclasses import replace
-
-generator = torch.Generator().manual_seed(seed)
-verbs = {}
-for n in ("sg", "pl"):
-    rows_n = np.flatnonzero(test[task].table["head_number"] == n) if "head_number" in test[task].table else []
-    verbs[n] = torch.unique(test[task].right[rows_n])
-if all(len(v) > 1 for v in verbs.values()):
-    number = test[task].table["head_number"].to_numpy()
-    right, wrong = (
-        torch.stack([verbs[n][torch.randint(len(verbs[n]), (1,), generator=generator)][0] for n in number])
-        for _ in range(2)
-    )
-    nonsense = replace(test[task], right=right, wrong=wrong, name="two random verbs of one number")
+table = test[task].table
+if "head_number" in table and len(candidates):
+    generator, number = np.random.default_rng(seed), table["head_number"].to_numpy()
+    verbs = {n: np.unique(test[task].right[np.flatnonzero(number == n)]) for n in set(number)}
+    drawn = torch.tensor(np.array([generator.choice(verbs[n], 2, replace=False) for n in number]))
+    nonsense = replace(test[task], right=drawn[:, 0], wrong=drawn[:, 1], name="two random verbs of one number")
     control = ctt.indirect_effects(dictionary, ckpts, nonsense, "ablation", features=candidates)
-    table = pd.DataFrame(
-        {
-            "mean |IE| on the task": np.abs(tested[task].mean[:, candidates]).mean(1),
-            "on random verbs": np.abs(control.mean[:, candidates]).mean(1),
-        },
-        index=names,
-    )
-    display(table.round(4))
+    sizes = {
+        label: [float(e.per_pair[c].to_dense()[:, candidates].abs().mean()) for c in range(len(ckpts))]
+        for label, e in (("mean |IE| on the task", tested[task]), ("on two random verbs", control))
+    }
+    display(pd.DataFrame(sizes, index=names).assign(ratio=lambda d: d.iloc[:, 0] / d.iloc[:, 1]).round(4))
 
 # %% [markdown]
 # ## What are they about?
-# Read before you name. Here is the first feature of each hunt: its effects, RelIE and decoder norms, and the tokens on
-# which it is most active.
+# Read before you name. Here are the first two features of each hunt: their effects on the task of the hunt, RelIE and
+# decoder norms, and the tokens on which they are most active.
 
 # %%
 text = suite.text(40_000, split="validation", seed=seed + 2)
 examples = ctt.top_examples(dictionary, ckpts, text, [int(i) for i in {*top, *candidates}], k=5)
 norms = dictionary.decoder_norms().detach().cpu().numpy()
 for name, group in caught.items():
+    on_task = (ie, ratios) if where[name][0] == task else (plain, plain_ratios)
     for i in group[:2]:
-        card = widgets.feature_card_html(i, ie, ratios, norms, names, examples[i], label=name)
-        display(HTML(card))
+        display(HTML(widgets.feature_card_html(i, *on_task, norms, names, examples[i], label=name)))
 
 # %% [markdown]
 # ### Your turn
@@ -371,9 +395,9 @@ widgets.feature_explorer(
 # %%
 reldec = ctt.rel_dec(norms)
 with plots.style():
-    ax = plots.relie_vs_reldec(
-        ratios, reldec, ie, last, names, title=f"Where a feature is written, and where it matters ({names[last]})"
-    )
+    more = np.nanmean(np.where(np.isnan(ratios[last]), np.nan, ratios[last] > reldec[last]))
+    title = f"{more:.0%} of active features matter more at {names[last]} than their norm says"
+    ax = plots.relie_vs_reldec(ratios, reldec, ie, last, names, title=title)
 
 # %% [markdown]
 # Which of the two predicts effects on *new* sentences? We take the exact effects on the test half, form their shares, and
@@ -393,6 +417,10 @@ predicts = pd.DataFrame(
 )
 print(f"{usable.sum()} features")
 predicts.round(2)
+
+# %% [markdown]
+# Read this with care. The first column is the *reliability* of RelIE: the same measurement on other sentences. RelDec never
+# looked at the task, and still comes close. It is a cheap first guess, and no more than that.
 
 # %%
 for t in effects:
