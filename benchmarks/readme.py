@@ -32,9 +32,9 @@ def block(results: Path = ROOT / "benchmarks" / "results") -> str:
         [
             f"Accuracy on {n_pairs} held-out test pairs a task (chance is 0.50):",
             markdown(curve),
-            f"Crosscoders on the default triplet, over {tokens:,} held-out tokens (dead: silent on all of them). Letting "
-            "k fall slowly is the paper's way; here it costs a few dead features. The decoder-norm penalty and AuxK are "
-            "what keep features alive:",
+            f"Crosscoders on the default triplet, over {tokens:,} held-out tokens (dead: silent on all of them). "
+            "Letting k fall slowly is the paper's way; here it costs a few dead features. The decoder-norm penalty and "
+            "AuxK are what keep features alive:",
             markdown(settings, digits),
             "What the shortcuts save (how many times longer the other way takes, measured in turns in one process):",
             markdown(speed, {"ratio": 1}),

@@ -136,7 +136,8 @@ bad, good = (ie[middle, features] < -0.05).sum(), (ie[-1, features] > 0.05).sum(
 right = (
     f"{title.get(hard, hard)}: {bad} features hurt at {ckpts.labels[middle]}, {good} others help at {ckpts.labels[-1]}"
 )
-labels = {i: on_words.loc[f"#{i}"].idxmax() + " most" for i in features} if len(on_words.columns) else None
+strong = on_words.gt(on_words.max(axis=1) / 2, axis=0)  # the words on which a feature is active
+labels = {i: ", ".join(strong.columns[strong.loc[f"#{i}"]]) for i in features}
 with plots.style():
     fig = plots.signature_figure(
         curve, ie, features, ckpts.labels, feature_labels=labels, titles=(left, right[0].upper() + right[1:])
