@@ -214,13 +214,14 @@ def signature_figure(
                       textcoords="offset points", ha="right", va="top", fontsize=8, zorder=3,
                       bbox={"fc": "white", "ec": "none", "pad": 1},
                       arrowprops={"arrowstyle": "-", "lw": 0.6})  # fmt: skip
-    width = 0.8 / len(names)
+    bar = 0.8 / len(names)
     for i, (name, color) in enumerate(colors.items()):
-        x = np.arange(len(features)) + (i - (len(names) - 1) / 2) * width
-        right.bar(x, effects[i, list(features)], width * 0.92, color=color, label=name)
+        x = np.arange(len(features)) + (i - (len(names) - 1) / 2) * bar
+        right.bar(x, effects[i, list(features)], bar * 0.92, color=color, label=name)
     right.axhline(0, color="black", lw=0.8)
     right.margins(y=0.14)
-    captions = [f"#{f}\n" + textwrap.fill(labels.get(f, ""), max(9, 46 // len(features))) for f in features]
+    width = max(9, 60 // len(features))
+    captions = [f"#{f}\n" + textwrap.fill(labels.get(f, ""), width, break_long_words=False) for f in features]
     right.set_xticks(range(len(features)), captions, fontsize=8)
     right.tick_params(axis="x", length=0)
     for y, side, word in ((0.985, "top", "\u2191 helps"), (0.015, "bottom", "\u2193 hurts")):
