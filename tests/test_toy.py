@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -338,3 +340,28 @@ def test_the_shipped_checkpoints_tell_the_story():
     # the triplet: partly learned, the dip, learned
     early, middle, late = (int(r.removeprefix("step")) for r in SUITE["default_triplet"])
     assert 0.55 < curves.simple[early] < 0.90 and middle in dip.index and late == curves.index[-1]
+
+
+def test_the_shipped_crosscoder_is_whole_and_good():
+    import ctt_helpers as ctt
+    from ctt_helpers.runtime import read_json, sha256
+
+    suite = ctt.load_suite("tiny")
+    folder = suite.crosscoder_folder
+    for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+        digest, name = line.split("  ", 1)
+        assert sha256(folder / name) == digest, name
+    ckpts = suite.checkpoints(suite.default_triplet, device="cpu")
+    crosscoder = ctt.Crosscoder.load(folder)
+    report = ctt.evaluate(crosscoder, ckpts, suite.text(30_000, split="validation", seed=9))  # text of another seed
+    assert 10 <= report.l0 <= 40
+    assert min(report.explained_variance) >= 0.95 and min(report.ce_recovered) >= 0.98
+    measured = read_json(folder / "report.json")
+    assert measured["dead"] <= 0.25 and measured["dead_tokens"] >= 100_000
+    np.testing.assert_allclose(measured["explained_variance"], report.explained_variance, atol=0.01)
+
+
+def test_making_the_crosscoder_refuses_an_existing_folder(tmp_path):
+    command = [sys.executable, "-m", "ctt_helpers.toy.dictionary", "--out", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2 and "exists. Give another folder" in run.stderr

@@ -65,7 +65,9 @@ def plan(where, system, has_nvidia, free_bytes):
     if system.startswith("linux"):
         lines.append("Downloads: up to 2.6 GB, because PyTorch for Linux brings NVIDIA's CUDA with it.")
         if not has_nvidia:
-            lines.append("No NVIDIA GPU was found here: PyTorch's CPU build is enough, and downloads much less. The page")
+            lines.append(
+                "No NVIDIA GPU was found here: PyTorch's CPU build is enough, and downloads much less. The page"
+            )
             lines.append("'Get started' of PyTorch says how to tell pip where it is.")
         if free_bytes < NEEDED_WITH_CUDA_GB * GB:
             lines.append("With CUDA, %d GB of free disk would be safer than what is here." % NEEDED_WITH_CUDA_GB)
