@@ -325,7 +325,20 @@ def onset(curve: pd.Series) -> float:
 
 
 def test_the_shipped_checkpoints_tell_the_story():
-    curves = accuracies(TINY)
+    tells_the_story(accuracies(TINY))
+
+
+@pytest.mark.long
+def test_a_suite_made_anew_tells_the_same_story(tmp_path):
+    """The whole command, minutes long. Equal bytes are only promised on one machine, so the story is compared."""
+    command = [sys.executable, "-m", "ctt_helpers.toy.pretrain", "--out", str(tmp_path / "suite")]
+    assert subprocess.run(command, capture_output=True, timeout=1200).returncode == 0
+    made = accuracies(tmp_path / "suite")
+    tells_the_story(made)
+    assert (made - accuracies(TINY)).abs().mean().mean() < 0.05
+
+
+def tells_the_story(curves: pd.DataFrame) -> None:
     assert curves.loc[0].between(0.40, 0.60).all()
     # the dip: the model agrees with the nearest noun
     dip = curves[(curves.simple >= 0.90) & (curves.pp <= 0.40) & (curves.subj_rel <= 0.35)]
