@@ -178,6 +178,11 @@ pd.DataFrame(
 # Notebooks 04 and 05 measure on sentences that were not used for picking.
 
 # %% [markdown]
+# ## Limits
+# - This is a small model of a small language. It shows the method and the kind of story, not the facts about large models.
+# - The features are those of one crosscoder. Train another (notebook 03) and some come back, some do not.
+
+# %% [markdown]
 # ## Glossary
 #
 # | word | meaning |
