@@ -151,7 +151,7 @@ def test_machine_check_says_what_is_wrong():
     assert "macOS 13.6" in check.mac_problem("darwin", "arm64", "13.6")
     assert check.disk_problem(5 * 10**9, ".venv") is None
     assert "Only 1.5 GB are free" in check.disk_problem(int(1.5e9), ".venv")
-    assert "whl/cpu" in check.plan(".venv", "linux", False, 5 * 10**9)
+    assert "CPU build is enough" in check.plan(".venv", "linux", False, 5 * 10**9)
     assert "CUDA" not in check.plan(".venv", "darwin", False, 5 * 10**9).splitlines()[-1]
 
 
