@@ -33,13 +33,19 @@
 
 # %% tags=["parameters"]
 model: str = "tiny"  # a suite; "tiny" is embedded
+revisions: list | None = None  # the checkpoints that the crosscoder was trained on; None: the default triplet
+layer: int | None = None
+crosscoder: str | None = None  # its folder; None: the one shipped with the suite
 tasks: list | None = None  # up to four tasks to follow; None: plain agreement, and agreement across attractors
 n_pairs: int = 150  # pairs a task
 n_features: int = 5  # features to show
 seed: int = 0
 device: str = "auto"
+out: str = "../runs/00_start_here"  # where the table of effects goes
 
 # %%
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
@@ -83,8 +89,9 @@ curve.pivot(index="task", columns="revision", values="accuracy").loc[list(pairs)
 # write their activations with one shared dictionary is shipped with the suite. (You train your own in notebook 03.)
 
 # %%
-ckpts = suite.checkpoints(suite.default_triplet, device=device)
-dictionary = ctt.Crosscoder.load(suite.crosscoder_folder).to(ckpts[0].device)
+ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
+dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder).to(ckpts[0].device)
+ctt.evaluation.check_match(dictionary, ckpts)  # an error here: it was trained on other checkpoints
 print(", ".join(ckpts.labels), "|", dictionary)
 
 # %% [markdown]
@@ -107,6 +114,8 @@ shown = [f"#{i}" for i in features]
 table = pd.DataFrame({f"IE at {n}": ie[c, features] for c, n in enumerate(ckpts.labels)}, index=shown)
 for c, n in enumerate(ckpts.labels):
     table[f"RelIE {n}"] = ratios[c, features]
+Path(out).mkdir(parents=True, exist_ok=True)
+table.to_csv(Path(out) / "effects.csv", index_label="feature")
 table.round(2)
 
 # %% [markdown]

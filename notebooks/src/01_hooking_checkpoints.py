@@ -25,8 +25,11 @@ task: str = "agreement/pp"  # which minimal pairs to read
 n_pairs: int = 200  # how many of them
 seed: int = 0  # for the sample of text
 device: str = "auto"  # "cpu", "cuda" ...
+out: str = "../runs/01_hooking_checkpoints"  # where the table of norms goes
 
 # %%
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
@@ -193,7 +196,10 @@ with plots.style():
     ax.legend(title="checkpoint", frameon=False)
 
 # %%
-pd.DataFrame({"mean norm": sizes, "first token / others": ratio}).round(2)
+table = pd.DataFrame({"mean norm": sizes, "first token / others": ratio})
+Path(out).mkdir(parents=True, exist_ok=True)
+table.to_csv(Path(out) / "norms.csv", index_label="checkpoint")
+table.round(2)
 
 # %% [markdown]
 # Look at the last column. Where it is far from 1, the first position is not like the others, and statistics that mix the
