@@ -9,7 +9,7 @@ import importlib
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "runtime": ["check_parameters", "pick_device", "seed_everything"],
+    "runtime": ["check_parameters", "pick_device"],
     "hooks": ["HookedModel", "logits_above", "residual_stream", "spliced_logits"],
     "suites": ["Suite", "load_suite"],
     "checkpoints": ["Checkpoints", "fingerprint"],

@@ -41,18 +41,6 @@ def pick_device(device: str = "auto") -> str:
     return device
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch at the top of a notebook; the package itself takes seeds as arguments."""
-    import random
-
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 -- a notebook may use the global generator
-    torch.manual_seed(seed)
-
-
 def set_threads(n: int | None = None) -> int:
     """Set how many CPU threads torch uses (None: leave it as it is); returns the number in force."""
     import torch
