@@ -17,9 +17,8 @@ from benchmarks.report import markdown
 from ctt_helpers import hooks
 from ctt_helpers.activations import stacked_activations
 from ctt_helpers.checkpoints import Checkpoints
-from ctt_helpers.effects import effects_from_gradient
 from ctt_helpers.optimisation import TrainingRun
-from ctt_helpers.paths import NODES, WEIGHTS, ActivationPath, touched
+from ctt_helpers.paths import NODES, WEIGHTS, ActivationPath, effects_from_gradient, touched
 from ctt_helpers.tasks import MinimalPairs
 from ctt_helpers.toy.dictionary import N_LATENTS, TRAIN_TOKENS, K
 

@@ -25,7 +25,8 @@ _EXPORTS = {
     "crosscoder": ["Crosscoder"],
     "training": ["TrainConfig", "TrainResult", "train"],
     "evaluation": ["Report", "evaluate", "promoted_tokens", "top_examples"],
-    "effects": ["Effects", "ablate", "effects_from_gradient", "indirect_effects"],
+    "paths": ["effects_from_gradient"],
+    "effects": ["Effects", "ablate", "indirect_effects"],
     "metrics": ["classify", "pairwise", "rel_dec", "rel_ie", "trajectory"],
 }
 _WHERE = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -1,9 +1,10 @@
-"""The task's metric m along the straight path from an activation x to the decoder's bias, and its gradient there.
+"""The task's metric m along the straight path from an activation x to the decoder's bias, its gradient, and effects.
 
 m = logit(wrong) - logit(right) after the prefix; x(a) = x + a (b_dec - x), at the positions the method touches.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from ctt_helpers.tasks import MinimalPairs
 NODES, WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(5))
 NODES, WEIGHTS = (NODES + 1) / 2, WEIGHTS / 2
 SMALLEST_PIECE = 2.0**-12
+METHODS = ("ablation", "atp", "ig", "ig_near", "ig_own")
+NEAR = 0.5  # "ig_near" goes so far along the joint path
 
 
 def touched(pair: MinimalPairs) -> Bool[Tensor, "pairs tokens"]:
@@ -55,7 +58,11 @@ class ActivationPath:
     def gradient(self, a: Float[Tensor, " items"], rows: Int[Tensor, " items"] | None = None) -> Tensor:
         """dm/dx at the point a of the path, zero where the method does not reach: [items, t, d]."""
         rows = torch.arange(len(self.x)) if rows is None else rows
-        x = self.at(a, rows).detach().requires_grad_(True)
+        return self.gradient_at(self.at(a, rows), rows)
+
+    def gradient_at(self, x: Float[Tensor, "items t d"], rows: Int[Tensor, " items"]) -> Float[Tensor, "items t d"]:
+        """dm/dx of activations that belong to the pairs `rows`, zero where the method does not reach."""
+        x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             m = self.metric_of(x, rows)
         return torch.autograd.grad(m.sum(), x)[0] * self.keep[rows][..., None]
@@ -77,16 +84,86 @@ def path_lengths(ckpts: Sequence[hooks.HookedModel], chunks: list[MinimalPairs],
     return out
 
 
+def effects_from_gradient(
+    f: Float[Tensor, "... latents"], W_dec: Float[Tensor, "latents d_model"], grad: Float[Tensor, "... d_model"]
+) -> Float[Tensor, "... latents"]:
+    """IE_i = -f_i (W_dec,i . G), from the gradient G of m with respect to the residual stream.
+
+    With the gradient at the clean activation this is attribution patching; with the gradient averaged along a path
+    from x to b_dec it is integrated gradients. The decoder is that of one checkpoint, in raw (unscaled) space.
+    """
+    return -f * (grad @ W_dec.T)
+
+
+@dataclass
+class Estimate:
+    """Effects of every latent on every pair of a batch, at one checkpoint.
+
+    Attributes:
+        ie: [pairs, latents] indirect effects, summed over the positions asked for.
+        error: [pairs] effect of the reconstruction error at these positions (NaN for "ablation" and "ig_own").
+        total: [pairs] what effects and error of all positions add up to on a complete path (NaN likewise).
+        nodes: [pairs] gradients taken ("ablation": forward passes).
+    """
+
+    ie: Float[Tensor, "pairs latents"]
+    error: Float[Tensor, " pairs"]
+    total: Float[Tensor, " pairs"]
+    nodes: Float[np.ndarray, " pairs"]
+
+
+def estimate(
+    run: ActivationPath,
+    f: Float[Tensor, "pairs t latents"],
+    decoder: Float[Tensor, "latents d"],
+    method: str,
+    budget: float,
+    features: Sequence[int] | None = None,
+    positions: Bool[Tensor, "pairs t"] | None = None,
+) -> Estimate:
+    """Effects by one method; see `effects.indirect_effects`, which calls this for every checkpoint.
+
+    Args:
+        run: a read-out m at an activation x and a baseline b; another read-out is a subclass with its own `metric_of`.
+        f: latents, zero where the method does not touch.
+        decoder: what a latent writes, in raw space.
+        method: one of METHODS.
+        budget: "ig" and "ig_near": how far a piece of the path may be off, in units of m.
+        features: "ablation" and "ig_own": the latents asked for; None: all that are active.
+        positions: where to count (the gradient methods) or to intervene ("ablation"); None: everywhere.
+    """
+    counted = f if positions is None else f * positions.to(f)[..., None]
+    unknown = torch.full((len(f),), torch.nan)
+    if method == "ablation":
+        ie, nodes = single_ablations(run, counted, decoder, features)
+        return Estimate(ie, unknown, unknown, nodes)
+    if method == "ig_own":
+        ie, nodes = own_paths(run, f, counted, decoder, features)
+        return Estimate(ie, unknown, unknown, nodes)
+    until = NEAR if method == "ig_near" else 1.0
+    ends = run.metric(torch.tensor([0.0, until]))
+    if method == "atp":
+        grad, nodes = run.gradient(torch.zeros(len(f))), np.ones(len(f))
+    else:
+        grad, nodes = integrated_gradient(run, ends, budget * until, until)
+    e = (-run.delta - f @ decoder) * run.keep[..., None]  # x - b_dec - f W_dec
+    if positions is not None:
+        e = e * positions.to(e)[..., None]
+    ie = effects_from_gradient(counted, decoder, grad).sum(1)
+    return Estimate(ie, -(e * grad).sum((1, 2)), (ends[1] - ends[0]) / until, nodes)
+
+
 def integrated_gradient(
-    run: ActivationPath, ends: Float[Tensor, "2 pairs"], budget: float, items_at_once: int = 256
+    run: ActivationPath, ends: Float[Tensor, "2 pairs"], budget: float, until: float = 1.0, items_at_once: int = 256
 ) -> tuple[Float[Tensor, "pairs tokens d_model"], np.ndarray]:
-    """The gradient averaged over the path, and how many gradients each pair took.
+    """The gradient averaged over the path from a = 0 to `until`, and how many gradients each pair took.
 
     Each open piece [low, high] of a pair is integrated with five nodes and checked against m at its two ends; one that
-    is off by more than `budget` (logits) is halved.
+    is off by more than `budget` (logits) is halved. `ends` is m at 0 and at `until`.
     """
     grad, count = torch.zeros_like(run.x), np.zeros(len(run.x))
-    rows, low, high = torch.arange(len(run.x)), torch.zeros(len(run.x)).double(), torch.ones(len(run.x)).double()
+    rows, low = torch.arange(len(run.x)), torch.zeros(len(run.x)).double()
+    high = torch.full_like(low, until)
     m_low, m_high = ends.cpu()
     while len(rows):
         middle, fine = (low + high) / 2, torch.zeros(len(rows), dtype=torch.bool)
@@ -108,7 +185,7 @@ def integrated_gradient(
         rows = rows[open_].repeat(2)
         low, high = torch.cat([low[open_], middle[open_]]), torch.cat([middle[open_], high[open_]])
         m_low, m_high = torch.cat([m_low[open_], m_middle[open_]]), torch.cat([m_middle[open_], m_high[open_]])
-    return grad, count
+    return grad / until, count
 
 
 def single_ablations(
@@ -118,31 +195,61 @@ def single_ablations(
     features: Sequence[int] | None,
 ) -> tuple[Float[Tensor, "pairs latents"], np.ndarray]:
     """Exact effect of each latent alone: m(x - f_i d_i) - m(x), for every pair in which it is active."""
-    active = (f > 0).any(1)
-    if features is not None:
-        check_features(list(features), f.shape[-1])
-        asked = torch.zeros(f.shape[-1], dtype=torch.bool, device=f.device)
-        asked[list(features)] = True
-        active = active & asked
-    rows, latents = active.nonzero().T.cpu()
+    active = _active(f, features)
     clean = run.metric_of(run.x)
 
-    def effect(part: Tensor) -> Tensor:
-        r, i = rows[part], latents[part]
+    def effect(r: Tensor, i: Tensor) -> Tensor:
         less = f[r, :, i][..., None] * decoder[i][:, None]
         return run.metric_of(run.x[r] - less, r) - clean[r]
 
-    out = torch.zeros(active.shape, device=clean.device, dtype=clean.dtype)
-    if len(rows):
-        out[rows, latents] = _in_parts(effect, len(rows), 512)
-    return out, 1.0 + active.sum(1).cpu().numpy()
+    return _for_each(active, effect, clean), 1.0 + active.sum(1).cpu().numpy()
+
+
+def own_paths(
+    run: ActivationPath,
+    f: Float[Tensor, "pairs t latents"],
+    counted: Float[Tensor, "pairs t latents"],
+    decoder: Float[Tensor, "latents d"],
+    features: Sequence[int] | None,
+) -> tuple[Float[Tensor, "pairs latents"], np.ndarray]:
+    """The gradient integrated along each latent's own path (1 - a) f_i, all else kept: five nodes.
+
+    Over all positions this is the exact ablation, up to the five nodes; unlike it, it adds up over positions.
+    """
+    active = _active(counted, features)
+
+    def effect(r: Tensor, i: Tensor) -> Tensor:
+        less = f[r, :, i][..., None] * decoder[i][:, None]
+        along = torch.zeros_like(less[..., 0])
+        for node, weight in zip(NODES.tolist(), WEIGHTS.tolist(), strict=True):
+            grad = run.gradient_at(run.x[r] - node * less, r)
+            along += weight * (grad * decoder[i][:, None]).sum(-1)
+        return -(counted[r, :, i] * along).sum(1)
+
+    return _for_each(active, effect, run.x), len(NODES) * active.sum(1).cpu().numpy().astype(float)
+
+
+def _active(f: Tensor, features: Sequence[int] | None) -> Bool[Tensor, "pairs latents"]:
+    active = (f > 0).any(1)
+    if features is None:
+        return active
+    check_features(list(features), f.shape[-1])
+    asked = torch.zeros(f.shape[-1], dtype=torch.bool, device=f.device)
+    asked[list(features)] = True
+    return active & asked
+
+
+def _for_each(active: Tensor, effect: Callable[[Tensor, Tensor], Tensor], like: Tensor, at_once: int = 512) -> Tensor:
+    """`effect` of each active (pair, latent), a few hundred at once; 0 elsewhere."""
+    out = torch.zeros(active.shape, device=like.device, dtype=like.dtype)
+    places = active.nonzero().cpu()
+    for part in places.split(at_once) if len(places) else ():
+        rows, latents = part.T
+        out[rows, latents] = effect(rows, latents)
+    return out
 
 
 def check_features(features: Sequence[int], n_latents: int) -> None:
     wrong = [i for i in features if not 0 <= i < n_latents]
     if wrong:
         raise ValueError(f"There is no latent {wrong[0]}: this crosscoder has {n_latents}, 0 to {n_latents - 1}.")
-
-
-def _in_parts(function: Callable[[Tensor], Tensor], n: int, size: int) -> Tensor:
-    return torch.cat([function(part) for part in torch.arange(n).split(size)])

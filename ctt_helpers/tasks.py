@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
@@ -71,6 +71,23 @@ class MinimalPairs:
     def answers(self) -> Int[Tensor, "pairs 2"]:
         """[right, wrong] token ids."""
         return torch.stack([self.right, self.wrong], dim=1)
+
+    def positions(self, role: str) -> Bool[Tensor, "pairs tokens"]:
+        """Where a role stands in each prefix: "answer" (the last token, after which the verb is predicted), or one of
+        the table's column `roles` ("subject", "attractor" ...). A pair without that role has no position.
+
+        Raises:
+            ValueError: no pair has that role.
+        """
+        roles = self.table.get("roles", [{}] * len(self))
+        where = [int(p) if role == "answer" else r.get(role) for r, p in zip(roles, self.answer_position, strict=True)]
+        if all(p is None for p in where):
+            known = sorted({name for r in roles for name in r})
+            raise ValueError(f"No pair of {self.name!r} has a role {role!r}; there are: answer, {', '.join(known)}.")
+        mask = torch.zeros(self.input_ids.shape, dtype=torch.bool)
+        rows = [i for i, p in enumerate(where) if p is not None]
+        mask[rows, [where[i] for i in rows]] = True
+        return mask.to(self.input_ids.device)
 
     def to(self, device: str | torch.device) -> "MinimalPairs":
         names = ("input_ids", "attention_mask", "answer_position", "right", "wrong")

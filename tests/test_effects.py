@@ -10,10 +10,8 @@ from models import random_suite, some_pairs, some_text
 import ctt_helpers as ctt
 from ctt_helpers import hooks
 from ctt_helpers.activations import stacked_activations
-from ctt_helpers.effects import Effects, effects_from_gradient
-from ctt_helpers.paths import NODES, WEIGHTS
-
-METHODS = ("ig", "atp", "ablation")
+from ctt_helpers.effects import Effects
+from ctt_helpers.paths import METHODS, NEAR, NODES, WEIGHTS, effects_from_gradient
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +129,91 @@ def test_completeness(setting):
     assert gaps[-1] < 1e-4
 
 
+def test_ig_near_is_the_gradient_averaged_over_the_first_half_of_the_joint_path(setting):
+    ckpts, crosscoder, pairs = setting
+    effects = ctt.indirect_effects(crosscoder, ckpts, pairs, "ig_near", tol=1e-7)
+    x, f, keep, W_dec, b_dec = parts(ckpts, crosscoder, pairs)
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+    for c, model in enumerate(ckpts):
+        ie = torch.zeros(len(pairs), len(W_dec), dtype=torch.float64)
+        for a, w in zip(NEAR * (nodes + 1) / 2, weights / 2, strict=True):
+            at = (x[:, :, c] + a * (b_dec[c] - x[:, :, c]) * keep[..., None]).requires_grad_(True)
+            grad = torch.autograd.grad(metric(model, pairs, at).sum(), at)[0]
+            ie -= w * (f * (grad @ W_dec[:, c].T)).sum(1)
+        np.testing.assert_allclose(effects.mean[c], ie.mean(0), rtol=1e-4, atol=1e-7)
+    assert effects.gap.max() < 1e-5
+
+
+def test_ones_own_path_is_the_ablation_and_adds_up_over_positions(setting):
+    ckpts, crosscoder, pairs = setting
+    exact = ctt.indirect_effects(crosscoder, ckpts, pairs, "ablation")
+    own = ctt.indirect_effects(crosscoder, ckpts, pairs, "ig_own")
+    np.testing.assert_allclose(own.per_pair.to_dense(), exact.per_pair.to_dense(), atol=2e-3 * np.abs(exact.mean).max())
+    features = [1, 4]
+    for method in ("ig_own", "ig", "atp"):
+        given = {"features": features} if method == "ig_own" else {}
+        whole = ctt.indirect_effects(crosscoder, ckpts, pairs, method, tol=1e-5, **given)
+        one_hot = [torch.zeros_like(pairs.attention_mask, dtype=torch.bool) for _ in range(pairs.input_ids.shape[1])]
+        for t, mask in enumerate(one_hot):
+            mask[:, t] = True
+        parts_ = [
+            ctt.indirect_effects(crosscoder, ckpts, pairs, method, tol=1e-5, positions=mask, **given)
+            for mask in one_hot
+        ]
+        np.testing.assert_allclose(sum(p.mean for p in parts_), whole.mean, atol=1e-9)
+        assert all(np.isnan(p.gap).all() and np.isnan(p.total).all() for p in parts_)
+        if method != "ig_own":
+            np.testing.assert_allclose(sum(p.error for p in parts_), whole.error, atol=1e-9)
+
+
+def test_ablation_at_some_positions_is_a_hook_on_these(setting):
+    ckpts, crosscoder, pairs = setting
+    x, f, _, W_dec, _ = parts(ckpts, crosscoder, pairs)
+    at_answer = pairs.positions("answer")
+    assert (at_answer.sum(1) == 1).all() and at_answer[range(9), pairs.answer_position].all()
+    active = [i for i in range(48) if (f[at_answer][:, i] > 0).any()][:3]
+    effects = ctt.indirect_effects(crosscoder, ckpts, pairs, features=active, positions=at_answer, batch_size=4)
+    for c, model in enumerate(ckpts):
+        clean = metric(model, pairs, x[:, :, c])
+        for i in active:
+            less = (f[..., i] * at_answer)[..., None] * W_dec[i, c]
+            change = metric(model, pairs, x[:, :, c] - less) - clean
+            np.testing.assert_allclose(effects.mean[c, i], change.mean(), rtol=1e-7, atol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    suite = ctt.load_suite("tiny")
+    return suite.checkpoints(suite.default_triplet, device="cpu"), ctt.Crosscoder.load(suite.crosscoder_folder)
+
+
+def test_brute_force_on_the_embedded_suite(embedded):
+    """Ablation and AtP of every active latent by whole float64 passes with a raw hook, no batching tricks."""
+    ckpts, crosscoder = embedded
+    double = ckpts.suite.checkpoints(ckpts.revisions, device="cpu", dtype=torch.float64)
+    pairs = ckpts.suite.pairs("agreement/obj_rel", split="find", n=4)
+    exact, atp = (ctt.indirect_effects(crosscoder, ckpts, pairs, m) for m in ("ablation", "atp"))
+    x, _, keep, W_dec, _ = parts(ckpts, crosscoder, pairs)
+    f = (crosscoder.encode(x) * keep[..., None]).detach().double()
+    x, W_dec = x.double(), W_dec.double()
+    active = (f > 0).any(1).any(0).nonzero().flatten().tolist()
+    assert len(active) > 50
+    for c, model in enumerate(double):
+        clean = metric(model, pairs, x[:, :, c])
+        brute = [(metric(model, pairs, x[:, :, c] - f[..., [i]] * W_dec[i, c]) - clean).mean().item() for i in active]
+        np.testing.assert_allclose(exact.mean[c, active], brute, atol=2e-5)
+        leaf = x[:, :, c].clone().requires_grad_(True)
+        grad = torch.autograd.grad(metric(model, pairs, leaf).sum(), leaf)[0]
+        np.testing.assert_allclose(atp.mean[c], -(f * (grad @ W_dec[:, c].T)).sum(1).mean(0), atol=2e-5)
+
+
+def test_ig_is_complete_at_every_task_and_checkpoint_of_the_embedded_suite(embedded):
+    ckpts, crosscoder = embedded
+    for task in ckpts.suite.task_names:
+        found = ctt.indirect_effects(crosscoder, ckpts, ckpts.suite.pairs(task, split="test", n=24), "ig")
+        assert found.gap.max() < 0.01 and max(found.info["gap_per_pair"]) < 0.01, task
+
+
 def test_a_straight_line_model_has_a_closed_form():
     """Where m is linear in x, all three methods equal -f_i (W_i . w): here through effects_from_gradient."""
     generator = torch.Generator().manual_seed(0)
@@ -224,12 +307,16 @@ def test_save_and_load(setting, tmp_path):
 
 def test_errors(setting, tmp_path):
     ckpts, crosscoder, pairs = setting
-    with pytest.raises(ValueError, match="method='igg' is not known; take one of ig, atp, ablation"):
+    with pytest.raises(ValueError, match="method='igg' is not known; take one of ablation, atp, ig, ig_near, ig_own"):
         ctt.indirect_effects(crosscoder, ckpts, pairs, "igg")
     with pytest.raises(ValueError, match="tol=0 must be above 0"):
         ctt.indirect_effects(crosscoder, ckpts, pairs, "ig", tol=0)
-    with pytest.raises(ValueError, match="features= goes with method='ablation' only"):
+    with pytest.raises(ValueError, match="features= goes with 'ablation' and 'ig_own'"):
         ctt.indirect_effects(crosscoder, ckpts, pairs, "ig", features=[1])
+    with pytest.raises(ValueError, match=r"positions is torch.int64 \(9, 7\); it must be a mask"):
+        ctt.indirect_effects(crosscoder, ckpts, pairs, positions=pairs.attention_mask)
+    with pytest.raises(ValueError, match="No pair of 'pairs' has a role 'subject'; there are: answer"):
+        pairs.positions("subject")
     with pytest.raises(ValueError, match="There is no latent 48: this crosscoder has 48, 0 to 47"):
         ctt.indirect_effects(crosscoder, ckpts, pairs, "ablation", features=[48])
     with pytest.raises(ValueError, match="2 groups of features for 3 checkpoints"):
