@@ -7,7 +7,7 @@ PY = $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(shell echo "$(CURDIR)" | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help env tutorial test test-long lab notebooks bench lint format clean clean-all
+.PHONY: help env tutorial test test-long lab notebooks bench science lint format clean clean-all
 
 help:
 	@echo "make tutorial   the whole story: every notebook, run on the embedded suite, no network needed"
@@ -17,7 +17,7 @@ help:
 	@echo "make env        only the virtual environment ($(VENV)); the others make it when it is not there"
 	@echo "make test-long  the tests that take minutes"
 	@echo "make notebooks  make notebooks/*.ipynb from notebooks/src/*.py, and run them"
-	@echo "make bench      the benchmarks"
+	@echo "make bench      the benchmarks;  make science  what we found, with its controls (a quarter of an hour)"
 	@echo "make lint       check the style;  make format  repair it"
 	@echo "make clean      remove caches and build leftovers;  make clean-all  also runs/ and $(VENV)"
 
@@ -60,6 +60,9 @@ lab: env
 
 notebooks: env
 	@HF_HUB_OFFLINE=1 "$(PY)" tools/build_notebooks.py
+
+science: env
+	@HF_HUB_OFFLINE=1 "$(PY)" -m benchmarks.science
 
 bench: env
 	@HF_HUB_OFFLINE=1 "$(PY)" -m benchmarks

@@ -27,7 +27,19 @@ _EXPORTS = {
     "evaluation": ["Report", "evaluate", "promoted_tokens", "top_examples"],
     "paths": ["effects_from_gradient"],
     "effects": ["Effects", "ablate", "indirect_effects"],
-    "metrics": ["classify", "pairwise", "rel_dec", "rel_ie", "trajectory"],
+    "metrics": [
+        "activation_similarity",
+        "classify",
+        "decoder_similarity",
+        "match_features",
+        "pairwise",
+        "rel_dec",
+        "rel_ie",
+        "trajectory",
+    ],
+    "uncertainty": ["classify_draws", "interval", "rel_ie_draws", "resample", "trajectory_draws"],
+    "controls": ["control_groups", "random_directions"],
+    "scaling": ["artefacts", "latent_scaling"],
 }
 _WHERE = {name: module for module, names in _EXPORTS.items() for name in names}
 _SUBMODULES = {*_EXPORTS, "plots", "widgets", "toy"}

@@ -8,31 +8,55 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 PER_LATENT = Float[np.ndarray, "checkpoints latents"]
+LABELS = ("other", "specific", "shared", "shared")  # by the number of checkpoints that a latent belongs to
 
 
-def rel_ie(ie: PER_LATENT, inactive_below: float = 1e-4) -> PER_LATENT:
+def rel_ie(
+    ie: PER_LATENT, inactive_below: float = 1e-3, total: Float[np.ndarray, " checkpoints"] | None = None
+) -> PER_LATENT:
     """RelIE: each checkpoint's share of a latent's absolute effect (Crosscoding Through Time, RelIE).
 
     RelIE_c = |IE_c| / sum_j |IE_j|. With two checkpoints, row 1 is the paper's |IE_2| / (|IE_1| + |IE_2|).
 
+    This asks at which checkpoint the latent does most, in logits. Logits grow in training, and so does what hangs on
+    them: most latents lean to the late side. With `total`, |IE_c| / total_c takes the place of |IE_c|: competence-
+    corrected RelIE asks where the latent is the larger part of what that checkpoint does for the task at all. A latent
+    that only grows along with the rest is then shared. At a checkpoint without the skill the total is small, mostly
+    noise, and the correction makes that noise large: read it beside the raw ratio.
+
     Args:
         ie: [checkpoints, latents] indirect effects, signed or not; a numpy array or a tensor.
-        inactive_below: a latent whose summed |IE| is below this share of the sum over all latents is inactive.
+        inactive_below: a latent whose summed |IE| is below this share of the sum over all latents is inactive. This
+            is judged before the correction, so that both ratios are about the same latents. The default is from
+            planted features (notebook 06): it loses none with an effect; at 1e-4 most that nothing reads are still
+            active, and their ratios mean nothing.
+        total: [checkpoints] what each checkpoint does in all, above 0, in the units of `ie`: `np.abs(ie).sum(1)`, or
+            the absolute value of `Effects.total`. None: no correction.
 
     Returns:
         [checkpoints, latents] ratios that add up to 1 over the checkpoints; NaN for inactive latents.
 
     Raises:
-        ValueError: fewer than two checkpoints, values that are not finite, or `inactive_below` outside [0, 1).
+        ValueError: fewer than two checkpoints, values that are not finite, `inactive_below` outside [0, 1), or a total
+            of another shape or not above 0.
     """
     if not 0 <= inactive_below < 1:
         raise ValueError(f"inactive_below={inactive_below} is a share of the total effect: take 0 <= value < 1.")
     size = np.abs(_per_latent(ie, "ie"))
     summed = size.sum(0)
-    return _shares(size, inactive=summed < inactive_below * summed.sum())
+    inactive = summed < inactive_below * summed.sum()
+    if total is not None:
+        total = _to_numpy(total).astype(np.float64)
+        if total.shape != size.shape[:1] or not (np.isfinite(total) & (total > 0)).all():
+            raise ValueError(
+                f"total is {np.array2string(total, precision=3)}; it must hold one number above 0 for each of the "
+                f"{len(size)} checkpoints, such as np.abs(ie).sum(1)."
+            )
+        size = size / (total / total.max())[:, None]
+    return _shares(size, inactive)
 
 
 def rel_dec(norms: PER_LATENT, dead: Bool[np.ndarray, " latents"] | None = None) -> PER_LATENT:
@@ -99,26 +123,33 @@ def classify(ratios: PER_LATENT, names: Sequence[str], specific: float = 0.7, sh
         ValueError: more than three checkpoints, ratios that do not add up to 1, or thresholds that contradict.
     """
     ratios = _ratios(ratios, names)
-    if len(names) > 3:
+    active = ~np.isnan(ratios).any(0)
+    rows = []
+    for feature, belongs in enumerate(members(ratios, specific, shared).T):
+        label = LABELS[belongs.sum()] if active[feature] else "inactive"
+        rows.append((feature, label, tuple(n for n, m in zip(names, belongs, strict=True) if m)))
+    return pd.DataFrame(rows, columns=["feature", "label", "members"])
+
+
+def members(
+    ratios: Float[np.ndarray, "... checkpoints latents"], specific: float = 0.7, shared: float = 0.3
+) -> Bool[np.ndarray, "... checkpoints latents"]:
+    """The rule of `classify`: which checkpoints a latent belongs to. One: specific; more: shared; none: other.
+
+    Raises:
+        ValueError: more than three checkpoints, or thresholds that contradict.
+    """
+    n = ratios.shape[-2]
+    if n > 3:
         raise ValueError(
-            f"These classes say something for two or three checkpoints, and here are {len(names)}: nearly every latent "
-            "would be 'other'. Use trajectory(ratios, names), which gives onset, peak and centre of mass."
+            f"These classes say something for two or three checkpoints, and here are {n}: nearly every latent would "
+            "be 'other'. Use trajectory(ratios, names), which gives onset, peak and centre of mass."
         )
     if not (0 < shared <= 0.5 <= specific < 1):
         raise ValueError(f"specific={specific}, shared={shared}: take 0 < shared <= 0.5 <= specific < 1.")
-    rows = []
-    for feature, ratio in enumerate(ratios.T):
-        alone, together = ratio > specific, ratio >= shared
-        if np.isnan(ratio).any():
-            label, members = "inactive", np.zeros(len(names), bool)
-        elif alone.any():
-            label, members = "specific", alone
-        elif together.sum() >= 2:
-            label, members = "shared", together
-        else:
-            label, members = "other", np.zeros(len(names), bool)
-        rows.append((feature, label, tuple(n for n, m in zip(names, members, strict=True) if m)))
-    return pd.DataFrame(rows, columns=["feature", "label", "members"])
+    alone, together = ratios > specific, ratios >= shared
+    together &= (together.sum(-2, keepdims=True) >= 2) & ~alone.any(-2, keepdims=True)
+    return alone | together
 
 
 def trajectory(ratios: PER_LATENT, names: Sequence[str]) -> pd.DataFrame:
@@ -137,22 +168,93 @@ def trajectory(ratios: PER_LATENT, names: Sequence[str]) -> pd.DataFrame:
         ValueError: ratios that do not add up to 1, or another number of names than of checkpoints.
     """
     ratios = _ratios(ratios, names)
-    n = len(names)
     active = ~np.isnan(ratios).any(0)
-    high = ratios >= 0.5 * ratios.max(0)
-    places = {"onset": high.argmax(0), "end": n - 1 - high[::-1].argmax(0)}
-    # the peak of a latent without ratios is never looked up
-    places["peak"] = np.where(active, ratios, 0).argmax(0)
-    named = {k: [names[i] if a else None for i, a in zip(v, active, strict=True)] for k, v in places.items()}
+    at = places(ratios)
+    named = {k: [names[i] if a else None for i, a in zip(v, active, strict=True)] for k, v in at.items()}
     return pd.DataFrame(
         {
             "feature": np.arange(ratios.shape[1]),
             "onset": named["onset"],
             "end": named["end"],
-            "centre_of_mass": np.arange(n) @ ratios,
+            "centre_of_mass": np.arange(len(names)) @ ratios,
             "peak": named["peak"],
         }
     )
+
+
+def places(ratios: Float[np.ndarray, "... checkpoints latents"]) -> dict[str, Int[np.ndarray, "... latents"]]:
+    """The rules of `trajectory`: onset, end and peak, as indices of checkpoints (without meaning if inactive)."""
+    high = ratios >= 0.5 * ratios.max(-2, keepdims=True)
+    return {
+        "onset": high.argmax(-2),
+        "end": ratios.shape[-2] - 1 - high[..., ::-1, :].argmax(-2),
+        "peak": np.where(np.isnan(ratios), 0, ratios).argmax(-2),
+    }
+
+
+def decoder_similarity(
+    first: Float[np.ndarray, "latents_a checkpoints d_model"],
+    second: Float[np.ndarray, "latents_b checkpoints d_model"],
+) -> Float[np.ndarray, "latents_a latents_b"]:
+    """Cosines of decoder vectors (scaled space, `Crosscoder.W_dec`), all checkpoints end to end; 0 for zero vectors.
+
+    Raises:
+        ValueError: other shapes, or decoders of different checkpoints or widths.
+    """
+    first, second = _to_numpy(first), _to_numpy(second)
+    if first.ndim != 3 or first.shape[1:] != second.shape[1:]:
+        raise ValueError(
+            f"The decoders are {first.shape} and {second.shape}; both must be [latents, checkpoints, d_model], of the "
+            "same checkpoints. Of two models of different seeds, compare what the latents do: activation_similarity."
+        )
+    return _cosine(first.reshape(len(first), -1), second.reshape(len(second), -1))
+
+
+def activation_similarity(
+    first: Float[np.ndarray, "tokens latents_a"], second: Float[np.ndarray, "tokens latents_b"]
+) -> Float[np.ndarray, "latents_a latents_b"]:
+    """Correlations of activations over the same tokens, for crosscoders of different models; 0 for dead latents.
+
+    Raises:
+        ValueError: other shapes, or different numbers of tokens.
+    """
+    first, second = _to_numpy(first), _to_numpy(second)
+    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
+        raise ValueError(
+            f"The activations are {first.shape} and {second.shape}; both must be [tokens, latents] on the same tokens."
+        )
+    return _cosine(*((f - f.mean(0)).T for f in (first, second)))
+
+
+def match_features(similarity: Float[np.ndarray, "latents_a latents_b"], at_least: float = 0.0) -> pd.DataFrame:
+    """The most similar latent of another crosscoder, for each latent.
+
+    Args:
+        similarity: [latents_a, latents_b], from `decoder_similarity` or `activation_similarity`.
+        at_least: a best match that is less similar than this counts as none. A similarity of 0 or less never counts.
+
+    Returns:
+        One row a latent of the first: feature; match, its best match in the second (<NA> if it has none); similarity
+        of the best, whether it counts or not; mutual: it counts, and each is the other's best.
+
+    Raises:
+        ValueError: similarities that are not a matrix, or not finite.
+    """
+    similarity = _to_numpy(similarity)
+    if similarity.ndim != 2 or not similarity.size or not np.isfinite(similarity).all():
+        raise ValueError(f"similarity has shape {similarity.shape}; it must be [latents_a, latents_b] and finite.")
+    feature, match = np.arange(len(similarity)), similarity.argmax(1)
+    best = similarity[feature, match]
+    found = (best >= at_least) & (best > 0)
+    mutual = found & (similarity.argmax(0)[match] == feature)
+    matched = pd.Series(match, dtype="Int64").where(found)
+    return pd.DataFrame({"feature": feature, "match": matched, "similarity": best, "mutual": mutual})
+
+
+def _cosine(first: Float[np.ndarray, "a k"], second: Float[np.ndarray, "b k"]) -> Float[np.ndarray, "a b"]:
+    norms = (np.linalg.norm(rows, axis=1, keepdims=True) for rows in (first, second))
+    a, b = (rows / np.where(norm > 0, norm, 1) for rows, norm in zip((first, second), norms, strict=True))
+    return a @ b.T
 
 
 def _to_numpy(values) -> np.ndarray:

@@ -4,13 +4,23 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ctt_helpers.metrics import classify, pairwise, rel_dec, rel_ie, trajectory
+from ctt_helpers.metrics import (
+    activation_similarity,
+    classify,
+    decoder_similarity,
+    match_features,
+    pairwise,
+    rel_dec,
+    rel_ie,
+    trajectory,
+)
 
 NAMES = ("early", "middle", "late")
 per_latent = st.tuples(st.integers(2, 6), st.integers(1, 8)).flatmap(
@@ -24,7 +34,7 @@ def test_ratios_add_up_to_one_or_are_undefined(ie):
     inactive = np.isnan(ratios)
     assert (inactive.any(0) == inactive.all(0)).all()
     summed = np.abs(ie).sum(0)
-    np.testing.assert_array_equal(inactive[0], (summed < 1e-4 * summed.sum()) | (summed == 0))
+    np.testing.assert_array_equal(inactive[0], (summed < 1e-3 * summed.sum()) | (summed == 0))
     np.testing.assert_allclose(ratios[:, ~inactive[0]].sum(0), 1)
 
 
@@ -57,7 +67,7 @@ def test_numbers_worked_out_by_hand():
     ie = np.array([[1.0, 0.0, 0.00001, 0.0], [-3.0, 2.0, 0.00002, 0.0]])
     ratios = rel_ie(ie)
     np.testing.assert_allclose(ratios[:, :2], [[0.25, 0.0], [0.75, 1.0]])
-    assert np.isnan(ratios[:, 2:]).all()  # 3e-5 of 6: below 1e-4
+    assert np.isnan(ratios[:, 2:]).all()  # 3e-5 of 6: below 1e-3
     np.testing.assert_allclose(rel_ie(ie, inactive_below=1e-6)[:, 2], [1 / 3, 2 / 3])
     triplet = np.array([[1.0], [3.0], [-1.0]])  # A, B, C
     p = pairwise(triplet)
@@ -109,9 +119,82 @@ def test_the_peak_lies_between_onset_and_end(ie):
     assert ((table["centre_of_mass"] >= -1e-9) & (table["centre_of_mass"] <= names[-1] + 1e-9)).all()
 
 
+@given(per_latent)
+def test_correction_divides_by_what_a_checkpoint_does_in_all(ie):
+    total = np.arange(1.0, len(ie) + 1)
+    raw, corrected = rel_ie(ie), rel_ie(ie, total=total)
+    np.testing.assert_array_equal(np.isnan(raw), np.isnan(corrected))  # judged before the correction
+    expected = 1e6 * np.abs(ie) / total[:, None]  # well above what underflows
+    active = ~np.isnan(raw[0])
+    np.testing.assert_allclose(corrected[:, active], (expected / np.maximum(expected.sum(0), 1e-300))[:, active])
+    np.testing.assert_allclose(rel_ie(ie, total=np.full(len(ie), 7.0)), raw)
+
+
+def test_a_latent_that_grows_with_the_rest_is_late_raw_and_shared_corrected():
+    ie = np.array([[1.0, 1, 2], [10, 30, 0]])  # the second checkpoint does ten times as much
+    total = np.abs(ie).sum(1)
+    np.testing.assert_allclose(rel_ie(ie)[1], [10 / 11, 30 / 31, 0])
+    np.testing.assert_allclose(rel_ie(ie, total=total)[1], [1 / 2, 3 / 4, 0])
+    scaled = ie * np.array([[1.0], [50.0]])  # units of a checkpoint drop out
+    np.testing.assert_allclose(rel_ie(scaled, total=np.abs(scaled).sum(1)), rel_ie(ie, total=total))
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize(("specific", "shared"), [(0.7, 0.3), (0.55, 0.2)])
+def test_classes_follow_the_rule_word_for_word(n, specific, shared):
+    names, random = NAMES[:n], np.random.default_rng(n)
+    ratios = random.dirichlet(np.full(n, 0.7), 400).T
+    table = classify(ratios, names, specific, shared)
+    for (_, _, label, members), ratio in zip(table.itertuples(), ratios.T, strict=True):
+        at_least = [name for name, r in zip(names, ratio, strict=True) if r >= shared]
+        if ratio.max() > specific:
+            assert (label, members) == ("specific", (names[ratio.argmax()],))
+        elif len(at_least) > 1:
+            assert (label, members) == ("shared", tuple(at_least))
+        else:
+            assert (label, members) == ("other", ())
+
+
+def test_shuffled_latents_are_found_again_by_decoder_and_by_activation():
+    random = np.random.default_rng(0)
+    order = random.permutation(12)
+    decoder, f = random.normal(size=(12, 3, 8)), random.exponential(size=(200, 12)).astype(np.float32)
+    decoder[4], f[:, 4] = 0, 0  # a dead latent
+    by_decoder = decoder_similarity(torch.tensor(decoder, requires_grad=True), 3 * decoder[order])
+    by_activation = activation_similarity(f, torch.from_numpy(2 * f[:, order]))
+    flat = decoder.reshape(12, -1)
+    a, b = 2, 7
+    cosine = flat[a] @ flat[order[b]] / np.linalg.norm(flat[a]) / np.linalg.norm(flat[order[b]])
+    assert by_decoder[a, b] == pytest.approx(cosine)
+    assert by_activation[a, b] == pytest.approx(np.corrcoef(f[:, a], f[:, order[b]])[0, 1], abs=1e-5)
+    for similarity in (by_decoder, by_activation):
+        assert similarity.shape == (12, 12) and (similarity[4] == 0).all()
+        table = match_features(similarity).set_index("feature")
+        assert table["match"].isna()[4] and not table["mutual"][4]
+        alive = table.drop(index=4)
+        assert (order[alive["match"].to_numpy(int)] == alive.index).all() and alive["mutual"].all()
+        np.testing.assert_allclose(alive["similarity"], 1, rtol=1e-5)
+
+
+def test_matches_may_be_one_sided_or_too_weak():
+    similarity = np.array([[0.9, 0.1], [0.8, 0.2], [-0.5, -0.1]])
+    table = match_features(similarity)
+    assert table["match"].tolist() == [0, 0, pd.NA] and table["mutual"].tolist() == [True, False, False]
+    np.testing.assert_allclose(table["similarity"], [0.9, 0.8, -0.1])
+    assert match_features(similarity, at_least=0.85)["match"].tolist() == [0, pd.NA, pd.NA]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: rel_ie(np.ones((2, 3)), total=[1.0, 0.0]), "above 0 for each of the 2 checkpoints"),
+        (lambda: rel_ie(np.ones((2, 3)), total=[1.0, -2.0]), "above 0"),
+        (lambda: rel_ie(np.ones((2, 3)), total=[1.0, np.nan]), "above 0"),
+        (lambda: rel_ie(np.ones((2, 3)), total=np.ones(3)), "for each of the 2 checkpoints"),
+        (lambda: match_features(np.ones(3)), r"\[latents_a, latents_b\]"),
+        (lambda: match_features([[np.nan]]), "finite"),
+        (lambda: decoder_similarity(np.ones((2, 3, 4)), np.ones((2, 2, 4))), "same checkpoints"),
+        (lambda: activation_similarity(np.ones((5, 2)), np.ones((4, 2))), "same tokens"),
         (lambda: rel_ie(np.ones(4)), r"shape \(4,\).*\[checkpoints, latents\]"),
         (lambda: rel_ie(np.ones((1, 4))), "at least two checkpoints"),
         (lambda: rel_ie([[1.0, np.nan], [1, 1]]), "ie holds values that are not finite"),

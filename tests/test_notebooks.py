@@ -20,6 +20,7 @@ SMALL = {
            "n_eval_tokens": 10_000, "seed": 1},
     "04": {"n_pairs": 24, "task": "agreement/subj_rel", "method": "atp", "n_features": 5},
     "05": {"n_pairs": 30, "task": "agreement/nested_pp", "top_k": 3, "n_random": 2, "seed": 1},
+    "06": {"n_pairs": 24, "n_draws": 100, "task": "agreement/subj_rel", "n_features": 4, "seed": 1},
 }  # fmt: skip
 
 
@@ -73,12 +74,12 @@ def test_at_a_small_size_with_other_parameters(notebook, tmp_path):
 
 
 def test_a_crosscoder_of_ones_own_goes_through(tmp_path):
-    """03 with two checkpoints and another layer, then 04 and 05 on what it made."""
+    """03 with two checkpoints and another layer, then 04 to 06 on what it made."""
     made = {**SMALL["03"], "out": str(tmp_path / "made")}
     by_number = {number(n): n for n in NOTEBOOKS}
     assert papermill(by_number["03"], tmp_path / "03.ipynb", made).returncode == 0
     where = {"revisions": made["revisions"], "layer": 1, "crosscoder": str(tmp_path / "made" / "crosscoder")}
-    for name in ("04", "05"):
+    for name in ("04", "05", "06"):
         given = {**SMALL[name], **where, "out": str(tmp_path / name)}
         run = papermill(by_number[name], tmp_path / f"{name}.ipynb", given)
         assert run.returncode == 0, run.stderr[-3000:]

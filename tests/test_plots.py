@@ -171,21 +171,6 @@ def test_training_curves():
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
-def test_evaluation_bars_take_a_dictionary_or_an_object(n):
-    class Report:
-        explained_variance = np.linspace(-0.2, 0.9, n)
-        ce_recovered = np.linspace(0.8, 0.99, n)
-
-    heights = []
-    for report in (Report(), dict(explained_variance=Report.explained_variance, ce_recovered=Report.ce_recovered)):
-        ax = plots.evaluation_bars(report, names_of(n))
-        ax.figure.canvas.draw()
-        assert ax.get_ylabel() and ax.get_title(loc="left") and ax.get_ylim()[0] < -0.2
-        heights.append([bar.get_height() for bar in ax.patches])
-    assert heights[0] == heights[1] == [*Report.explained_variance, *Report.ce_recovered]
-
-
-@pytest.mark.parametrize("n", [2, 3, 8])
 def test_feature_heatmap_signed_and_ratio(n):
     ie, rel_ie, *_ = make_effects(n)
     ax = plots.feature_heatmap(ie, [2, 0], names_of(n), labels={0: "singular"})

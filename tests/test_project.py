@@ -183,12 +183,21 @@ def test_constraints_lie_inside_the_ranges():
 # ---- the package
 
 
+def code_lines(text: str) -> int:
+    """Lines of code: without blank lines, comments and docstrings, of which the public ones are meant to be long."""
+    lines = text.splitlines()
+    counted = {i for i, line in enumerate(lines, 1) if line.strip() and not line.strip().startswith("#")}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            counted -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(counted)
+
+
 def test_core_stays_thin():
     texts = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in MODULES}
-    lines = {name: sum(bool(line.strip()) for line in text.splitlines()) for name, text in texts.items()}
-    assert {name: n for name, n in lines.items() if n >= 300} == {}
+    assert {name: n for name, text in texts.items() if (n := len(text.splitlines())) >= 300} == {}
     outside = ("toy/", "widgets.py", "checks.py")
-    assert sum(n for name, n in lines.items() if not name.startswith(outside)) < 3000
+    assert sum(code_lines(text) for name, text in texts.items() if not name.startswith(outside)) < 3000
 
 
 def test_only_declared_packages_are_imported():

@@ -169,6 +169,7 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as folder:  # so that no earlier results lie in ../runs
                 working = Path(folder) / "notebooks"
                 working.mkdir()
+                (Path(folder) / "benchmarks").symlink_to(ROOT / "benchmarks")  # notebook 06 shows tables made there
                 execute(notebook, working)
             save_tagged_figures(notebook, NOTEBOOKS / "figures")
         write(notebook, target)

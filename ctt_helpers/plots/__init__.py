@@ -11,10 +11,10 @@ from ctt_helpers.plots.effects import (
     feature_heatmap,
     relie_vs_reldec,
 )
+from ctt_helpers.plots.intervals import interval_plot
 from ctt_helpers.plots.look import checkpoint_colors, format_tokens, style, task_colors
 from ctt_helpers.plots.runs import (
     accuracy_curves,
-    evaluation_bars,
     signature_figure,
     similarity_heatmap,
     training_curves,
@@ -23,6 +23,6 @@ from ctt_helpers.plots.text import examples_html, tokens_html
 
 __all__ = [
     "ablation_bars", "accuracy_curves", "checkpoint_colors", "effect_scatter",
-    "evaluation_bars", "examples_html", "feature_heatmap", "format_tokens", "relie_vs_reldec", "signature_figure",
+    "examples_html", "feature_heatmap", "format_tokens", "interval_plot", "relie_vs_reldec", "signature_figure",
     "similarity_heatmap", "style", "task_colors", "tokens_html", "training_curves",
 ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -145,37 +144,6 @@ def training_curves(history: pd.DataFrame, title: str = "Training the crosscoder
         ax.xaxis.set_major_locator(plt.MaxNLocator(5))
     fig.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     return fig
-
-
-@style()
-def evaluation_bars(
-    report: Any, names: Sequence[str], ax: Axes | None = None, title: str = "How much of each checkpoint is kept"
-) -> Axes:
-    """Explained variance and cross-entropy recovered, per checkpoint, between the baseline 0 and the perfect 1.
-
-    Args:
-        report: what `evaluate` gives, or a dictionary or table with explained_variance [n] and ce_recovered [n].
-        names: labels of the n checkpoints.
-    """
-    ax, colors = look.new_axes(ax, 4.6, 2.9), look.checkpoint_colors(names)
-    groups = {"explained_variance": "explained variance\n(0: the mean)",
-              "ce_recovered": "cross-entropy recovered\n(0: residual set to zero)"}  # fmt: skip
-    width = 0.8 / len(names)
-    for g, key in enumerate(groups):
-        values = report[key] if isinstance(report, Mapping | pd.DataFrame) else getattr(report, key)
-        for i, (name, value) in enumerate(zip(names, np.asarray(values, dtype=float), strict=True)):
-            x = g + (i - (len(names) - 1) / 2) * width
-            ax.bar(x, value, width * 0.92, color=colors[name], label=name if g == 0 else None)
-            dark = value > 0.3 and np.dot(colors[name][:3], (0.3, 0.6, 0.1)) < 0.5
-            ax.text(x, 0.04, f"{value:.3f}", rotation=90, ha="center", color="white" if dark else "black", fontsize=8)
-    ax.axhline(1, color="black", lw=0.9, ls=":")
-    ax.axhline(0, color="black", lw=0.8)
-    ax.text(1.0, 1.0, " perfect", fontsize=8, transform=ax.get_yaxis_transform(), va="center")
-    ax.set_xticks(range(len(groups)), list(groups.values()))
-    ax.set(ylabel="share kept", ylim=(min(0, ax.get_ylim()[0]), max(1.06, ax.get_ylim()[1])))
-    look.set_title(ax, title)
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.4), title="checkpoint")
-    return ax
 
 
 @style()

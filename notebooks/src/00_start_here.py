@@ -28,6 +28,7 @@
 # | **03 The crosscoder** | How do I learn one dictionary for three models? Is it any good? | 20 |
 # | **04 RelIE and RelDec** | Which features matter for a task, and when? | 25 |
 # | **05 Does it hold?** | What happens if I switch them off? | 15 |
+# | **06 Testing causes** | How far can these numbers be trusted? | 40 |
 #
 # Each notebook runs on its own. In each, the cell called *parameters* holds everything you may want to change.
 
@@ -201,8 +202,10 @@ pd.DataFrame(
 # | **attractor** | a noun of the other number that could mislead the verb, mostly between subject and verb |
 # | **attribution patching (AtP)** | first-order estimate of all effects from one gradient |
 # | **BatchTopK** | keep the k strongest features a token, on average over a batch |
+# | **bootstrap** | drawing the sentences anew, with replacement, to see how much a number depends on them |
 # | **checkpoint, revision** | a saved state of a model during training, and its name |
 # | **code norm** | $u_i$, the sum of a feature's decoder norms; $f_i u_i$ is how much it writes |
+# | **competence-corrected RelIE** | RelIE of effects divided by all that their checkpoint does for the task |
 # | **completeness** | IG's effects and error term add up to what happens when everything is taken away |
 # | **crosscoder** | a sparse dictionary shared by several models, with a decoder for each |
 # | **cross-entropy (CE)** | mean surprise at the next token, in nats |
@@ -216,11 +219,14 @@ pd.DataFrame(
 # | **indirect effect (IE)** | change of the task's metric when a feature is taken away; positive: it helps |
 # | **integrated gradients (IG)** | the gradient averaged along a path on which all features fade out together |
 # | **inactive feature** | one with next to no effect on a task; it has no RelIE |
+# | **interval** | the range that holds 95 % of the bootstrap draws |
 # | **L0** | number of active features a token |
+# | **latent scaling** | asking the activations how much of a feature is left at a checkpoint where it is hardly written |
 # | **logit** | score of a possible next token, before softmax |
 # | **m** | the task's metric, logit of the wrong word minus logit of the right one |
 # | **minimal pair** | a prefix with a right and a wrong next word that differ in one point |
 # | **onset** | first checkpoint with an accuracy of at least 0.75 |
+# | **planted features** | made-up activations whose features and effects are known, to test a method on |
 # | **pretraining** | learning to predict the next token of much text |
 # | **RelDec** | a checkpoint's share of a feature's decoder norm |
 # | **RelIE** | a checkpoint's share of a feature's absolute effect |
@@ -232,6 +238,7 @@ pd.DataFrame(
 # | **threshold** | size below which a BatchTopK feature is set to 0 after training |
 # | **token** | a piece of text, here a word |
 # | **triplet** | three checkpoints of one run |
+# | **undecided** | a feature whose class the sentences do not settle |
 #
 # ## Next
 # **01 · Hooking checkpoints.** Or jump to the one whose question you like best.

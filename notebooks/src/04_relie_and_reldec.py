@@ -21,7 +21,7 @@ task: str = "agreement/pp"  # agreement across an attractor: "The author near th
 plain_task: str = "agreement/simple"  # the same without one: "The author laughs"
 n_pairs: int = 300  # pairs to find features with, and as many others to test them on
 n_features: int = 12  # how many to show
-method: str = "ablation"  # effects that RelIE is taken of: "ablation", "atp" or "ig"
+method: str = "ablation"  # effects that RelIE is taken of: "ablation", "atp", "ig", "ig_near" or "ig_own"
 seed: int = 0
 device: str = "auto"
 out: str = "../runs/04_relie_and_reldec"
@@ -37,8 +37,8 @@ import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
-from ctt_helpers import plots, runtime, widgets
-from ctt_helpers.effects import METHODS
+from ctt_helpers import plots, runtime, uncertainty, widgets
+from ctt_helpers.paths import METHODS
 
 ctt.check_parameters(
     globals(),
@@ -219,7 +219,8 @@ with plots.style():
 # when all else is fading too. IG is *complete* and still not the effect of a single feature.
 #
 # In a large model we would let AtP find candidates and confirm them by exact ablation. Here we can afford the exact effect
-# of every feature. That is what the parameter `method` says.
+# of every feature. That is what the parameter `method` says. Notebook 06 asks *why* the estimates differ, and measures
+# what each costs.
 
 # %% [markdown]
 # ## RelIE: whose effect is it?
@@ -232,12 +233,33 @@ with plots.style():
 # not "shared by all".
 
 # %%
-effects = {"ablation": exact, "atp": atp, "ig": ig}[method]
+there = {"ablation": exact, "atp": atp, "ig": ig}
+effects = there.get(method) or {t: ctt.indirect_effects(dictionary, ckpts, find[t], method) for t in find}
 ratios = ctt.rel_ie(effects[task].mean, inactive_below=1e-3)
 classes = ctt.classify(ratios, names) if len(ckpts) <= 3 else ctt.trajectory(ratios, names)
 if len(ckpts) <= 3:
     classes = classes.groupby(["label", "members"]).size().rename("features").reset_index()
 classes.head(12)
+
+# %% [markdown]
+# How many of these classes would survive another sample of sentences? Draw the sentences anew, with replacement, a thousand
+# times (the **bootstrap**), and form RelIE each time. Where less than 95 % of the draws agree on the class, the feature is
+# **undecided**.
+
+# %%
+twins = np.arange(len(find[task])) // 2 if suite.name == "tiny" else None  # mirrored pairs are drawn together
+draws = uncertainty.resample(effects[task], 1000, seed, clusters=twins)
+low, high = uncertainty.interval(draws)
+ratio_draws = uncertainty.rel_ie_draws(draws, inactive_below=1e-3)
+if len(ckpts) <= 3:
+    settled = uncertainty.classify_draws(ratio_draws, names, point=ratios)
+    display(pd.crosstab(settled["candidate"], settled["label"]))
+else:
+    display(uncertainty.trajectory_draws(ratio_draws, names, point=ratios).dropna().head(12))
+
+# %% [markdown]
+# Rows: what the plain count says. Columns: what the sentences settle. What moves to *undecided* are weak features, and
+# most features are weak.
 
 # %% [markdown]
 # ## The sign is the story
@@ -254,7 +276,17 @@ with plots.style():
         plots.feature_heatmap(effects[t].mean, top, names, ax=ax, title=f"IE on {short[t]}", quantity="IE (logits)")
 
 # %% [markdown]
-# Blue helps, red hurts. (Each picture has its own scale.) **What we saw** on the embedded suite: at the middle checkpoint
+# Blue helps, red hurts. (Each picture has its own scale.) How sure are these numbers? Here is the left picture again, with
+# 95 % intervals.
+
+# %%
+with plots.style():
+    clear = ((low > 0) | (high < 0))[:, top].any(0)
+    title = f"{clear.sum()} of {len(top)}: an effect that is clear of zero at some checkpoint ({len(find[task])} pairs)"
+    ax = plots.interval_plot(effects[task].mean, low, high, top, names, title=title)
+
+# %% [markdown]
+# **What we saw** on the embedded suite: at the middle checkpoint
 # the strongest feature *helps*, and two others hurt. On plain sentences it is the other way round: those two help. At the
 # last checkpoint two new features carry the task, and the old ones do nothing. No row changes its colour: each feature
 # has its time.

@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 
 import ctt_helpers as ctt
-from ctt_helpers import plots, runtime
+from ctt_helpers import controls, plots, runtime
 
 ctt.check_parameters(
     globals(),
@@ -73,7 +73,8 @@ pd.DataFrame({names[c]: [f"#{i} ({ie[c, i]:+.2f})" for i in helpers[c]] for c in
 # Remove the helpers of each checkpoint there, and count right answers.
 #
 # **Question.** What would prove that this number means nothing? If *any* ten features did the same. So we take random groups
-# that are matched: for each helper, another feature that *writes about as much at the place where the answer is read*.
+# of two kinds: *any* features that are active on these sentences, and *matched* ones: for each helper, another feature that
+# writes about as much at the place where the answer is read.
 
 # %%
 x = ctt.activations.stacked_activations(ckpts, find[task].input_ids, find[task].attention_mask)
@@ -82,20 +83,13 @@ norms = dictionary.decoder_norms().detach().cpu().numpy()
 written = f.mean(0) * norms + 1e-6  # [checkpoints, latents]: activation times decoder norm, mean over pairs
 
 
-def matched(group, c, rng):
-    """For each of the group another feature, one of the five that write most like it at the answer position."""
-    taken = set(group)
-    for i in group:
-        away = np.abs(np.log(written[c] / written[c][i]))
-        away[[*taken]] = np.inf
-        away[f.max(0) == 0] = np.inf  # silent there
-        taken.add(int(rng.choice(np.argsort(away)[:5])))
-    return [i for i in taken if i not in group]
+def matched(group, c, n):
+    """n groups of other features; each member is one of the five that write most like one of the group's."""
+    return controls.control_groups(group, np.flatnonzero(f.max(0) > 0), n, seed, size=written[c])
 
 
-rng = np.random.default_rng(seed)
-match = [matched(g, c, rng) for c, g in enumerate(helpers)]
-sizes = {"top": helpers, "matched": match}
+match = [matched(g, c, n_random) for c, g in enumerate(helpers)]  # [checkpoints, groups, features]
+sizes = {"top": helpers, "matched": [groups[0] for groups in match]}
 pd.DataFrame({f"written at the answer, {k}": [written[c][g].mean() for c, g in enumerate(v)] for k, v in sizes.items()},
              index=names).round(3)  # fmt: skip
 
@@ -104,26 +98,29 @@ pd.DataFrame({f"written at the answer, {k}": [written[c][g].mean() for c, g in e
 # writes that much at the place of the answer.
 
 # %%
-tables = [ctt.ablate(dictionary, ckpts, test[task], helpers).assign(group=f"top {top_k}")]
-controls = [
-    ctt.ablate(dictionary, ckpts, test[task], [matched(g, c, rng) for c, g in enumerate(helpers)])
-    for _ in range(n_random)
-]
-averaged = pd.concat(controls).groupby("checkpoint", sort=False).mean().reset_index().astype({"n_pairs": int})
-tables.append(averaged.assign(group=f"random {top_k}, matched"))
+active = np.flatnonzero(ie.any(0))  # with some effect on the task, anywhere in the sentence
+anyone = [controls.control_groups(g, active, n_random, seed + 1) for g in helpers]
+kinds = {f"random {top_k}, matched": match, f"random {top_k}, any": anyone}
+tables, draws = [ctt.ablate(dictionary, ckpts, test[task], helpers).assign(group=f"top {top_k}")], {}
+for kind, groups in kinds.items():
+    draws[kind] = pd.concat(
+        [ctt.ablate(dictionary, ckpts, test[task], [g[k] for g in groups]) for k in range(n_random)]
+    )
+    averaged = draws[kind].groupby("checkpoint", sort=False).mean().reset_index().astype({"n_pairs": int})
+    tables.append(averaged.assign(group=kind))
 together = pd.concat(tables, ignore_index=True)
 columns = ["group", "checkpoint", "accuracy_before", "accuracy_after", "logit_difference_before",
-           "logit_difference_after", "effect"]  # fmt: skip
+           "logit_difference_after", "effect", "effect_stderr"]  # fmt: skip
 together[columns].round(3)
 
 # %%
 drop = together["accuracy_before"] - together["accuracy_after"]
-is_top = together["group"] == f"top {top_k}"
+is_top, is_matched = (together["group"] == g for g in (f"top {top_k}", f"random {top_k}, matched"))
 with plots.style():
     ax = plots.ablation_bars(
         together,
         title=f"Without its top {top_k}, {names[-1]} falls by {drop[is_top].iloc[-1]:.2f}; "
-        f"without {top_k} matched ones by {drop[~is_top].iloc[-1]:.2f}",
+        f"without {top_k} matched ones by {drop[is_matched].iloc[-1]:.2f}",
     )
 
 # %% [markdown]
@@ -131,9 +128,11 @@ with plots.style():
 # effect means that a group held features that hurt.)
 
 # %%
-spread = pd.concat(controls).groupby("checkpoint", sort=False)["effect"].agg(["min", "mean", "max"])
-spread.insert(0, f"top {top_k}", together[is_top].set_index("checkpoint")["effect"])
-spread.rename(columns={c: f"random: {c}" for c in ("min", "mean", "max")}).round(3)
+spread = {f"top {top_k}": together[is_top].set_index("checkpoint")["effect"]}
+for kind, drawn in draws.items():
+    by = drawn.groupby("checkpoint", sort=False)["effect"].agg(["min", "max"])
+    spread |= {f"{kind}: {end}": by[end] for end in by}
+pd.DataFrame(spread).round(3)
 
 # %% [markdown]
 # ## Singly and together
@@ -206,7 +205,8 @@ measured.columns = names
 measured.round(3)
 
 # %%
-draws = {
+rng = np.random.default_rng(seed)
+away = {
     name: [
         ctt.ablate(dictionary, ckpts, test[task], rng.choice(worth, len(group), replace=False))["effect"].to_numpy()
         for _ in range(2 * n_random)
@@ -215,7 +215,7 @@ draws = {
 }
 rows = []
 for name in own:
-    c, drawn = names.index(name), np.array(draws[name])
+    c, drawn = names.index(name), np.array(away[name])
     rows.append(
         {"group": f"{name}'s own", "features": len(own[name]), "effect at home": measured.loc[name, name],
          "random groups: mean": drawn[:, c].mean(), "largest": drawn[:, c].max(),
@@ -259,7 +259,7 @@ rows = []
 for t in tasks:
     for label, group in (
         (f"the {top_k} that hurt most", hurting),
-        *((f"random {top_k}, matched", matched(hurting, middle, rng)) for _ in range(n_random)),
+        *((f"random {top_k}, matched", group) for group in matched(hurting, middle, n_random)),
     ):
         row = ctt.ablate(dictionary, ckpts, test[t], group).iloc[middle]
         rows.append(
@@ -317,7 +317,8 @@ print(f"written: {out}")
 # - The features are those of one crosscoder. Train another (notebook 03, `seed`) and run this notebook with it
 #   (`crosscoder`): what comes back is a finding, what does not is a warning.
 #
-# ## To read more
+# ## Next
+# **06 · Testing causes**: how far can the effects, the ratios and the classes themselves be trusted? · To read more:
 # Makelov et al., *Is This the Subspace You Are Looking For?* (2023), on what ablations can fool you into; McGrath et
 # al., *The Hydra Effect* (2023), on parts that stand in for each other; Bayazit et al., *Crosscoding Through Time*, the
 # ablation tables.

@@ -1,0 +1,235 @@
+"""How far to trust effects, RelIE and classes: the bootstrap over sentences.
+
+Sentences are drawn anew, with replacement, and every number is taken again: its spread over the draws says how much
+hangs on which sentences there were. All checkpoints read the same sentences in a draw, so what they share cancels.
+
+RelIE needs this most. It is made of absolute values, and noise has one too: where the effects are near zero, RelIE is
+pulled towards equal shares, and its draws even more so, having the noise twice. A weak latent's ratio may look like a
+finding and be none; its interval is wide then, and its class undecided.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from ctt_helpers.effects import Effects
+from ctt_helpers.metrics import LABELS, members, places, rel_ie
+
+DRAWS = Float[np.ndarray, "draws checkpoints latents"]
+
+
+def resample(
+    effects: Effects,
+    n_draws: int = 1000,
+    seed: int = 0,
+    clusters: Sequence | None = None,
+    absolute_first: bool = False,
+) -> DRAWS:
+    """The mean effect of each latent at each checkpoint, over sentences drawn anew (Efron's bootstrap).
+
+    Args:
+        effects: with its `per_pair`.
+        clusters: a label for each pair; pairs with the same label are drawn together, for variants of one sentence
+            are not independent. The embedded suite has mirrored twins in neighbouring rows:
+            `np.arange(len(pairs)) // 2`. None: each pair by itself.
+        absolute_first: draw the mean of |IE| (`Effects.abs_mean`) in place of the signed mean (`Effects.mean`).
+
+    Returns:
+        float32 [draws, checkpoints, latents], logits; 4 bytes each, so 200 MB for 16,384 latents at three checkpoints.
+
+    Raises:
+        ValueError: labels for another number of pairs, fewer than two pairs or clusters, or no draws.
+    """
+    sparse = effects.per_pair.coalesce()
+    n, n_pairs, h = sparse.shape
+    labels = np.arange(n_pairs) if clusters is None else np.asarray(clusters)
+    if labels.shape != (n_pairs,):
+        raise ValueError(f"clusters has shape {labels.shape}; it must hold one label for each of the {n_pairs} pairs.")
+    _, group, size = np.unique(labels, return_inverse=True, return_counts=True)
+    if len(size) < 2 or n_draws < 1:
+        raise ValueError(
+            f"n_draws={n_draws} from {len(size)} pair(s) or cluster(s): take at least 1 draw, and at least 2 of them, "
+            "for the spread of a single one cannot be known."
+        )
+    c, pair, latent = sparse.indices().cpu().numpy()
+    value = sparse.values().cpu().double().numpy()
+    value = np.abs(value) if absolute_first else value
+    active, column = np.unique(latent, return_inverse=True)  # few of a large dictionary
+    times = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), n_draws)
+    weight = times / (times @ size)[:, None]
+    draws = np.zeros((n_draws, n, h), np.float32)
+    for i in range(n):
+        here, summed = c == i, np.zeros((len(size), len(active)))
+        np.add.at(summed, (group[pair[here]], column[here]), value[here])
+        draws[:, i, active] = weight @ summed
+    return draws
+
+
+def interval(
+    draws: Float[np.ndarray, "draws ..."], level: float = 0.95
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """The percentile interval over the draws: `level` of them lie inside. NaN draws are left out.
+
+    Raises:
+        ValueError: a level outside (0, 1).
+    """
+    _check_level(level)
+    ordered = np.sort(draws, axis=0)  # NaN come last; np.nanquantile is much slower
+    last = np.maximum((~np.isnan(ordered)).sum(0) - 1, 0)
+    ends = []
+    for at in ((1 - level) / 2 * last, (1 + level) / 2 * last):
+        below, above = (np.take_along_axis(ordered, f(at).astype(int)[None], 0)[0] for f in (np.floor, np.ceil))
+        ends.append(below + at % 1 * (above - below))
+    return tuple(ends)
+
+
+def rel_ie_draws(
+    draws: DRAWS,
+    inactive_below: float = 1e-3,
+    total: Float[np.ndarray, " checkpoints"] | Float[np.ndarray, "draws checkpoints"] | None = None,
+) -> DRAWS:
+    """RelIE of each draw: `metrics.rel_ie`, with NaN where a latent is inactive in that draw.
+
+    The absolute value is taken after the mean, as in the paper, or before it, by what `resample` was asked for.
+
+    Args:
+        draws: effects, from `resample`.
+        total: for the competence-corrected ratio: one number a checkpoint, or one a draw and checkpoint, such as
+            `np.abs(draws).sum(2)`, which takes the uncertainty of the total along.
+    """
+    if np.ndim(draws) != 3:
+        raise ValueError(f"draws has shape {np.shape(draws)}; it must be [draws, checkpoints, latents].")
+    totals = [total] * len(draws) if np.ndim(total) < 2 else total
+    out = np.empty(draws.shape, np.float32)
+    for i, (draw, whole) in enumerate(zip(draws, totals, strict=True)):
+        out[i] = rel_ie(draw, inactive_below, whole)
+    return out
+
+
+def class_probabilities(
+    ratios: DRAWS, names: Sequence[str], specific: float = 0.7, shared: float = 0.3
+) -> pd.DataFrame:
+    """The share of draws that puts a latent into each class of `metrics.classify`, for two or three checkpoints.
+
+    Returns:
+        One row a latent, one column a class ("other", "specific: early", "shared: early, late", ..., "inactive");
+        rows add up to 1.
+    """
+    code = _class_codes(_ratio_draws(ratios, names), specific, shared)
+    titles = [f"{label}: {', '.join(who)}" if who else label for label, who in _classes(names)]
+    return pd.DataFrame(_shares_of(code, len(titles)).T, columns=titles)
+
+
+def classify_draws(
+    ratios: DRAWS,
+    names: Sequence[str],
+    level: float = 0.95,
+    point: Float[np.ndarray, "checkpoints latents"] | None = None,
+    specific: float = 0.7,
+    shared: float = 0.3,
+) -> pd.DataFrame:
+    """The classes of `metrics.classify`, with "undecided" where the sentences do not settle one.
+
+    A class is decided if at least `level` of the draws give that very label and the same members.
+
+    Args:
+        ratios: RelIE of each draw, from `rel_ie_draws`, at two or three checkpoints.
+        level: of the decision, and of the intervals.
+        point: [checkpoints, latents] RelIE of all the sentences (`rel_ie(effects.mean)`), whose class is the
+            candidate. None: the class that most draws give.
+
+    Returns:
+        One row a latent: feature; label ("specific", "shared", "other", "inactive" or "undecided"); candidate, the
+        label in question; members, its checkpoints; probability, the share of draws that agree with it; low_<name>
+        and high_<name>, the interval of RelIE at each checkpoint over the draws in which the latent is active.
+
+    Raises:
+        ValueError: more than three checkpoints (see `trajectory_draws`), draws that are not ratios, or a level outside
+            (0, 1).
+    """
+    _check_level(level)
+    ratios = _ratio_draws(ratios, names)
+    code = _class_codes(ratios, specific, shared)
+    own = None if point is None else _class_codes(_ratio_draws(np.asarray(point)[None], names), specific, shared)[0]
+    classes = _classes(names)
+    own, probability = _vote(code, len(classes), own)
+    candidate = np.array([label for label, _ in classes], dtype=object)[own]
+    label = np.where(probability >= level, candidate, "undecided")
+    table = {"feature": np.arange(len(own)), "label": label, "candidate": candidate}
+    table |= {"members": [classes[i][1] for i in own], "probability": probability}
+    for name, low, high in zip(names, *interval(ratios, level), strict=True):
+        table |= {f"low_{name}": low, f"high_{name}": high}
+    return pd.DataFrame(table)
+
+
+def trajectory_draws(
+    ratios: DRAWS,
+    names: Sequence[str],
+    level: float = 0.95,
+    point: Float[np.ndarray, "checkpoints latents"] | None = None,
+) -> pd.DataFrame:
+    """`metrics.trajectory` for any number of checkpoints, with the share of draws that agree.
+
+    Args:
+        ratios, names, point: as for `classify_draws`.
+        level: of the interval of the centre of mass.
+
+    Returns:
+        One row a latent: feature; onset, end and peak (missing if inactive), each with <it>_probability, the share of
+        draws that give the same; centre_of_mass_low and centre_of_mass_high, with checkpoints counted from 0.
+    """
+    ratios, n = _ratio_draws(ratios, names), len(names)
+    at, known = _places(ratios), {} if point is None else _places(_ratio_draws(np.asarray(point)[None], names))
+    table = {"feature": np.arange(ratios.shape[2])}
+    for what, code in at.items():
+        own, probability = _vote(code, n + 1, known[what][0] if known else None)
+        table |= {what: [[*names, None][i] for i in own], f"{what}_probability": probability}
+    low, high = interval(np.einsum("n,dnh->dh", np.arange(n), ratios), level)
+    return pd.DataFrame(table | {"centre_of_mass_low": low, "centre_of_mass_high": high})
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} is the share of draws inside an interval: take 0 < level < 1, such as 0.95.")
+
+
+def _ratio_draws(ratios: DRAWS, names: Sequence[str]) -> DRAWS:
+    ratios = np.asarray(ratios)
+    if ratios.ndim != 3 or ratios.shape[1] != len(names):
+        raise ValueError(
+            f"The ratios have shape {ratios.shape} for {len(names)} checkpoints {list(names)}; draws must be "
+            "[draws, checkpoints, latents], a point [checkpoints, latents]."
+        )
+    if (np.abs(ratios.sum(1) - 1) > 1e-3).any() or (ratios < 0).any():
+        raise ValueError("Shares must add up to 1 over the checkpoints, or be NaN: effects go through rel_ie_draws.")
+    return ratios
+
+
+def _classes(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Label and members of each code: bit c for membership of checkpoint c; the last code is "inactive"."""
+    who = [tuple(name for c, name in enumerate(names) if code >> c & 1) for code in range(2 ** len(names))]
+    return [*((LABELS[len(m)], m) for m in who), ("inactive", ())]
+
+
+def _class_codes(ratios: DRAWS, specific: float, shared: float) -> Int[np.ndarray, "draws latents"]:
+    belongs, n = members(ratios, specific, shared), ratios.shape[1]
+    code = sum(belongs[:, c] * np.uint8(2**c) for c in range(n))
+    return np.where(np.isnan(ratios).any(1), np.uint8(2**n), code)
+
+
+def _places(ratios: DRAWS) -> dict[str, Int[np.ndarray, "draws latents"]]:
+    inactive = np.isnan(ratios).any(1)
+    return {what: np.where(inactive, ratios.shape[1], where) for what, where in places(ratios).items()}
+
+
+def _shares_of(code: Int[np.ndarray, "draws latents"], n_codes: int) -> Float[np.ndarray, "codes latents"]:
+    return np.stack([(code == k).mean(0) for k in range(n_codes)])
+
+
+def _vote(code: Int[np.ndarray, "draws latents"], n_codes: int, own: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    """The code in question of each latent (`own`, or that of most draws), and the share of draws that give it."""
+    share = _shares_of(code, n_codes)
+    own = share.argmax(0) if own is None else own
+    return own, share[own, np.arange(len(own))]
