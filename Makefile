@@ -17,7 +17,7 @@ help:
 	@echo "make env        only the virtual environment ($(VENV)); the others make it when it is not there"
 	@echo "make test-long  the tests that take minutes"
 	@echo "make notebooks  make notebooks/*.ipynb from notebooks/src/*.py, and run them"
-	@echo "make bench      the benchmarks;  make science  what we found, with its controls (a quarter of an hour)"
+	@echo "make bench      the benchmarks;  make science  test the numbers: what we found"
 	@echo "make lint       check the style;  make format  repair it"
 	@echo "make clean      remove caches and build leftovers;  make clean-all  also runs/ and $(VENV)"
 

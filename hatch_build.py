@@ -1,6 +1,6 @@
-"""Build hook: put data/tiny into the wheel as ctt_helpers/_data/tiny.
+"""Build hook: put the data into the wheel, as ctt_helpers/_data.
 
-An editable install reads data/tiny where it is, so it gets no copy that could go stale.
+An editable install reads data/ where it is, so it gets no copy that could go stale.
 """
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -9,4 +9,5 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 class CustomBuildHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict) -> None:
         if version == "standard":
-            build_data["force_include"]["data/tiny"] = "ctt_helpers/_data/tiny"
+            for name in ("tiny", "pythia_blimp"):
+                build_data["force_include"][f"data/{name}"] = f"ctt_helpers/_data/{name}"

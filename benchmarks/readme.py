@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.report import MACHINE, markdown
+from benchmarks.science import causes
 from ctt_helpers.runtime import atomic_path, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,8 +39,12 @@ def block(results: Path = ROOT / "benchmarks" / "results") -> str:
             markdown(settings, digits),
             "What the shortcuts save (how many times longer the other way takes, measured in turns in one process):",
             markdown(speed, {"ratio": 1}),
-            f"Measured by `make bench` on {about['cpu']}, {about['cores']} cores, {about['threads']} torch thread, "
-            f"torch {about['torch']}. All rows: [benchmarks/results/RESULTS.md](benchmarks/results/RESULTS.md).",
+            "Ratios from one half of the sentences against exact effects on the other: rank correlation, with 95 % "
+            "intervals over sentences (more on [one page](benchmarks/results/science/FOUND.md)):",
+            causes.brief({"prediction": pd.read_csv(results / "science" / "prediction.csv")}),
+            f"Measured by `make bench` and `make science` on {about['cpu']}, {about['cores']} cores, "
+            f"{about['threads']} torch thread, torch {about['torch']}. All rows: "
+            "[benchmarks/results/RESULTS.md](benchmarks/results/RESULTS.md).",
         ]
     )
 

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "runtime": ["check_parameters", "pick_device"],
+    "profiles": ["use_profile"],
     "hooks": ["HookedModel", "logits_above", "residual_stream", "spliced_logits"],
     "suites": ["Suite", "load_suite"],
     "checkpoints": ["Checkpoints", "fingerprint"],
@@ -42,7 +43,7 @@ _EXPORTS = {
     "scaling": ["artefacts", "latent_scaling"],
 }
 _WHERE = {name: module for module, names in _EXPORTS.items() for name in names}
-_SUBMODULES = {*_EXPORTS, "plots", "widgets", "toy"}
+_SUBMODULES = {*_EXPORTS, "hub", "plots", "presets", "published", "text", "toy", "widgets"}
 
 __all__ = ["__version__", *sorted(_WHERE), *sorted(_SUBMODULES)]
 

@@ -5,30 +5,49 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ctt_helpers.hooks import HookedModel, check_layer
+from ctt_helpers import hub
+from ctt_helpers.estimates import Estimate, count_parameters, free_memory, reading_speed, remedies, show_size
+from ctt_helpers.hooks import ARCHITECTURES, HookedModel, check_layer
 from ctt_helpers.runtime import abridged
 
 if TYPE_CHECKING:
     from ctt_helpers.suites import Suite
 
+PARTS = ("all", "below")
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, repr=False)
 class Checkpoints(Sequence):
-    """Checkpoints of one suite with one layer: `ckpts[0]`, `len(ckpts)`, iteration. Each is loaded when first used."""
+    """Checkpoints of one suite with one layer: `ckpts[0]`, `len(ckpts)`, iteration. Each is loaded when first used.
+
+    Where they do not fit into memory together, using one drops the one before.
+    """
 
     suite: "Suite"
     revisions: list[str]
     layer: int
     device: str
     dtype: torch.dtype = torch.float32
-    _loaded: dict[str, HookedModel] = field(default_factory=dict, init=False, repr=False)
+    part: str = "all"
+    _loaded: dict[str, HookedModel] = field(default_factory=dict, init=False)
+    _fingerprints: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        if self.part not in PARTS:
+            raise ValueError(f"part={self.part!r} does not exist; take 'all', or 'below' to read activations only.")
+
+    def __repr__(self) -> str:
+        return (
+            f"Checkpoints({self.suite.name!r}: {abridged(self.revisions, 6)}; layer {self.layer}, part={self.part!r}, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, {len(self._loaded)} of {len(self)} in memory)"
+        )
 
     def __len__(self) -> int:
         return len(self.revisions)
@@ -36,7 +55,11 @@ class Checkpoints(Sequence):
     def __getitem__(self, index: int) -> HookedModel:
         revision = self.revisions[index]
         if revision not in self._loaded:
-            self._loaded[revision] = load_checkpoint(self.suite, revision, self.layer, self.device, self.dtype)
+            if self._loaded and not self.together:
+                self.free()
+            self._check_room(revision)
+            model = load_checkpoint(self.suite, revision, self.layer, self.device, self.dtype, self.part)
+            self._loaded[revision], self._fingerprints[revision] = model, model.fingerprint
         return self._loaded[revision]
 
     @property
@@ -57,7 +80,7 @@ class Checkpoints(Sequence):
 
     @property
     def d_model(self) -> int:
-        return self[0].d_model
+        return self.suite.config.hidden_size
 
     def one_by_one(self) -> Iterator[HookedModel]:
         """Each checkpoint in turn; one that was not in memory before leaves it again."""
@@ -65,7 +88,7 @@ class Checkpoints(Sequence):
             keep = revision in self._loaded
             yield self[index]
             if not keep:
-                self._loaded.pop(revision)
+                self._loaded.pop(revision, None)
                 _release()
 
     def free(self) -> None:
@@ -74,9 +97,75 @@ class Checkpoints(Sequence):
         _release()
 
     @cached_property
+    def _counts(self) -> dict[str, int]:
+        return count_parameters(self.suite.config, self.layer)
+
+    @property
+    def _bytes_each(self) -> int:
+        return self._counts[self.part] * self.dtype.itemsize
+
+    def estimate(self, tokens: int = 0) -> Estimate:
+        """What working with these checkpoints takes, before anything is downloaded or loaded: print it.
+
+        Args:
+            tokens: tell also the time to read the activations of so many tokens at every checkpoint; this measures
+                the speed of the device's matrix products, in under a second.
+
+        Raises:
+            ValueError: the layer does not exist.
+        """
+        here = {r: self.suite.is_local or hub.cached(self.suite.source, r) == "yes" for r in self.revisions}
+        files = {r: self._file_bytes(r) for r in self.revisions}
+        work = 2 * self._counts["blocks"] * tokens * len(self)  # a product and a sum for each weight and token
+        return Estimate(
+            title=repr(self),
+            parameters=self._counts["all"],
+            download=sum(files[r] for r in self.revisions if not here[r]),
+            file_bytes=sum(files.values()),
+            one=self._bytes_each,
+            together=self._bytes_each * len(self),
+            free=free_memory(self.device) + self._bytes_each * len(self._loaded),
+            tokens=tokens,
+            seconds_reading=work / reading_speed(self.device, self.dtype, self.d_model) if tokens else 0.0,
+        )
+
+    @cached_property
+    def together(self) -> bool:
+        """Whether they fit into memory together, judged when first asked."""
+        fits = self.estimate().fits
+        if not fits and len(self) > 1:
+            warnings.warn(
+                f"{self!r} do not fit into memory together ({show_size(len(self) * self._bytes_each)}, "
+                f"{show_size(free_memory(self.device))} free): each is loaded when its turn comes, which is slow where "
+                f"batches go through all. {remedies(self.part, self.dtype)}",
+                stacklevel=3,
+            )
+        return fits
+
+    def _file_bytes(self, revision: str) -> int:
+        """Size of a revision's weights: of the files where they are here, else about."""
+        local = self.suite.is_local
+        folder = self.suite.source / revision if local else hub.snapshot(self.suite.source, revision)
+        if folder is not None and (files := hub.weight_files(folder)):
+            return sum(file.stat().st_size for file in files)
+        return self.suite.preset.file_bytes if self.suite.preset else self._counts["all"] * self.dtype.itemsize
+
+    def _check_room(self, revision: str) -> None:
+        # the system ends a process that takes too much memory without a word; weights pass through it to a GPU
+        for device, needed in ((self.device, self._bytes_each), ("cpu", self._file_bytes(revision))):
+            if needed > (free := free_memory(device)):
+                raise MemoryError(
+                    f"{self.suite.name!r} at {revision} needs {show_size(needed)} of memory on {device}, where "
+                    f"{show_size(free)} are free. {remedies(self.part, self.dtype)}"
+                )
+
+    @cached_property
     def source(self) -> dict[str, Any]:
         """Where activations come from: suite, revisions, layer and a fingerprint of each checkpoint's weights."""
-        prints = [fingerprint(model.hf_model) for model in self.one_by_one()]
+        for index, revision in enumerate(self.revisions):
+            if revision not in self._fingerprints:
+                self[index]  # loading takes the fingerprint
+        prints = [self._fingerprints[revision] for revision in self.revisions]
         for i, mark in enumerate(prints):
             if mark in prints[:i]:
                 twin = self.revisions[prints.index(mark)]
@@ -90,7 +179,8 @@ def fingerprint(model: nn.Module, samples: int = 256) -> str:
     """Short fingerprint of a model's weights, equal for equal weights whatever the device.
 
     Hashes names, shapes and `samples` evenly spaced values of every tensor, in float32. Two revisions with one
-    fingerprint hold the same weights; it has happened in published suites.
+    fingerprint hold the same weights; it has happened in published suites. `load_checkpoint` takes it before it
+    changes the dtype or leaves anything out, so it is that of the file.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -101,39 +191,80 @@ def fingerprint(model: nn.Module, samples: int = 256) -> str:
     return digest.hexdigest()[:16]
 
 
+class LeftOut(nn.Module):
+    """Stands where a block or norm was that is not kept in memory; using it is an error that says so."""
+
+    def __init__(self, layer: int):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(
+            f"Only the embeddings and the blocks 0 to {self.layer} are in memory (part='below'), enough to read the "
+            "residual stream up to there. For logits, accuracies and effects take suite.checkpoints(..., part='all')."
+        )
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.forward()
+
+
+def leave_out_above(model: nn.Module, layer: int) -> None:
+    """Drop, in place, what lies above block `layer`: further blocks, final norm, unembedding."""
+    blocks, norm = ARCHITECTURES[type(model).__name__]
+    blocks = model.get_submodule(blocks)
+    for index in range(layer + 1, len(blocks)):
+        blocks[index] = LeftOut(layer)
+    parent, _, name = norm.rpartition(".")
+    setattr(model.get_submodule(parent), name, LeftOut(layer))
+    head = model.get_output_embeddings().weight
+    empty = nn.Identity()  # still tells device and dtype
+    empty.weight = nn.Parameter(head.new_empty(0, head.shape[1]), requires_grad=False)
+    model.set_output_embeddings(empty)
+
+
 def load_checkpoint(
-    suite: "Suite", revision: str, layer: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+    suite: "Suite",
+    revision: str,
+    layer: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    part: str = "all",
 ) -> HookedModel:
-    """Load one checkpoint; errors name the file or revision at fault."""
+    """Load one checkpoint; errors name the file or revision at fault, and say what to do."""
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    suite.check_revisions([revision])
-    if suite.is_local:
-        folder = Path(suite.source) / revision
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
-            raise FileNotFoundError(
-                f"The weights of {suite.name!r} at {revision} are missing: no .safetensors file in {folder}. "
-                "Fetch or make the suite again (git checkout of data/, or python -m ctt_helpers.toy.pretrain)."
-            )
-        shared = Path(suite.source) / "config.json"
-        config = AutoConfig.from_pretrained(shared if shared.is_file() else folder)
-        where = {"pretrained_model_name_or_path": str(folder)}
-    else:
-        config = AutoConfig.from_pretrained(suite.source, revision=revision)
-        where = {"pretrained_model_name_or_path": suite.source, "revision": revision}
+    folder = suite.folder(revision)
+    weights = hub.weight_files(folder)
+    if not weights:
+        raise FileNotFoundError(
+            f"The weights of {suite.name!r} at {revision} are missing: no .safetensors file in {folder}. "
+            "Fetch or make the suite again (git checkout of data/, or python -m ctt_helpers.toy.pretrain)."
+        )
+    shared = Path(suite.source) / "config.json"
+    config = AutoConfig.from_pretrained(shared if suite.is_local and shared.is_file() else folder)
     check_layer(layer, config.num_hidden_layers)
     logging.disable_progress_bar()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            **where, config=config, dtype=dtype, output_loading_info=True
+            str(folder), config=config, dtype=_file_dtype(weights), output_loading_info=True
         )
+        mark = fingerprint(model)
+        if part == "below":
+            leave_out_above(model, layer)
+        for parameter in model.parameters():  # not model.to(dtype): buffers, as of rotary positions, stay precise
+            parameter.data = parameter.data.to(device, dtype)
+        model.to(device)
     except SafetensorError as error:
         raise ValueError(
             f"The weights of {suite.name!r} at {revision} cannot be read ({error}): the file is cut short or "
             "damaged. Fetch it again and compare with SHA256SUMS."
+        ) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MemoryError(
+            f"Out of memory on {device} while {suite.name!r} at {revision} was loaded. {remedies(part, dtype)}"
         ) from error
     if info["missing_keys"]:
         raise ValueError(
@@ -144,7 +275,22 @@ def load_checkpoint(
             f"The tokenizer of {suite.name!r} has {len(suite.tokenizer)} tokens, the model only {config.vocab_size}: "
             "it is the tokenizer of another model. Put the right tokenizer.json beside config.json."
         )
-    return HookedModel(model.to(device), suite.tokenizer, layer, revision, suite.tokens[revision])
+    return HookedModel(model, suite.tokenizer, layer, revision, suite.tokens[revision], mark)
+
+
+def _file_dtype(files: list[Path]) -> torch.dtype:
+    """The widest floating dtype in safetensors files, so that nothing is rounded before the fingerprint is taken."""
+    from safetensors import safe_open
+
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    found: set[torch.dtype] = set()
+    for file in files:
+        if file.suffix != ".safetensors":
+            return torch.float32
+        with safe_open(file, "pt") as tensors:
+            kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+            found |= {dtypes[kind] for kind in kinds & dtypes.keys()}  # others are masks, as in Pythia's files
+    return reduce(torch.promote_types, found) if found else torch.float32
 
 
 def _release() -> None:

@@ -33,6 +33,7 @@ class HookedModel:
         layer: index of the block whose output is read, 0 to n_layers - 1.
         label: name of the checkpoint in tables and figures.
         tokens_seen: tokens of pretraining behind this checkpoint, None if unknown.
+        fingerprint: of the weights as they are in the file; None for a model that was not loaded from one.
 
     Raises:
         ValueError: the architecture is not known, or the layer does not exist.
@@ -43,6 +44,7 @@ class HookedModel:
     layer: int
     label: str = "model"
     tokens_seen: int | None = None
+    fingerprint: str | None = None
     lm: TransformersModel = field(init=False, repr=False)
     lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
 

@@ -1,44 +1,28 @@
 """Which checkpoints of a pretraining run exist, how many tokens each has seen, and how to load them."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ctt_helpers import tasks
+from ctt_helpers import hub, published, tasks
 from ctt_helpers.checkpoints import Checkpoints
+from ctt_helpers.estimates import pick_dtype
+from ctt_helpers.presets import PRESETS, Preset, nearest, step_of, tokens_of
 from ctt_helpers.runtime import abridged, closest, pick_device, read_json
 
-PYTHIA_LAYERS = {
-    "14m": 6, "31m": 6, "70m": 6, "160m": 12, "410m": 24, "1b": 16, "1.4b": 24, "2.8b": 32, "6.9b": 32, "12b": 36,
-}  # fmt: skip
-# 154 checkpoints: step 0, the powers of two to 512, then every thousand (Biderman et al. 2023)
-PYTHIA_REVISIONS = [f"step{s}" for s in (0, *(2**i for i in range(10)), *range(1000, 143_001, 1000))]
-PYTHIA_TOKENS_PER_STEP = 1024 * 2048
 BLIMP_AGREEMENT = (
     "distractor_agreement_relational_noun",
     "distractor_agreement_relative_clause",
     "irregular_plural_subject_verb_agreement_1",
     "regular_plural_subject_verb_agreement_1",
 )
-
-
-def tiny_folder() -> Path:
-    """The embedded suite's folder: in the installed package, or in `data/tiny` of a checkout."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "_data" / "tiny", here.parent / "data" / "tiny"):
-        if (folder / "suite.json").is_file():
-            return folder
-    raise FileNotFoundError(
-        "The embedded suite is not there (looked for data/tiny/suite.json). Make it anew with: "
-        "python -m ctt_helpers.toy.pretrain --out data/tiny"
-    )
 
 
 @dataclass(eq=False)
@@ -53,6 +37,7 @@ class Suite:
         default_layer: the layer read unless another is asked for.
         default_triplet: the three revisions studied unless others are asked for.
         meta: what the folder's suite.json says (empty for others).
+        preset: published facts, where the suite has some.
     """
 
     name: str
@@ -62,6 +47,10 @@ class Suite:
     default_layer: int
     default_triplet: list[str]
     meta: dict[str, Any] = field(default_factory=dict, repr=False)
+    preset: Preset | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Suite({self.name!r}: {len(self.revisions)} checkpoints, {abridged(self.revisions, 6)})"
 
     @property
     def is_local(self) -> bool:
@@ -79,7 +68,7 @@ class Suite:
         for revision in revisions:
             if revision not in self.tokens:
                 raise ValueError(
-                    f"The suite {self.name!r} has no revision {revision!r}.{closest(revision, self.revisions)} "
+                    f"The suite {self.name!r} has no revision {revision!r}.{nearest(revision, self.revisions)} "
                     f"It has {len(self.revisions)}: {abridged(self.revisions)}."
                 )
         if not revisions or len(set(revisions)) < len(revisions):
@@ -90,13 +79,58 @@ class Suite:
         return revisions
 
     @cached_property
+    def config(self) -> Any:
+        """The transformers configuration: of a checkpoint that is here, else made of the preset's facts."""
+        from transformers import AutoConfig
+
+        if self.is_local:
+            shared = self.source / "config.json"
+            return AutoConfig.from_pretrained(shared if shared.is_file() else self.source / self.revisions[-1])
+        here = hub.find(self.source, self.revisions, "config.json")
+        if here is None and self.preset:
+            facts = dict(self.preset.config)
+            return AutoConfig.for_model(facts.pop("model_type"), **facts)
+        return AutoConfig.from_pretrained(here or hub.fetch(self.source, self.revisions[-1], weights=False))
+
+    @cached_property
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        revision = {} if self.is_local else {"revision": self.revisions[-1]}
-        tokenizer = AutoTokenizer.from_pretrained(str(self.source), **revision)
+        folder = self.source
+        if not self.is_local:  # all revisions share it: one that is here will do
+            here = hub.find(self.source, self.revisions, *hub.TOKENIZER_FILES)
+            folder = here or hub.fetch(self.source, self.revisions[-1], self.revisions, weights=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
         tokenizer.padding_side = "right"
         return tokenizer
+
+    def folder(self, revision: str) -> Path:
+        """Folder with the files of a revision; those of a hub repository are downloaded first where they are missing.
+
+        Raises:
+            ValueError: the suite has no such revision.
+            FileNotFoundError, ConnectionError, PermissionError, OSError: see `hub.fetch`.
+        """
+        self.check_revisions([revision])
+        return self.source / revision if self.is_local else hub.fetch(self.source, revision, self.revisions)
+
+    def describe(self) -> pd.DataFrame:
+        """One row a checkpoint, in the order of training; needs no network.
+
+        Returns:
+            Table: revision; step; tokens (seen in pretraining); approximate (whether that count is rounded or
+            estimated; `suite.preset.approximate` says how); download_mb (what is still to be fetched, about, in 10^6
+            bytes; NaN where it is not known); cached ("yes", "in part" or "no").
+        """
+        vague = bool(self.preset and self.preset.approximate)
+        size = self.preset.file_bytes / 1e6 if self.preset else float("nan")
+        rows = []
+        for r in self.revisions:
+            here = "yes" if self.is_local else hub.cached(self.source, r)
+            missing = 0.0 if here == "yes" else size
+            rows.append((r, step_of(r), self.tokens[r], vague or "tokens" in r, missing, here))
+        columns = ["revision", "step", "tokens", "approximate", "download_mb", "cached"]
+        return pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "tokens": "Int64"})
 
     @property
     def crosscoder_folder(self) -> Path:
@@ -112,26 +146,35 @@ class Suite:
         own = [task["name"] for task in self.meta.get("tasks", [])]
         return own or [f"blimp/{name}" for name in BLIMP_AGREEMENT]
 
-    def pairs(self, task: str, split: str = "test", path: str | Path | None = None, n: int | None = None):
+    def pairs(
+        self,
+        task: str,
+        split: str = "test",
+        path: str | Path | None = None,
+        n: int | None = None,
+        continuation: str = "first",
+    ):
         """Minimal pairs of a task, as `tasks.MinimalPairs`.
 
         Args:
-            task: one of `task_names`, or "blimp/<set>", "clams/<language>/<file>".
+            task: one of `task_names`, or "blimp/<set>", "clams/<language>/<construction>", "multiblimp/<language>",
+                "multiblimp/<language>/<phenomenon>" (see `ctt_helpers.published`).
             split: "find" (to find features with) or "test" (to test them on); no prefix is in both.
-            path: for BLiMP and CLAMS: the folder or file with the published data.
+            path: for published sets: a folder with their files, or a file; None: from where they are published.
             n: at most so many, the first ones.
+            continuation: "first" or "whole"; see `tasks.make_pairs`.
         """
         own = {t["name"]: t["file"] for t in self.meta.get("tasks", [])}
         if task in own:
-            rows = [r for r in tasks.read_tiny(Path(self.source) / own[task]) if r["split"] == split]
+            rows = [r for r in published.read_tiny(Path(self.source) / own[task]) if r["split"] == split]
             if not rows:
                 tasks.in_split("", split)  # names the splits that exist
-        elif task.split("/")[0] in ("blimp", "clams"):
-            rows = [r for r in _published_rows(task, path) if tasks.in_split(r["prefix"], split)]
+        elif task.split("/")[0] in published.FORMS:
+            rows = [r for r in published.published_rows(task, path) if tasks.in_split(r["prefix"], split)]
         else:
             known = self.task_names
             raise ValueError(f"There is no task {task!r}.{closest(task, known)} There are: {', '.join(known)}.")
-        pairs = tasks.make_pairs(rows, self.tokenizer, name=task)
+        pairs = tasks.make_pairs(rows, self.tokenizer, name=task, continuation=continuation)
         return pairs if n is None else pairs[:n]
 
     def text(
@@ -149,7 +192,8 @@ class Suite:
             split: "train" or "validation"; they share no document.
             seed: which sample.
             length: tokens a sequence; None: the suite's context (at most 1024).
-            path: a .txt (a document a line) or .jsonl (key "text") file to read instead of the suite's own text.
+            path: a name of `text.sources()` ("pile", "mc4/fr" ...) or a file (.txt, .jsonl, .parquet, packed or not);
+                None: the suite's own text, or for a hub's model the text that the paper took for it.
         """
         if split not in ("train", "validation"):
             raise ValueError(f"split={split!r} does not exist; take 'train' or 'validation'.")
@@ -159,54 +203,66 @@ class Suite:
             from ctt_helpers.toy import grammar
 
             return torch.as_tensor(grammar.sample_rows(n_rows, length=length, seed=seed, split=split))
-        from ctt_helpers.text import documents, pack
+        from ctt_helpers.text import default_source, documents, pack
 
-        return pack(documents(path, split, seed), self.tokenizer, n_rows, length)
+        source = default_source(str(self.source)) if path is None else path
+        return pack(documents(source, split, seed), self.tokenizer, n_rows, length)
 
     def checkpoints(
         self,
         revisions: Sequence[str] | None = None,
         layer: int | None = None,
         device: str = "auto",
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = "auto",
+        part: str = "all",
     ) -> Checkpoints:
-        """Checkpoints to work on, loaded when used. Defaults: every revision, the suite's layer, float32."""
-        layer = self.default_layer if layer is None else layer
-        return Checkpoints(self, self.check_revisions(revisions), layer, pick_device(device), dtype)
+        """Checkpoints to work on, loaded when used.
+
+        Args:
+            revisions: which; None: every one.
+            layer: 0-based index of the block whose output is read; None: the suite's.
+            device: "auto", "cpu", "cuda", "cuda:1", "mps".
+            dtype: "auto": bfloat16 or float16 on a GPU, float32 elsewhere and for the embedded suite, whose models
+                are so small that half precision gains nothing; or "float32", "bfloat16", "float16", "float64".
+            part: "all", or "below": keep only the embeddings and the blocks up to `layer`, enough to read
+                activations, not for accuracies or effects.
+        """
+        layer, device = self.default_layer if layer is None else layer, str(pick_device(device))
+        dtype = torch.float32 if dtype == "auto" and self.meta else pick_dtype(dtype, device)
+        return Checkpoints(self, self.check_revisions(revisions), layer, device, dtype, part)
 
 
 def load_suite(name: str | Path, revisions: Sequence[str] | None = None, tokens_per_step: int | None = None) -> Suite:
-    """The embedded suite, a local folder of checkpoints, or a hub repository with revisions.
+    """The embedded suite, a published one, a local folder of checkpoints, or a hub repository with revisions.
 
     Args:
-        name: "tiny"; "pythia-160m" (and its other sizes); "org/name" of the hub with `revisions`; or a folder that
-            holds one subfolder a checkpoint (and config and tokenizer beside them).
+        name: "tiny"; a preset ("pythia-160m" and its other sizes, "olmo-1b", "olmo2-1b", "olmo2-7b", "bloom-1b1", or
+            its repository's name); "org/name" of the hub with `revisions`; or a folder that holds one subfolder a
+            checkpoint (and config and tokenizer beside them).
         revisions: names of the checkpoints in the order of training; None: those the suite is known to have.
         tokens_per_step: to tell tokens seen from names like "step512"; names like "...tokens2B" tell it themselves.
 
     Raises:
         ValueError: nothing is known by that name.
-        FileNotFoundError: the folder holds no checkpoint.
+        FileNotFoundError: the folder holds no checkpoint; or of a repository without a preset, see `hub.fetch`.
     """
     if name == "tiny":
-        return _folder_suite(tiny_folder(), "tiny", revisions, tokens_per_step)
+        return _folder_suite(published.data_folder("tiny"), "tiny", revisions, tokens_per_step)
     if Path(name).is_dir():
         return _folder_suite(Path(name).resolve(), Path(name).resolve().name, revisions, tokens_per_step)
-    short = str(name).removeprefix("EleutherAI/")
-    if short.startswith("pythia-") and short.removeprefix("pythia-") in PYTHIA_LAYERS:
-        found, layers = list(revisions or PYTHIA_REVISIONS), PYTHIA_LAYERS[short.removeprefix("pythia-")]
-        triplet = _triplet(["step512", "step2000", "step143000"], found)
-        tokens = {r: _tokens(r, PYTHIA_TOKENS_PER_STEP) for r in found}
-        return Suite(short, f"EleutherAI/{short}", found, tokens, layers // 2, triplet)
+    for preset in PRESETS.values():
+        if name in (preset.name, preset.repo):
+            names, tokens = list(preset.tokens), dict(preset.tokens)
+            suite = Suite(preset.name, preset.repo, names, tokens, preset.layer, list(preset.triplet), preset=preset)
+            return suite if revisions is None else suite_subset(suite, revisions)
     if "/" in str(name) and not str(name).startswith((".", "/", "~")):
         if not revisions:
             raise ValueError(f"{name!r}: give revisions=[...] (names of its checkpoints, in the order of training).")
-        from transformers import AutoConfig
-
-        layers = AutoConfig.from_pretrained(str(name), revision=revisions[-1]).num_hidden_layers
-        tokens = {r: _tokens(r, tokens_per_step) for r in revisions}
-        return Suite(str(name), str(name), list(revisions), tokens, layers // 2, list(revisions)[-3:])
-    known = ["tiny", *(f"pythia-{size}" for size in PYTHIA_LAYERS)]
+        tokens = {r: tokens_of(r, tokens_per_step) for r in revisions}
+        suite = Suite(str(name), str(name), list(revisions), tokens, 0, list(revisions)[-3:])
+        suite.default_layer = suite.config.num_hidden_layers // 2
+        return suite
+    known = ["tiny", *PRESETS]
     raise ValueError(
         f"No suite {str(name)!r}.{closest(str(name), known)} Known: {', '.join(known)}; or give a folder of "
         "checkpoints, or 'org/name' of the hub with revisions=[...]."
@@ -219,17 +275,15 @@ def _folder_suite(folder: Path, name: str, revisions: Sequence[str] | None, toke
         tokens = {r["revision"]: r["tokens"] for r in meta["revisions"]}
         suite = Suite(name, folder, list(tokens), tokens, meta["default_layer"], meta["default_triplet"], meta)
         return suite if revisions is None else suite_subset(suite, revisions)
-    found = sorted((p.parent.name for p in folder.glob("*/*.safetensors")), key=lambda r: (_step(r) or 0, r))
+    found = sorted((p.parent.name for p in folder.glob("*/*.safetensors")), key=lambda r: (step_of(r) or 0, r))
     found = list(revisions or dict.fromkeys(found))
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no checkpoint: expected one subfolder a revision (step0/, step1000/ ...) with safetensors."
         )
-    from transformers import AutoConfig
-
-    shared = folder / "config.json"
-    layers = AutoConfig.from_pretrained(shared if shared.is_file() else folder / found[-1]).num_hidden_layers
-    return Suite(name, folder, found, {r: _tokens(r, tokens_per_step) for r in found}, layers // 2, found[-3:])
+    suite = Suite(name, folder, found, {r: tokens_of(r, tokens_per_step) for r in found}, 0, found[-3:])
+    suite.default_layer = suite.config.num_hidden_layers // 2
+    return suite
 
 
 def suite_subset(suite: Suite, revisions: Sequence[str]) -> Suite:
@@ -237,36 +291,8 @@ def suite_subset(suite: Suite, revisions: Sequence[str]) -> Suite:
     kept = suite.check_revisions(revisions)
     triplet = _triplet(suite.default_triplet, kept)
     tokens = {r: suite.tokens[r] for r in kept}
-    return Suite(suite.name, suite.source, kept, tokens, suite.default_layer, triplet, suite.meta)
-
-
-def _published_rows(task: str, path: str | Path | None) -> list[dict[str, Any]]:
-    kind, *rest = task.split("/")
-    ending, reader = (".jsonl", tasks.read_blimp) if kind == "blimp" else (".txt", tasks.read_clams)
-    if path is None:
-        raise ValueError(f"{task!r} needs path=: the folder (or file) with the published {kind.upper()} data.")
-    path = Path(path)
-    names = [path, *(path / p for p in (f"{'/'.join(rest)}{ending}", f"{rest[-1]}{ending}"))]
-    if len(rest) == 2:
-        names.append(path / f"{rest[0]}_evalset" / f"{rest[1]}{ending}")  # as CLAMS is published
-    for file in names:
-        if file.is_file():
-            return reader(file)
-    raise FileNotFoundError(f"{task!r}: no file {' or '.join(str(n) for n in names[1:])}.")
+    return replace(suite, revisions=kept, tokens=tokens, default_triplet=triplet)
 
 
 def _triplet(preferred: list[str], there: list[str]) -> list[str]:
     return preferred if set(preferred) <= set(there) else there[-3:]
-
-
-def _step(revision: str) -> int | None:
-    match = re.search(r"step(\d+)", revision)
-    return int(match.group(1)) if match else None
-
-
-def _tokens(revision: str, tokens_per_step: int | None) -> int | None:
-    """Tokens seen: from the name where it says so ("...tokens2B"), else steps times tokens a step."""
-    if match := re.search(r"tokens(\d+)B", revision):
-        return int(match.group(1)) * 10**9
-    step = _step(revision)
-    return step * tokens_per_step if step is not None and tokens_per_step else None

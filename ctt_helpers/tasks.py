@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
+from ctt_helpers.published import read_blimp, read_clams, read_tiny  # noqa: F401 (reached as tasks.read_tiny)
 from ctt_helpers.runtime import progress
 
 # why a pair can be left out
 ONE_IS_BEGINNING = "one continuation is the beginning of the other"
 DIFFERENT_PIECES = "the continuations break into different pieces"
 BOUNDARY = "the prefix breaks differently before its continuation"
-TWO_PREFIX = "the prefix differs, not the continuation (two-prefix set)"
+NO_PREFIX = "they differ from the first word on: there is no prefix to read"
 
 
 @dataclass(frozen=True)
@@ -107,34 +107,52 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def make_pairs(
-    rows: Sequence[Mapping[str, Any]], tokenizer: Any, name: str = "pairs", bos: bool = True
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    name: str = "pairs",
+    bos: bool = True,
+    continuation: str = "first",
 ) -> MinimalPairs:
     """Tokenize rows with "prefix", "right" and "wrong" (continuations with their leading space, as text).
 
     A pair stays if, written as tokens, both sentences share a prefix, then differ in one token, and go on alike
     ("hasn|'t" and "haven|'t"): it is cut right after the differing token. Otherwise it is left out and counted.
 
+    With continuation="whole" all that follows the shared tokens is kept beside, to the end of the sentence where the
+    row has one, as lists of ids in the table's columns right_tokens and wrong_tokens: see `accuracy` with whole=True.
+    Then a pair is left out only where one side is the beginning of the other. Effects take the first differing token
+    of such pairs too, which says less where it is only a piece of a word.
+
     Args:
         rows: mappings with the three texts; further keys go into the table.
         tokenizer: a Hugging Face tokenizer.
         bos: prepend the end-of-text token, so that the first word is not the first token (which the method leaves
             out everywhere).
+        continuation: "first" or "whole".
 
     Raises:
-        ValueError: no row, or none that can be kept.
+        ValueError: no row, none that can be kept, or another word for `continuation`.
     """
+    if continuation not in ("first", "whole"):
+        raise ValueError(f"continuation={continuation!r} does not exist; take 'first' or 'whole'.")
+    whole = continuation == "whole"
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if bos and start is None:
         raise ValueError("The tokenizer has no end-of-text token to begin a prefix with. Set tokenizer.bos_token.")
     rows = list(rows)
-    texts = [r["prefix"] + r[side] for r in rows for side in ("right", "wrong")] + [r["prefix"] for r in rows]
+    full = {"right": "sentence", "wrong": "wrong_sentence"} if whole else {}
+    texts = [r.get(full.get(side), r["prefix"] + r[side]) for r in rows for side in ("right", "wrong")]
+    texts += [r["prefix"] for r in rows]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if rows else []
     kept, left_out = [], Counter()
     for i, row in enumerate(rows):
-        reason, prefix, pair = _cut(encoded[2 * i], encoded[2 * i + 1], encoded[2 * len(rows) + i])
+        right, wrong = encoded[2 * i], encoded[2 * i + 1]
+        reason, prefix, pair = _cut(right, wrong, encoded[2 * len(rows) + i], whole)
         if reason:
             left_out[reason] += 1
         else:
+            if whole:
+                row = {**row, "right_tokens": right[len(prefix) :], "wrong_tokens": wrong[len(prefix) :]}
             kept.append((row, [start, *prefix] if bos else prefix, pair))
     if not kept:
         raise ValueError(f"No pair of {name!r} can be used: {dict(left_out) or 'there is none'}.")
@@ -159,56 +177,22 @@ def make_pairs(
     )
 
 
-def _cut(right: list[int], wrong: list[int], prefix: list[int]) -> tuple[str | None, list[int], tuple[int, int]]:
+def _cut(
+    right: list[int], wrong: list[int], prefix: list[int], whole: bool = False
+) -> tuple[str | None, list[int], tuple[int, int]]:
     """Reason to leave the pair out (or None), the shared prefix, and the two tokens that differ."""
-    if right[: len(prefix)] != prefix or wrong[: len(prefix)] != prefix:
-        return BOUNDARY, [], (0, 0)
     same = 0
     while same < min(len(right), len(wrong)) and right[same] == wrong[same]:
         same += 1
+    if not prefix or not same:
+        return NO_PREFIX, [], (0, 0)
+    if not whole and (right[: len(prefix)] != prefix or wrong[: len(prefix)] != prefix):
+        return BOUNDARY, [], (0, 0)
     if same == min(len(right), len(wrong)):
         return ONE_IS_BEGINNING, [], (0, 0)
-    if right[same + 1 :] != wrong[same + 1 :]:
+    if not whole and right[same + 1 :] != wrong[same + 1 :]:
         return DIFFERENT_PIECES, [], (0, 0)
     return None, right[:same], (right[same], wrong[same])
-
-
-def read_tiny(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a file of the embedded suite: one JSON object a line, with prefix, right, wrong, split and more."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-
-
-def read_blimp(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a BLiMP file (Warstadt et al. 2020). Two-prefix sets are not of this form: they raise ValueError."""
-    pairs = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    if any(not pair.get("one_prefix_method") for pair in pairs):
-        raise ValueError(f"{Path(path).stem} cannot be used: {TWO_PREFIX}. Take its *_1 set, a one-prefix set.")
-    return [from_sentences(pair["sentence_good"], pair["sentence_bad"]) for pair in pairs]
-
-
-def read_clams(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a CLAMS file (Mueller et al. 2020): a right line, then the same with a wrong verb."""
-    lines = [line.split("\t") for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = []
-    for (truth, right), (falsehood, wrong) in zip(lines[::2], lines[1::2], strict=True):
-        if (truth, falsehood) != ("True", "False"):
-            raise ValueError(f"{path}: expected a True line followed by a False line, got {right!r} and {wrong!r}.")
-        rows.append(from_sentences(right, wrong))
-    return rows
-
-
-def from_sentences(right: str, wrong: str) -> dict[str, str]:
-    """A right and a wrong sentence as prefix, right and wrong word: cut at the first word that differs."""
-    a, b = right.split(), wrong.split()
-    first = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-    if not first:  # 0: they differ from the first word on
-        raise ValueError(f"These two sentences do not share a prefix and then differ: {right!r}, {wrong!r}.")
-    return {
-        "prefix": " ".join(a[:first]),
-        "right": " " + a[first].rstrip("."),
-        "wrong": " " + b[first].rstrip("."),
-        "sentence": right,
-    }
 
 
 def in_split(prefix: str, split: str) -> bool:
@@ -241,9 +225,48 @@ def check_tokenizer(model: hooks.HookedModel, pairs: MinimalPairs) -> None:
         )
 
 
-def accuracy(model: hooks.HookedModel, pairs: MinimalPairs, batch_size: int = 256) -> float:
-    """Share of pairs whose right token has the higher logit; a tie counts as wrong."""
-    return float((logit_differences(model, pairs, batch_size) > 0).double().mean())
+def whole_differences(model: hooks.HookedModel, pairs: MinimalPairs, batch_size: int = 256) -> Float[Tensor, " pairs"]:
+    """log P(right continuation) - log P(wrong one) after each prefix, summed over all tokens of each.
+
+    As BLiMP's own sentence scores: what both sentences share before the continuation cancels.
+
+    Raises:
+        ValueError: the pairs hold no whole continuations, or were made with another tokenizer than the model's.
+    """
+    if "right_tokens" not in pairs.table:
+        raise ValueError(f"The pairs {pairs.name!r} hold first tokens only: make them with continuation='whole'.")
+    check_tokenizer(model, pairs)
+    out = []
+    for batch in pairs.batches(-(-batch_size // 4)):  # whole vocabularies at several positions take room
+        right, wrong = (_log_probability(model, batch, batch.table[f"{side}_tokens"]) for side in ("right", "wrong"))
+        out.append((right - wrong).cpu())
+    return torch.cat(out)
+
+
+def _log_probability(
+    model: hooks.HookedModel, pairs: MinimalPairs, continuations: Sequence[list[int]]
+) -> Float[Tensor, " pairs"]:
+    """log P(continuation | prefix), only the positions that matter going through the unembedding."""
+    starts = pairs.attention_mask.sum(1).tolist()
+    rows = [[*ids[:n].tolist(), *c] for ids, n, c in zip(pairs.input_ids, starts, continuations, strict=True)]
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True)
+    mask = (torch.arange(ids.shape[1]) < torch.tensor([len(r) for r in rows])[:, None]).long()
+    row = torch.tensor([i for i, c in enumerate(continuations) for _ in c])
+    position = torch.tensor([n + k for n, c in zip(starts, continuations, strict=True) for k in range(len(c))])
+    with torch.no_grad():
+        hidden = hooks.residual_stream(model, ids, mask, layer=model.n_layers - 1)
+        logits = hooks.at_least_float32(hooks.unembed(model, hidden[row, position - 1]))
+        each = logits.log_softmax(-1).gather(1, ids[row, position, None].to(logits.device))[:, 0]
+    return torch.zeros(len(rows), dtype=each.dtype, device=each.device).index_add_(0, row.to(each.device), each)
+
+
+def accuracy(model: hooks.HookedModel, pairs: MinimalPairs, batch_size: int = 256, whole: bool = False) -> float:
+    """Share of pairs whose right token has the higher logit; a tie counts as wrong.
+
+    With `whole`, whose right continuation is more probable, all its tokens together (see `make_pairs`).
+    """
+    differences = whole_differences if whole else logit_differences
+    return float((differences(model, pairs, batch_size) > 0).double().mean())
 
 
 def accuracy_curve(
@@ -252,16 +275,19 @@ def accuracy_curve(
     revisions: Sequence[str] | None = None,
     device: str = "auto",
     batch_size: int = 256,
+    whole: bool = False,
 ) -> pd.DataFrame:
     """Accuracy of every task at every revision, one model in memory at a time.
 
     Returns:
-        Tidy table: revision, tokens_seen, task, accuracy, stderr (binomial), n_pairs, logit_difference (mean).
+        Tidy table: revision, tokens_seen, task, accuracy, stderr (binomial), n_pairs, logit_difference (mean; with
+        `whole` the mean difference of log-probabilities).
     """
     checkpoints, rows = suite.checkpoints(revisions, device=device), []
+    differences = whole_differences if whole else logit_differences
     for model in progress(checkpoints.one_by_one(), "accuracy", total=len(checkpoints)):
         for task, pairs in tasks.items():
-            difference = logit_differences(model, pairs, batch_size)
+            difference = differences(model, pairs, batch_size)
             share, n = float((difference > 0).double().mean()), len(pairs)
             stderr = (share * (1 - share) / n) ** 0.5
             rows.append((model.label, model.tokens_seen, task, share, stderr, n, float(difference.mean())))

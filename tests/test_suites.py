@@ -7,7 +7,9 @@ import torch
 from models import random_model, random_suite, some_pairs, some_text, word_tokenizer
 
 import ctt_helpers as ctt
-from ctt_helpers.suites import PYTHIA_REVISIONS, load_suite
+from ctt_helpers.estimates import count_parameters
+from ctt_helpers.presets import PRESETS
+from ctt_helpers.suites import load_suite
 
 
 @pytest.fixture
@@ -65,15 +67,82 @@ def test_fingerprints_tell_equal_weights(tmp_path):
     assert suite.revisions == ["step0", "step100", "step200"]
 
 
-def test_pythia_revisions_and_tokens_are_the_published_ones(shared):
-    published = (shared / "reference" / "revisions" / "checkpoints_EleutherAI_pythia-1b.txt").read_text().split()
-    assert PYTHIA_REVISIONS == [r for r in published if r.startswith("step")]
-    suite = load_suite("pythia-1b")
-    assert suite.tokens_seen("step512") == 512 * 2_097_152 and suite.default_layer == 8
-    assert suite.default_triplet == ["step512", "step2000", "step143000"]
-    assert load_suite("EleutherAI/pythia-1b").source == suite.source
+LISTS = {  # preset -> file with the names that exist
+    "pythia-1b": "checkpoints_EleutherAI_pythia-1b.txt",
+    "olmo-1b": "checkpoints_allenai_OLMo-1B-0724-hf.txt",
+    "olmo2-1b": "checkpoints_olmo2_1B_april.txt",
+    "olmo2-7b": "checkpoints_allenai_OLMo-2-1124-7B.txt",
+    "bloom-1b1": "checkpoints_bloom_1b1.txt",
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_presets_list_the_published_revisions(name, shared):
+    published = (shared / "reference" / "revisions" / LISTS[name]).read_text().split()
+    suite = load_suite(name)
+    if name.startswith("pythia"):
+        published.remove("main")  # it is step143000 once more
+    assert len(suite.revisions) == len(published) and set(suite.revisions) == set(published)
+    if name != "olmo2-7b":  # its file mixes the stages
+        assert suite.revisions == published
+    for stage in ("step", "stage1", "stage2-ingredient1", "stage2-ingredient2", "stage2-ingredient3", "global"):
+        seen = [suite.tokens_seen(r) for r in suite.revisions if r.startswith(stage)]
+        assert seen == sorted(seen)
+        steps = [int(r.split("step")[1].split("-")[0]) for r in suite.revisions if r.startswith(stage)]
+        assert steps == sorted(set(steps))
+    assert suite.check_revisions(suite.default_triplet) == suite.default_triplet
+
+
+def test_tokens_of_presets():
+    """Expected figures: the paper's captions, and the names of the checkpoints."""
+    pythia = load_suite("pythia-1b")
+    assert [pythia.tokens_seen(r) for r in pythia.default_triplet] == [1_073_741_824, 4_194_304_000, 299_892_736_000]
+    for name, layer, billions in (("olmo-1b", 8, [4, 33, 3048]), ("bloom-1b1", 12, [5.5, 55, 341])):
+        suite = load_suite(name)
+        assert suite.default_layer == layer and suite.preset.from_paper and suite.preset.approximate
+        assert [suite.tokens_seen(r) / 1e9 for r in suite.default_triplet] == billions
+    seven = load_suite("olmo2-7b")
+    assert seven.tokens_seen("stage1-step928646-tokens3896B") == 3896e9 and seven.tokens_seen("main") is None
+    assert seven.tokens_seen("stage2-ingredient2-step11931-tokens50B") == 3946e9  # after the whole of stage 1
+
+
+def test_shapes_of_presets_have_the_published_sizes():
+    """Pythia: parameters in all and without embeddings, from its model cards; BLOOM: from its card."""
+    published = {
+        "pythia-14m": 1_189_888, "pythia-31m": 4_739_072, "pythia-70m": 18_915_328, "pythia-160m": 85_056_000,
+        "pythia-410m": 302_311_424, "pythia-1b": 805_736_448, "pythia-1.4b": 1_208_602_624,
+        "pythia-2.8b": 2_517_652_480, "pythia-6.9b": 6_444_163_072, "pythia-12b": 11_327_027_200,
+    }  # fmt: skip
+    counted = {name: count_parameters(load_suite(name).config, 0)["all"] for name in PRESETS}
+    for name, without_embeddings in published.items():
+        config = PRESETS[name].config
+        assert counted[name] - 2 * config["vocab_size"] * config["hidden_size"] == without_embeddings
+    assert counted["pythia-160m"] == 162_322_944 and counted["bloom-1b1"] == 1_065_314_304
+    for name in ("olmo-1b", "olmo2-1b", "olmo2-7b"):  # float32 files
+        assert PRESETS[name].file_bytes == 4 * counted[name]
+
+
+def test_a_preset_by_its_names_and_in_part():
+    assert load_suite("EleutherAI/pythia-1b").source == load_suite("pythia-1b").source == "EleutherAI/pythia-1b"
+    assert load_suite("allenai/OLMo-2-1124-7B").name == "olmo2-7b"
     some = ["step512", "step1000", "step3000", "step143000"]
-    assert load_suite("pythia-1b", revisions=some).default_triplet == some[1:]
+    suite = load_suite("pythia-1b", revisions=some)
+    assert suite.default_triplet == some[1:] and suite.preset and len(suite.describe()) == 4
+    assert repr(load_suite("pythia-1b")) == (
+        "Suite('pythia-1b': 154 checkpoints, step0, step1, step2, step4, ... step142000, step143000)"
+    )
+    for wrong, near in (("step1500", "step2000"), ("step143001", "step143000"), ("main", None), ("step3", "step4")):
+        with pytest.raises(ValueError, match=rf"no revision '{wrong}'\.{f' Did you mean {near!r}' if near else ' It'}"):
+            suite.tokens_seen(wrong) if near == "step143000" else load_suite("pythia-1b").tokens_seen(wrong)
+
+
+def test_describe(suite):
+    table = suite.describe()
+    assert list(table.columns) == ["revision", "step", "tokens", "approximate", "download_mb", "cached"]
+    assert list(table.step) == [0, 100, 200] and list(table.tokens) == [0, 1000, 2000]
+    assert set(table.cached) == {"yes"} and not table.download_mb.any() and not table.approximate.any()
+    bloom = load_suite("bloom-1b1").describe()
+    assert bloom.approximate.all() and len(bloom) == 9 and bloom.step.isna().sum() == 1
 
 
 def test_tokens_seen_from_names_that_say_it(tmp_path):
@@ -82,6 +151,7 @@ def test_tokens_seen_from_names_that_say_it(tmp_path):
     word_tokenizer().save_pretrained(tmp_path)
     suite = load_suite(tmp_path)
     assert [suite.tokens_seen(r) for r in suite.revisions] == [2 * 10**9, 4 * 10**9]
+    assert suite.describe().approximate.all()
 
 
 def test_names_that_do_not_exist(suite, tmp_path):
@@ -99,7 +169,7 @@ def test_names_that_do_not_exist(suite, tmp_path):
         load_suite("org/name")
     with pytest.raises(ValueError, match=r"There is no task 'blimpp/x'"):
         suite.pairs("blimpp/x")
-    with pytest.raises(ValueError, match=r"needs path=: the folder"):
+    with pytest.raises(ConnectionError, match=r"cannot be read from nyu-mll/blimp: .* give path=: a folder"):
         suite.pairs("blimp/anaphor_number_agreement")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no checkpoint: expected one subfolder a revision"):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import random_model, random_suite, some_pairs, word_tokenizer
 
-from ctt_helpers import tasks
+from ctt_helpers import published, tasks
 from ctt_helpers.hooks import HookedModel
 from ctt_helpers.triplets import similarity_matrix, suggest_triplet
 
@@ -93,6 +93,8 @@ def test_blimp_with_the_real_tokenizer(name, shared, pythia_tokenizer):
     kept, beginning, pieces = BLIMP[name]
     assert len(rows) == 1000 and len(pairs) == kept
     assert pairs.left_out == {tasks.ONE_IS_BEGINNING: beginning, tasks.DIFFERENT_PIECES: pieces}
+    whole = tasks.make_pairs(rows, pythia_tokenizer, name, continuation="whole")
+    assert len(whole) == 1000 and whole.left_out == {}  # what follows tells even " swim" from " swims"
     # published prefixes agree with ours
     import json
 
@@ -111,6 +113,9 @@ def test_clams_with_the_real_tokenizer(name, shared, pythia_tokenizer):
     assert len(pairs) == kept
     assert pairs.left_out.get(tasks.ONE_IS_BEGINNING, 0) == beginning
     assert pairs.left_out.get(tasks.DIFFERENT_PIECES, 0) == pieces
+    if len(rows) < 2000:  # the others say the same, slowly
+        whole = tasks.make_pairs(rows, pythia_tokenizer, name, continuation="whole")
+        assert len(whole) == kept + pieces and whole.left_out.get(tasks.ONE_IS_BEGINNING, 0) == beginning
 
 
 def test_examples_checked_by_hand(pythia_tokenizer):
@@ -162,6 +167,53 @@ def test_accuracy_is_the_plain_models(tmp_path):
     assert tasks.accuracy(model, pairs) == right / 9
     a, b = (tasks.logit_differences(model, pairs, batch_size=size) for size in (2, 256))
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+SENTENCES = [
+    ("the dog runs", "the dog run"),
+    ("a cat sees the red dog", "a cat see the red dog"),
+    ("the dogs near that cat often run", "the dogs near the cats run"),
+]
+
+
+def whole_pairs():
+    rows = [published.from_sentences(right, wrong) for right, wrong in SENTENCES]
+    rows.append({"prefix": "cats", "right": " run", "wrong": " runs"})  # no sentence given: these two words
+    rows.append({"prefix": "the", "right": " dog", "wrong": " dog that"})
+    return tasks.make_pairs(rows, word_tokenizer(), continuation="whole")
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "bloom"])
+def test_whole_continuations_are_the_plain_models_sentences(architecture):
+    model, pairs = HookedModel(random_model(architecture), word_tokenizer(), 1), whole_pairs()
+    assert len(pairs) == 4 and pairs.left_out == {tasks.ONE_IS_BEGINNING: 1}
+    assert pairs.answer_position.tolist() == [2, 2, 3, 1]  # what is read first stays the first token that differs
+
+    def log_probability(sentence):  # of all tokens after the end-of-text token, whatever both sentences share
+        ids = torch.tensor([[0, *word_tokenizer()(sentence)["input_ids"]]])
+        with torch.no_grad():
+            log = model.hf_model(ids).logits[0].log_softmax(-1)
+        return float(sum(log[i, ids[0, i + 1]] for i in range(ids.shape[1] - 1)))
+
+    both = [*SENTENCES, ("cats run", "cats runs")]
+    expected = torch.tensor([log_probability(right) - log_probability(wrong) for right, wrong in both])
+    for size in (1, 3, 64):
+        torch.testing.assert_close(tasks.whole_differences(model, pairs, size), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tasks.whole_differences(model, pairs[[2, 0]]), expected[[2, 0]], rtol=1e-4, atol=1e-4)
+    assert tasks.accuracy(model, pairs, whole=True) == float((expected > 0).double().mean())
+    # one token each: the same as its logits
+    torch.testing.assert_close(tasks.logit_differences(model, pairs)[[0, 3]], expected[[0, 3]], rtol=1e-4, atol=1e-4)
+
+
+def test_whole_and_first_are_told_apart(tmp_path):
+    suite = random_suite(tmp_path, n=2)
+    curves = [tasks.accuracy_curve(suite, {"x": whole_pairs()}, device="cpu", whole=w) for w in (False, True)]
+    assert (curves[0]["logit_difference"] - curves[1]["logit_difference"]).abs().min() > 1e-3
+    model = HookedModel(random_model(), word_tokenizer(), 1)
+    with pytest.raises(ValueError, match="'pairs' hold first tokens only: make them with continuation='whole'"):
+        tasks.accuracy(model, some_pairs(3), whole=True)
+    with pytest.raises(ValueError, match="continuation='last' does not exist; take 'first' or 'whole'"):
+        tasks.make_pairs([], word_tokenizer(), continuation="last")
 
 
 def test_pairs_of_another_tokenizer_are_refused():

@@ -33,12 +33,13 @@
 # Each notebook runs on its own. In each, the cell called *parameters* holds everything you may want to change.
 
 # %% tags=["parameters"]
-model: str = "tiny"  # a suite; "tiny" is embedded
+profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
+model: str | None = None  # a suite; "tiny" is embedded
 revisions: list | None = None  # the checkpoints that the crosscoder was trained on; None: the default triplet
 layer: int | None = None
 crosscoder: str | None = None  # its folder; None: the one shipped with the suite
 tasks: list | None = None  # up to four tasks to follow; None: plain agreement, and agreement across attractors
-n_pairs: int = 150  # pairs a task
+n_pairs: int | None = None  # pairs a task
 n_features: int = 5  # features to show
 seed: int = 0
 device: str = "auto"
@@ -54,7 +55,7 @@ from IPython.display import HTML, display
 import ctt_helpers as ctt
 from ctt_helpers import plots, runtime, widgets
 
-ctt.check_parameters(globals(), n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs")
+ctt.use_profile(globals(), "00", n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs")
 suite = ctt.load_suite(model)
 runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
 ours = ["agreement/simple", "agreement/pp", "agreement/subj_rel"]  # plain agreement first

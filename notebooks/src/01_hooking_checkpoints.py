@@ -18,11 +18,12 @@
 # one line in a terminal: `papermill 01_hooking_checkpoints.ipynb out.ipynb -p layer 1`.
 
 # %% tags=["parameters"]
-model: str = "tiny"  # a suite: "tiny" is embedded here; "pythia-160m" and others come from the hub
+profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
+model: str | None = None  # a suite: "tiny" is embedded here; "pythia-160m" and others come from the hub
 revisions: list | None = None  # three checkpoints, in the order of training
 layer: int | None = None  # the block whose output we read, counted from 0
-task: str = "agreement/pp"  # which minimal pairs to read
-n_pairs: int = 200  # how many of them
+task: str | None = None  # which minimal pairs to read
+n_pairs: int | None = None  # how many of them
 seed: int = 0  # for the sample of text
 device: str = "auto"  # "cpu", "cuda" ...
 out: str = "../runs/01_hooking_checkpoints"  # where the table of norms goes
@@ -37,7 +38,7 @@ import torch
 import ctt_helpers as ctt
 from ctt_helpers import plots, runtime
 
-ctt.check_parameters(globals(), n_pairs=lambda n: None if n >= 2 else "take at least 2 pairs")
+ctt.use_profile(globals(), "01", n_pairs=lambda n: None if n >= 2 else "take at least 2 pairs")
 suite = ctt.load_suite(model)
 runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)

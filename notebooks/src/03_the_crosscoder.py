@@ -15,15 +15,17 @@
 # **Time:** 20 minutes to read, about a minute to run. **You need:** notebooks 01 and 02.
 
 # %% tags=["parameters"]
-model: str = "tiny"  # a suite
+profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
+model: str | None = None  # a suite
 revisions: list | None = None  # the checkpoints to compare; None: the suite's default triplet
 layer: int | None = None  # the block whose output we read
-n_latents: int = 512  # size of the dictionary
-k: int = 16  # features kept a token, on average
-steps: int = 600  # optimiser steps
-batch_size: int = 1024  # tokens a step
-n_tokens: int = 140_000  # tokens of training text
-n_eval_tokens: int = 110_000  # tokens of held-out text
+n_latents: int | None = None  # size of the dictionary
+k: int | None = None  # features kept a token, on average
+steps: int | None = None  # optimiser steps
+batch_size: int | None = None  # tokens a step
+n_tokens: int | None = None  # tokens of training text
+n_eval_tokens: int | None = None  # tokens of held-out text
+training: dict | None = None  # further settings of TrainConfig, such as {"lr": 1e-3}
 train: bool = True  # False: load the crosscoder that is shipped with the suite
 seed: int = 0
 device: str = "auto"
@@ -41,7 +43,7 @@ from IPython.display import HTML, display
 import ctt_helpers as ctt
 from ctt_helpers import plots, runtime
 
-ctt.check_parameters(globals(), steps=lambda n: None if n >= 20 else "take at least 20 steps")
+ctt.use_profile(globals(), "03", steps=lambda n: None if n >= 20 else "take at least 20 steps")
 suite = ctt.load_suite(model)
 runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
@@ -191,7 +193,7 @@ table.groupby("kind", sort=False)[["reldec", "used", "called specific", "truly s
 
 # %%
 if train:
-    result = ctt.train(crosscoder, stream, ctt.TrainConfig(steps=steps), out=Path(out), device=str(x.device))
+    result = ctt.train(crosscoder, stream, ctt.TrainConfig(steps=steps, **training), out=Path(out), device=str(x.device))
     history = result.history
     folder = Path(out) / "crosscoder"
 else:

@@ -13,15 +13,16 @@
 # **Time:** 25 minutes to read, about a minute to run. **You need:** notebooks 02 and 03.
 
 # %% tags=["parameters"]
-model: str = "tiny"  # a suite
+profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
+model: str | None = None  # a suite
 revisions: list | None = None  # the checkpoints that the crosscoder was trained on
 layer: int | None = None
 crosscoder: str | None = None  # its folder; None: the one shipped with the suite
-task: str = "agreement/pp"  # agreement across an attractor: "The author near the guards laughs"
-plain_task: str = "agreement/simple"  # the same without one: "The author laughs"
-n_pairs: int = 300  # pairs to find features with, and as many others to test them on
+task: str | None = None  # agreement across an attractor: "The author near the guards laughs"
+plain_task: str | None = None  # the same without one: "The author laughs"
+n_pairs: int | None = None  # pairs to find features with, and as many others to test them on
 n_features: int = 12  # how many to show
-method: str = "ablation"  # effects that RelIE is taken of: "ablation", "atp", "ig", "ig_near" or "ig_own"
+method: str | None = None  # effects that RelIE is taken of: "ablation", "atp", "ig", "ig_near" or "ig_own"
 seed: int = 0
 device: str = "auto"
 out: str = "../runs/04_relie_and_reldec"
@@ -40,8 +41,9 @@ import ctt_helpers as ctt
 from ctt_helpers import plots, runtime, uncertainty, widgets
 from ctt_helpers.paths import METHODS
 
-ctt.check_parameters(
+ctt.use_profile(
     globals(),
+    "04",
     method=lambda m: None if m in METHODS else f"take one of {', '.join(METHODS)}",
     n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs",
 )

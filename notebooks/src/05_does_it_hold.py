@@ -13,16 +13,17 @@
 # **Time:** 15 minutes to read, less than a minute to run. **You need:** notebook 04.
 
 # %% tags=["parameters"]
-model: str = "tiny"  # a suite
+profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
+model: str | None = None  # a suite
 revisions: list | None = None  # the checkpoints that the crosscoder was trained on
 layer: int | None = None
 crosscoder: str | None = None  # its folder; None: the one shipped with the suite
-task: str = "agreement/pp"  # agreement across an attractor
-plain_task: str = "agreement/simple"  # the same without one
-other_task: str = "agreement/det_noun"  # something else, to see whether the features are special to agreement
+task: str | None = None  # agreement across an attractor
+plain_task: str | None = None  # the same without one
+other_task: str | None = None  # something else, to see whether the features are special to agreement
 top_k: int = 10  # features a group
 n_random: int = 5  # random groups to compare with
-n_pairs: int = 400  # pairs to find with, and as many others to test on
+n_pairs: int | None = None  # pairs to find with, and as many others to test on
 seed: int = 0
 device: str = "auto"
 out: str = "../runs/05_does_it_hold"
@@ -37,8 +38,9 @@ import pandas as pd
 import ctt_helpers as ctt
 from ctt_helpers import controls, plots, runtime
 
-ctt.check_parameters(
+ctt.use_profile(
     globals(),
+    "05",
     top_k=lambda n: None if n >= 1 else "take at least 1 feature",
     n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs",
     n_random=lambda n: None if n >= 1 else "take at least 1 random group",

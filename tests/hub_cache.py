@@ -1,0 +1,164 @@
+"""A hub cache as the client lays it out, and a small hub that answers as the real one does, for tests without network.
+
+The models have random weights, the true architectures, and a config.json with the published keys.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+ARCHITECTURES = {
+    "gpt_neox": ("GPTNeoXForCausalLM", torch.float16),
+    "olmo": ("OlmoForCausalLM", torch.float32),
+    "olmo2": ("Olmo2ForCausalLM", torch.float32),
+    "bloom": ("BloomForCausalLM", torch.float16),
+}
+
+
+def shrunk(config: dict, layers: int, width: int = 32, vocabulary: int | None = None) -> dict:
+    """The same keys with fewer and narrower layers, and fewer tokens where asked."""
+    small = {"hidden_size": width, "num_hidden_layers": layers, "n_layer": layers, "intermediate_size": 2 * width}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 4, "n_head": 4}
+    if vocabulary:
+        small |= {"vocab_size": vocabulary, **{f"{kind}_token_id": 0 for kind in ("bos", "eos", "pad", "unk")}}
+    return {key: small.get(key, value) for key, value in config.items()}
+
+
+def published_files(config: dict, seed: int = 0, shards: int = 1) -> dict[str, bytes]:
+    """The files of one checkpoint as they are published: name -> content, without a tokenizer."""
+    architecture, dtype = ARCHITECTURES[config["model_type"]]
+    keys = dict(config)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(keys.pop("model_type"), **keys)).to(dtype)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    files = {"config.json": {"architectures": [architecture], "torch_dtype": str(dtype)[6:], **config}}
+    if config["model_type"] == "bloom":  # published as a pickle, of the model without its head
+        state = {n.removeprefix("transformer."): t for n, t in state.items() if n != "lm_head.weight"}
+        return {**_encoded(files), "pytorch_model.bin": _bytes(lambda path: torch.save(state, path))}
+    if config["model_type"] == "gpt_neox":
+        state = {n.replace("lm_head.", "embed_out."): t for n, t in state.items()}
+        for layer in range(config["num_hidden_layers"]):  # older versions of transformers saved these
+            at = f"gpt_neox.layers.{layer}.attention"
+            state[f"{at}.bias"] = torch.ones(1, 1, 2048, 2048, dtype=torch.bool).tril()
+            state[f"{at}.masked_bias"] = torch.tensor(-1e9).half()
+    if shards == 1:
+        return {**_encoded(files), "model.safetensors": _bytes(lambda path: save_file(state, path, {"format": "pt"}))}
+    names = sorted(state)
+    where = {n: f"model-{i * shards // len(names) + 1:05}-of-{shards:05}.safetensors" for i, n in enumerate(names)}
+    files["model.safetensors.index.json"] = {"metadata": {}, "weight_map": where}
+    parts = {file: {n: state[n] for n in names if where[n] == file} for file in set(where.values())}
+    for file, part in parts.items():
+        files[file] = _bytes(lambda path, part=part: save_file(part, path, {"format": "pt"}))
+    return _encoded(files)
+
+
+def _encoded(files: dict) -> dict[str, bytes]:
+    return {n: c if isinstance(c, bytes) else json.dumps(c).encode() for n, c in files.items()}
+
+
+def _bytes(save) -> bytes:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder) / "file")
+        return (Path(folder) / "file").read_bytes()
+
+
+def commit_of(repo: str, revision: str) -> str:
+    return hashlib.sha1(f"{repo}@{revision}".encode()).hexdigest()
+
+
+def put(cache: Path, repo: str, revision: str, files: dict[str, bytes]) -> Path:
+    """Lay out a revision as the client does: blobs, a snapshot of links to them, and a ref without a newline."""
+    folder, commit = cache / f"models--{repo.replace('/', '--')}", commit_of(repo, revision)
+    snapshot = folder / "snapshots" / commit
+    for part in (folder / "blobs", folder / "refs", snapshot):
+        part.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        digest = hashlib.sha256(content).hexdigest()
+        (folder / "blobs" / digest).write_bytes(content)
+        (snapshot / name).unlink(missing_ok=True)
+        (snapshot / name).symlink_to(f"../../blobs/{digest}")
+    (folder / "refs" / revision).write_text(commit)
+    return snapshot
+
+
+class SmallHub:
+    """A hub on this machine.
+
+    `repos`: repo -> revision -> files; `gated`: repos that are closed; `mode`: "fine", "silent", or a status to answer.
+    """
+
+    def __init__(self, repos: dict[str, dict[str, dict[str, bytes]]]):
+        self.repos, self.gated, self.mode, self.asked = repos, set(), "fine", []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                hub.answer(self)
+
+            do_GET = do_HEAD
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        path = request.path.split("?")[0].strip("/").split("/")
+        self.asked.append(f"{request.command} {request.path}")
+        if self.mode == "silent":
+            time.sleep(20)
+        if isinstance(self.mode, int):
+            return self._send(request, self.mode, b"{}")
+        api = path[:2] == ["api", "models"]
+        path = path[2:] if api else path
+        repo, kind, revision, file = "/".join(path[:2]), *[*path[2:], "", "", ""][:3]
+        revisions = self.repos.get(repo)
+        if revisions is None:
+            return self._send(request, 401, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if kind == "refs":
+            branches = [{"name": r, "ref": f"refs/heads/{r}", "targetCommit": commit_of(repo, r)} for r in revisions]
+            return self._send(request, 200, {"branches": branches, "tags": [], "converts": []})
+        if repo in self.gated and not api:
+            return self._send(request, 403, b"{}", {"X-Error-Code": "GatedRepo"})
+        found = next((r for r in revisions if revision in (r, commit_of(repo, r))), None)
+        if found is None:
+            return self._send(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        files, commit = revisions[found], commit_of(repo, found)
+        if kind == "revision":
+            siblings = [{"rfilename": n, "size": len(c), "blobId": commit} for n, c in files.items()]
+            return self._send(request, 200, {"id": repo, "sha": commit, "siblings": siblings})
+        if kind == "tree":
+            tree = [{"type": "file", "path": n, "size": len(c), "oid": commit} for n, c in files.items()]
+            return self._send(request, 200, tree)
+        if file not in files:
+            return self._send(request, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
+        marks = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(files[file]).hexdigest()}"'}
+        self._send(request, 200, files[file], marks)
+
+    @staticmethod
+    def _send(request: BaseHTTPRequestHandler, status: int, content, headers: dict[str, str] | None = None) -> None:
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        request.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            request.send_header(name, value)
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(content)

@@ -1,0 +1,61 @@
+"""Profiles: what they set exists in the notebooks, is of the right type, and gives way to what is set by hand."""
+
+from pathlib import Path
+
+import jupytext
+import pytest
+
+import ctt_helpers as ctt
+from ctt_helpers.profiles import PROFILES, use_profile
+
+SOURCES = sorted((Path(__file__).resolve().parents[1] / "notebooks" / "src").glob("[0-9][0-9]_*.py"))
+
+
+def parameters_of(source: Path) -> dict:
+    """A notebook's globals after its parameters cell."""
+    cells = jupytext.read(source, fmt="py:percent").cells
+    cell = next(c for c in cells if "parameters" in c.metadata.get("tags", []))
+    namespace = {"__annotations__": {}}
+    exec(cell.source, namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.name[:2])
+def test_every_value_of_a_profile_is_a_parameter_of_its_notebook(source, profile, capsys):
+    namespace, number = parameters_of(source), source.name[:2]
+    declared = set(namespace["__annotations__"])
+    assert "profile" in declared and f'globals(), "{number}"' in " ".join(source.read_text(encoding="utf-8").split())
+    namespace["profile"] = profile
+    values = use_profile(namespace, number)
+    assert set(PROFILES[profile].get(number, {})) <= declared
+    offered = PROFILES[profile]["*"] | PROFILES[profile].get(number, {})
+    told = capsys.readouterr().out
+    for name in declared & set(offered):
+        assert namespace[name] == values[name] == offered[name] and f"{name}={offered[name]!r}" in told
+
+
+def test_what_is_set_by_hand_wins(capsys):
+    namespace = {"__annotations__": {"profile": str, "model": str | None, "n_pairs": int | None, "seed": int}}
+    namespace |= {"profile": "paper", "model": "olmo-1b", "n_pairs": None, "seed": 3}
+    values = use_profile(namespace, "04")
+    assert values == {"profile": "paper", "model": "olmo-1b", "n_pairs": 1000, "seed": 3}
+    assert "set by hand: model='olmo-1b'" in capsys.readouterr().out
+    assert use_profile(namespace, "04") == values  # a cell can be run twice
+
+
+def test_errors():
+    namespace = {"__annotations__": {"profile": str, "n_pairs": int | None}, "profile": "colba", "n_pairs": None}
+    with pytest.raises(ValueError, match=r"There is no profile 'colba'\. Did you mean 'colab'"):
+        use_profile(namespace, "04")
+    namespace["profile"] = "tiny"
+    with pytest.raises(ValueError, match="Parameter n_pairs=300: too many"):
+        use_profile(namespace, "04", n_pairs=lambda n: "too many")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_training_settings_are_accepted(profile):
+    values = PROFILES[profile]["03"]
+    config = ctt.TrainConfig(steps=values["steps"], **values["training"])
+    assert config.steps * values["batch_size"] > config.dead_after_tokens
+    assert values["k"] <= values["n_latents"]
