@@ -50,7 +50,7 @@ tutorial: env
 	@HF_HUB_OFFLINE=1 "$(PY)" tools/run_notebooks.py
 
 test: env
-	@HF_HUB_OFFLINE=1 "$(PY)" -m pytest
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 "$(PY)" -m pytest -n 2 --dist worksteal
 
 test-long: env
 	@HF_HUB_OFFLINE=1 "$(PY)" -m pytest -m long --timeout 3600

@@ -108,14 +108,9 @@ class TensorStream:
             groups, rows = groups[served:], rows[served:]
 
     def _gather(self, groups: np.ndarray, rows: np.ndarray) -> Float[Tensor, "tokens checkpoints d_model"]:
-        values: Tensor | None = None
-        for group in np.unique(groups):
-            here = torch.from_numpy(np.flatnonzero(groups == group))
-            part = self._group(int(group))[torch.from_numpy(rows[groups == group])]
-            if values is None:
-                values = part.new_empty(len(groups), *part.shape[1:])
-            values[here] = part
-        return values
+        order = np.argsort(groups, kind="stable")
+        parts = [self._group(int(g))[torch.from_numpy(rows[groups == g])] for g in np.unique(groups)]
+        return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
     def fingerprint(self) -> str:
         """Changes with anything that changes the batches: data, checkpoints, layer, seed, sizes."""

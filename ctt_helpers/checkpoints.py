@@ -114,32 +114,24 @@ class Checkpoints(Sequence):
         Raises:
             ValueError: the layer does not exist.
         """
-        here = {r: self.suite.is_local or hub.cached(self.suite.source, r) == "yes" for r in self.revisions}
         files = {r: self._file_bytes(r) for r in self.revisions}
+        missing = [r for r in files if not (self.suite.is_local or hub.cached(self.suite.source, r) == "yes")]
         work = 2 * self._counts["blocks"] * tokens * len(self)  # a product and a sum for each weight and token
-        return Estimate(
-            title=repr(self),
-            parameters=self._counts["all"],
-            download=sum(files[r] for r in self.revisions if not here[r]),
-            file_bytes=sum(files.values()),
-            one=self._bytes_each,
-            together=self._bytes_each * len(self),
-            free=free_memory(self.device) + self._bytes_each * len(self._loaded),
-            tokens=tokens,
-            seconds_reading=work / reading_speed(self.device, self.dtype, self.d_model) if tokens else 0.0,
-        )
+        one, all_files, download = self._bytes_each, sum(files.values()), sum(files[r] for r in missing)
+        free = free_memory(self.device) + one * len(self._loaded)
+        seconds = work / reading_speed(self.device, self.dtype, self.d_model) if tokens else 0.0
+        sizes = (self._counts["all"], download, all_files, one, one * len(self), free)
+        return Estimate(repr(self), *sizes, tokens, seconds)
 
     @cached_property
     def together(self) -> bool:
         """Whether they fit into memory together, judged when first asked."""
         fits = self.estimate().fits
         if not fits and len(self) > 1:
-            warnings.warn(
-                f"{self!r} do not fit into memory together ({show_size(len(self) * self._bytes_each)}, "
-                f"{show_size(free_memory(self.device))} free): each is loaded when its turn comes, which is slow where "
-                f"batches go through all. {remedies(self.part, self.dtype)}",
-                stacklevel=3,
-            )
+            sizes = f"{show_size(len(self) * self._bytes_each)}, {show_size(free_memory(self.device))} free"
+            told = f"{self!r} do not fit into memory together ({sizes}): each is loaded when its turn comes, which is "
+            told += f"slow where batches go through all. {remedies(self.part, self.dtype)}"
+            warnings.warn(told, stacklevel=3)
         return fits
 
     def _file_bytes(self, revision: str) -> int:
@@ -162,16 +154,12 @@ class Checkpoints(Sequence):
     @cached_property
     def source(self) -> dict[str, Any]:
         """Where activations come from: suite, revisions, layer and a fingerprint of each checkpoint's weights."""
-        for index, revision in enumerate(self.revisions):
-            if revision not in self._fingerprints:
-                self[index]  # loading takes the fingerprint
+        for index in (i for i, r in enumerate(self.revisions) if r not in self._fingerprints):
+            self[index]  # loading takes the fingerprint
         prints = [self._fingerprints[revision] for revision in self.revisions]
-        for i, mark in enumerate(prints):
-            if mark in prints[:i]:
-                twin = self.revisions[prints.index(mark)]
-                warnings.warn(
-                    f"{twin} and {self.revisions[i]} hold the same weights: they are one checkpoint.", stacklevel=2
-                )
+        for mark in (m for m in dict.fromkeys(prints) if prints.count(m) > 1):
+            twins = " and ".join(r for r in self.revisions if self._fingerprints[r] == mark)
+            warnings.warn(f"{twins} hold the same weights: they are one checkpoint.", stacklevel=2)
         return {"suite": self.suite.name, "revisions": self.labels, "layer": self.layer, "fingerprints": prints}
 
 
@@ -224,23 +212,18 @@ def leave_out_above(model: nn.Module, layer: int) -> None:
 
 
 def load_checkpoint(
-    suite: "Suite",
-    revision: str,
-    layer: int,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    part: str = "all",
+    suite: "Suite", revision: str, layer: int, device: str, dtype: torch.dtype, part: str = "all"
 ) -> HookedModel:
     """Load one checkpoint; errors name the file or revision at fault, and say what to do."""
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    folder = suite.folder(revision)
+    folder, what = suite.folder(revision), f"{suite.name!r} at {revision}"
     weights = hub.weight_files(folder)
     if not weights:
         raise FileNotFoundError(
-            f"The weights of {suite.name!r} at {revision} are missing: no .safetensors file in {folder}. "
+            f"The weights of {what} are missing: no .safetensors file in {folder}. "
             "Fetch or make the suite again (git checkout of data/, or python -m ctt_helpers.toy.pretrain)."
         )
     shared = Path(suite.source) / "config.json"
@@ -248,9 +231,8 @@ def load_checkpoint(
     check_layer(layer, config.num_hidden_layers)
     logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            str(folder), config=config, dtype=_file_dtype(weights), output_loading_info=True
-        )
+        options = {"config": config, "dtype": _file_dtype(weights), "output_loading_info": True}
+        model, info = AutoModelForCausalLM.from_pretrained(str(folder), **options)
         mark = fingerprint(model)
         if part == "below":
             leave_out_above(model, layer)
@@ -258,18 +240,13 @@ def load_checkpoint(
             parameter.data = parameter.data.to(device, dtype)
         model.to(device)
     except SafetensorError as error:
-        raise ValueError(
-            f"The weights of {suite.name!r} at {revision} cannot be read ({error}): the file is cut short or "
-            "damaged. Fetch it again and compare with SHA256SUMS."
-        ) from error
+        told = f"The weights of {what} cannot be read ({error}): the file is cut short or damaged. Fetch it again and "
+        raise ValueError(told + "compare with SHA256SUMS.") from error
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise MemoryError(
-            f"Out of memory on {device} while {suite.name!r} at {revision} was loaded. {remedies(part, dtype)}"
-        ) from error
+        told = f"Out of memory on {device} while {what} was loaded. {remedies(part, dtype)}"
+        raise MemoryError(told) from error
     if info["missing_keys"]:
-        raise ValueError(
-            f"The weights of {suite.name!r} at {revision} are incomplete; missing: {abridged(info['missing_keys'])}."
-        )
+        raise ValueError(f"The weights of {what} are incomplete; missing: {abridged(info['missing_keys'])}.")
     if len(suite.tokenizer) > config.vocab_size:
         raise ValueError(
             f"The tokenizer of {suite.name!r} has {len(suite.tokenizer)} tokens, the model only {config.vocab_size}: "
@@ -283,13 +260,13 @@ def _file_dtype(files: list[Path]) -> torch.dtype:
     from safetensors import safe_open
 
     dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    found: set[torch.dtype] = set()
+    if any(file.suffix != ".safetensors" for file in files):
+        return torch.float32
+    kinds = set()
     for file in files:
-        if file.suffix != ".safetensors":
-            return torch.float32
         with safe_open(file, "pt") as tensors:
-            kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}
-            found |= {dtypes[kind] for kind in kinds & dtypes.keys()}  # others are masks, as in Pythia's files
+            kinds |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+    found = [dtypes[kind] for kind in kinds & dtypes.keys()]  # others are masks, as in Pythia's files
     return reduce(torch.promote_types, found) if found else torch.float32
 
 

@@ -39,10 +39,8 @@ def control_groups(
     group = list(dict.fromkeys(map(int, group)))
     pool = np.array(sorted({*map(int, eligible)} - {*group}), int)
     if len(pool) < len(group):
-        raise ValueError(
-            f"{len(pool)} eligible latents outside the group cannot replace its {len(group)}: take a smaller group, or "
-            "more eligible latents."
-        )
+        told = f"{len(pool)} eligible latents outside the group cannot replace its {len(group)}"
+        raise ValueError(f"{told}: take a smaller group, or more eligible latents.")
     if n_groups < 1 or among < 1:
         raise ValueError(f"n_groups={n_groups}, among={among}: both must be at least 1.")
     rng = np.random.default_rng(seed)

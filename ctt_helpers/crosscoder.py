@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ctt_helpers.runtime import atomic_path, read_json, versions, write_json
+from ctt_helpers.runtime import load_tensors, read_json, save_folder
 
 SPARSITIES = ("batch_topk", "l1")
 
@@ -53,7 +53,7 @@ class Crosscoder(nn.Module):
         d_model: int,
         n_latents: int,
         sparsity: str = "batch_topk",
-        k: int = 16,
+        k: int | None = 16,
         seed: int = 0,
         decoder_norm: float = 0.1,
         scales: Sequence[float] | Float[Tensor, " checkpoints"] | None = None,
@@ -66,7 +66,7 @@ class Crosscoder(nn.Module):
             raise ValueError(f"d_model={d_model}, n_latents={n_latents}: both must be at least 1.")
         if sparsity not in SPARSITIES:
             raise ValueError(f"sparsity={sparsity!r} is not known; take one of {', '.join(SPARSITIES)}.")
-        if sparsity == "batch_topk" and not 1 <= k <= n_latents:
+        if sparsity == "batch_topk" and not 1 <= (k or 0) <= n_latents:
             raise ValueError(f"k={k}: take 1 <= k <= n_latents, here {n_latents}.")
         if not decoder_norm > 0:
             raise ValueError(f"decoder_norm={decoder_norm} must be above 0: from zero weights nothing is learnt.")
@@ -137,9 +137,7 @@ class Crosscoder(nn.Module):
         """u_i = sum_c ||W_dec,i^c|| in scaled space: what turns f_i into a size that can be compared."""
         return self.decoder_norms().sum(0)
 
-    def raw_decoder(
-        self,
-    ) -> tuple[Float[Tensor, "latents checkpoints d_model"], Float[Tensor, "checkpoints d_model"]]:
+    def raw_decoder(self) -> tuple[Float[Tensor, "latents checkpoints d_model"], Float[Tensor, "checkpoints d_model"]]:
         """(W_dec / s, b_dec / s): what a latent writes into each residual stream, and where it starts from."""
         return self.W_dec / self.scales[:, None], self.b_dec / self.scales[:, None]
 
@@ -165,28 +163,18 @@ class Crosscoder(nn.Module):
     def check_source(self, suite: str, revisions: Sequence[str], layer: int) -> None:
         """Raise ValueError where this crosscoder was trained on other checkpoints, or on another layer, than these."""
         here = {"suite": suite, "revisions": list(revisions), "layer": layer}
-        if len(here["revisions"]) != self.n_checkpoints:
-            raise ValueError(
-                f"This crosscoder reads {self.n_checkpoints} checkpoints, and here are {here['revisions']}."
-            )
+        if len(revisions) != self.n_checkpoints:
+            raise ValueError(f"This crosscoder reads {self.n_checkpoints} checkpoints, and here are {list(revisions)}.")
         differ = [name for name in here if name in self.source and self.source[name] != here[name]]
         if differ:
             told = "; ".join(f"{name}: trained on {self.source[name]!r}, given {here[name]!r}" for name in differ)
-            raise ValueError(
-                f"This crosscoder belongs to other checkpoints ({told}). Load the checkpoints that it was trained on, "
-                "in the same order, or train one on these."
-            )
+            advice = "Load the checkpoints that it was trained on, in the same order, or train one on these."
+            raise ValueError(f"This crosscoder belongs to other checkpoints ({told}). {advice}")
 
     def save(self, folder: str | Path) -> None:
         """Write the folder: crosscoder.safetensors and config.json (settings, source, versions)."""
-        from safetensors.torch import save_file
-
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-            save_file(state, temporary / "crosscoder.safetensors")
-            settings = {**self.config, "folded": self.scaled_norms is not None, "source": self.source}
-            write_json(temporary / "config.json", {**settings, "versions": versions()})
+        settings = {**self.config, "folded": self.scaled_norms is not None, "source": self.source}
+        save_folder(folder, "crosscoder", self.state_dict(), "config", settings)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Crosscoder":
@@ -199,33 +187,27 @@ class Crosscoder(nn.Module):
         folder = Path(folder)
         config = read_json(folder / "config.json")
         state = load_tensors(folder / "crosscoder.safetensors")
-        names = ("n_checkpoints", "d_model", "n_latents", "sparsity", "seed", "decoder_norm", "source")
-        if missing := [name for name in (*names, "k", "folded") if name not in config]:
+        names = ("n_checkpoints", "d_model", "n_latents", "sparsity", "k", "seed", "decoder_norm", "source")
+        if missing := [name for name in (*names, "folded") if name not in config]:
             raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}: it is not a crosscoder's.")
-        given = {name: config[name] for name in names}
-        crosscoder = cls(**given, **({} if config["k"] is None else {"k": config["k"]}))
+        crosscoder = cls(**{name: config[name] for name in names})
         if config["folded"]:
             crosscoder.scaled_norms = torch.zeros(crosscoder.n_checkpoints, crosscoder.n_latents)
-        wanted = {name: tuple(tensor.shape) for name, tensor in crosscoder.state_dict().items()}
-        there = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        if wanted != there:
-            names = sorted(name for name in {*wanted, *there} if wanted.get(name) != there.get(name))
-            told = "; ".join(f"{name}: {there.get(name, 'missing')}, not {wanted.get(name, 'known')}" for name in names)
-            raise ValueError(f"The weights in {folder} do not fit its config.json ({told}). Make or fetch it again.")
-        crosscoder.to(state["W_enc"].dtype).load_state_dict(state)
+        try:
+            crosscoder.to(next(iter(state.values())).dtype).load_state_dict(state)
+        except RuntimeError as error:
+            told = f"The weights in {folder} do not fit its config.json. Make or fetch it again. {error}"
+            raise ValueError(told) from error
         return crosscoder.eval()
 
     def _check(self, x: Tensor) -> None:
         if x.shape[-2:] != (self.n_checkpoints, self.d_model):
-            raise ValueError(
-                f"Activations of shape {tuple(x.shape)} do not fit this crosscoder; it takes [..., "
-                f"{self.n_checkpoints} checkpoints, {self.d_model} d_model], with the tokens in front."
-            )
-        if (x.device, x.dtype) != (self.W_enc.device, self.W_enc.dtype):
-            raise ValueError(
-                f"Activations are {x.dtype} on {x.device}, this crosscoder is {self.W_enc.dtype} on "
-                f"{self.W_enc.device}: use crosscoder.to(x.device, x.dtype)."
-            )
+            takes = f"[..., {self.n_checkpoints} checkpoints, {self.d_model} d_model], with the tokens in front"
+            raise ValueError(f"Activations of shape {tuple(x.shape)} do not fit this crosscoder; it takes {takes}.")
+        mine = self.W_enc
+        if (x.device, x.dtype) != (mine.device, mine.dtype):
+            told = f"Activations are {x.dtype} on {x.device}, this crosscoder is {mine.dtype} on {mine.device}"
+            raise ValueError(f"{told}: use crosscoder.to(x.device, x.dtype).")
 
 
 def batch_topk(
@@ -253,16 +235,3 @@ def batch_topk(
         smallest = torch.where(smallest > 0, smallest, torch.inf).min()
     values = pre.flatten().gather(0, kept).relu()
     return torch.zeros_like(sizes).scatter(0, kept, values).view(pre.shape), smallest
-
-
-def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; a missing or damaged one gives an error that names the file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read ({error}): it may be cut short. Make or fetch it again.") from error

@@ -5,7 +5,7 @@ helps: without it m would rise. An activation is written x_c = f W_dec^c + b_dec
 e_c kept, so the clean run is exactly the model's own. The first token of a sequence and padding are never touched.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from ctt_helpers.activations import stacked_activations
 from ctt_helpers.checkpoints import Checkpoints
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.evaluation import check_match
-from ctt_helpers.paths import METHODS, ActivationPath, check_features, estimate, path_lengths, touched
-from ctt_helpers.runtime import atomic_path, progress, read_json, versions, write_json
+from ctt_helpers.paths import METHODS, ActivationPath, check_features, estimate, touched
+from ctt_helpers.runtime import load_tensors, progress, read_json, save_folder
 from ctt_helpers.tasks import MinimalPairs
+
+ARRAYS = ("mean", "abs_mean", "error", "total", "gap", "n_nodes")
 
 
 @dataclass
@@ -55,27 +57,19 @@ class Effects:
 
     def save(self, folder: str | Path) -> None:
         """Write effects.safetensors and effects.json into `folder`, atomically."""
-        from safetensors.numpy import save_file
-
         sparse = self.per_pair.coalesce()
-        arrays = {k: getattr(self, k) for k in ("mean", "abs_mean", "error", "total", "gap", "n_nodes")}
-        arrays |= {"index": sparse.indices().numpy().astype(np.int32), "value": sparse.values().numpy()}
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary / "effects.safetensors")
-            meta = {"names": self.names, "shape": list(self.per_pair.shape), "info": self.info, "versions": versions()}
-            write_json(temporary / "effects.json", meta)
+        tensors = {name: torch.from_numpy(getattr(self, name)) for name in ARRAYS}
+        tensors |= {"index": sparse.indices().int(), "value": sparse.values()}
+        meta = {"names": self.names, "shape": list(sparse.shape), "info": self.info}
+        save_folder(folder, "effects", tensors, "effects", meta)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Effects":
         """Read what `save` wrote."""
-        from safetensors.numpy import load_file
-
-        meta = read_json(Path(folder) / "effects.json")
-        arrays = load_file(Path(folder) / "effects.safetensors")
-        index, value = torch.from_numpy(arrays.pop("index").astype(np.int64)), torch.from_numpy(arrays.pop("value"))
+        meta, tensors = read_json(Path(folder) / "effects.json"), load_tensors(Path(folder) / "effects.safetensors")
+        index, value = tensors["index"].long(), tensors["value"]
         sparse = torch.sparse_coo_tensor(index, value, meta["shape"], check_invariants=True).coalesce()
-        return cls(**arrays, per_pair=sparse, names=meta["names"], info=meta["info"])
+        return cls(*(tensors[name].numpy() for name in ARRAYS), sparse, meta["names"], meta["info"])
 
 
 def indirect_effects(
@@ -133,30 +127,31 @@ def indirect_effects(
         )
     check_match(crosscoder, ckpts, pairs)
     crosscoder.eval()
-    W_dec, b_dec = (t.detach() for t in crosscoder.raw_decoder())
+    W_dec = crosscoder.raw_decoder()[0].detach()
     n, h, n_pairs = W_dec.shape[1], W_dec.shape[0], len(pairs)
-    index, value = [[] for _ in range(n)], [[] for _ in range(n)]
+    index, value = [], []  # of the sparse effects
     error, total, nodes = (np.zeros((n, n_pairs)) for _ in range(3))
-    done = 0
-    chunks = list(pairs.batches(batch_size))
-    scales = path_lengths(ckpts, chunks, b_dec) if method in ("ig", "ig_near") else [1.0] * n
-    for pair in progress(chunks, f"effects ({method})"):
-        x, f, keep = _activations(crosscoder, ckpts, pair)
-        rows = slice(done, done + len(pair))
-        counted = None if positions is None else positions[rows, : x.shape[1]].to(x.device)
-        for c, model in enumerate(ckpts):
-            run = ActivationPath(model, pair, x[:, :, c], b_dec[c].to(x), keep)
-            found = estimate(run, f, W_dec[:, c].to(x), method, tol * scales[c], features, counted)
+    scales = _path_lengths(crosscoder, ckpts, pairs, batch_size) if method in ("ig", "ig_near") else [1.0] * n
+    for rows, f, runs in _runs(crosscoder, ckpts, pairs, batch_size, f"effects ({method})"):
+        counted = None if positions is None else positions[rows, : f.shape[1]].to(f.device)
+        for c, run in enumerate(runs):
+            found = estimate(run, f, W_dec[:, c].to(f), method, tol * scales[c], features, counted)
             error[c, rows], nodes[c, rows] = found.error.cpu().double().numpy(), found.nodes
             total[c, rows] = found.total.cpu().double().numpy() if positions is None else np.nan
             where = found.ie.nonzero().T.cpu()
-            value[c].append(found.ie.cpu()[where[0], where[1]])
-            where[0] += done
-            index[c].append(where)
-        done += len(pair)
+            value.append(found.ie.cpu()[where[0], where[1]])
+            index.append(torch.stack([torch.full_like(where[0], c), where[0] + rows.start, where[1]]))
     info = {"method": method, "task": pairs.name, "n_pairs": n_pairs, "source": crosscoder.source}
     info |= {"tol": tol} if method in ("ig", "ig_near") else {}
-    return _collect(index, value, (n, n_pairs, h), error, total, nodes, ckpts.labels, info)
+    shape = (n, n_pairs, h)
+    sparse = torch.sparse_coo_tensor(torch.cat(index, 1), torch.cat(value), shape, check_invariants=True).coalesce()
+    mean, abs_mean = (torch.sparse.sum(s.double(), 1).to_dense().numpy() / n_pairs for s in (sparse, sparse.abs()))
+    missed = torch.sparse.sum(sparse.double(), 2).to_dense().numpy() + error - total
+    length = np.abs(total).mean(1)
+    gap, gap_per_pair = np.abs(missed.mean(1)) / length, np.abs(missed).mean(1) / length
+    info["gap_per_pair"] = [None if np.isnan(g) else float(g) for g in gap_per_pair]
+    means = (values.mean(1) for values in (error, total))
+    return Effects(mean, abs_mean, *means, gap, nodes.mean(1), sparse, ckpts.labels, info)
 
 
 def ablate(
@@ -177,7 +172,7 @@ def ablate(
     """
     check_match(crosscoder, ckpts, pairs)
     crosscoder.eval()
-    W_dec, b_dec = (t.detach() for t in crosscoder.raw_decoder())
+    W_dec = crosscoder.raw_decoder()[0].detach()
     features = list(features)
     shared = all(np.ndim(g) == 0 for g in features)
     groups = [list(dict.fromkeys(map(int, g))) for g in ([features] * len(ckpts) if shared else features)]
@@ -186,31 +181,47 @@ def ablate(
     for group in groups:
         check_features(group, len(W_dec))
     before, after = ([[] for _ in ckpts] for _ in range(2))
-    for pair in pairs.batches(batch_size):
+    for _, f, runs in _runs(crosscoder, ckpts, pairs, batch_size, "ablation"):
+        for c, run in enumerate(runs):
+            before[c].append(-run.metric_of(run.x).cpu())
+            after[c].append(-run.metric_of(run.x - f[..., groups[c]] @ W_dec[groups[c], c].to(f)).cpu())
+    clean, ablated = (np.stack([torch.cat(part).double().numpy() for part in side]) for side in (before, after))
+    change = clean - ablated
+    return pd.DataFrame(
+        {
+            "checkpoint": ckpts.labels,
+            "n_features": [len(group) for group in groups],
+            "accuracy_before": (clean > 0).mean(1),
+            "accuracy_after": (ablated > 0).mean(1),
+            "logit_difference_before": clean.mean(1),
+            "logit_difference_after": ablated.mean(1),
+            "effect": change.mean(1),
+            "effect_stderr": change.std(1, ddof=1) / len(pairs) ** 0.5,
+            "n_pairs": len(pairs),
+        }
+    )
+
+
+def _runs(
+    crosscoder: Crosscoder, ckpts: Checkpoints, pairs: MinimalPairs, batch_size: int, desc: str
+) -> Iterator[tuple[slice, Float[Tensor, "b t h"], Iterator[ActivationPath]]]:
+    """For each batch: its rows among the pairs, its latents, and the path of each checkpoint, one after another."""
+    b_dec, done = crosscoder.raw_decoder()[1].detach(), 0
+    for pair in progress(list(pairs.batches(batch_size)), desc):
         x, f, keep = _activations(crosscoder, ckpts, pair)
-        for c, model in enumerate(ckpts):
-            run = ActivationPath(model, pair, x[:, :, c], b_dec[c].to(x), keep)
-            before[c].append(-run.metric_of(x[:, :, c]).cpu())
-            less = f[..., groups[c]] @ W_dec[groups[c], c].to(x)
-            after[c].append(-run.metric_of(x[:, :, c] - less).cpu())
-    rows = []
-    for c, label in enumerate(ckpts.labels):
-        clean, ablated = torch.cat(before[c]).double(), torch.cat(after[c]).double()
-        change = clean - ablated
-        rows.append(
-            {
-                "checkpoint": label,
-                "n_features": len(groups[c]),
-                "accuracy_before": float((clean > 0).double().mean()),
-                "accuracy_after": float((ablated > 0).double().mean()),
-                "logit_difference_before": float(clean.mean()),
-                "logit_difference_after": float(ablated.mean()),
-                "effect": float(change.mean()),
-                "effect_stderr": float(change.std() / len(change) ** 0.5),
-                "n_pairs": len(change),
-            }
-        )
-    return pd.DataFrame(rows)
+        paths = ((model, pair, x[:, :, c], b_dec[c].to(x), keep) for c, model in enumerate(ckpts))
+        yield slice(done, done + len(pair)), f, (ActivationPath(*path) for path in paths)
+        done += len(pair)
+
+
+def _path_lengths(crosscoder: Crosscoder, ckpts: Checkpoints, pairs: MinimalPairs, batch_size: int) -> list[float]:
+    """Mean |m(b_dec) - m(clean)| of each checkpoint: what a tolerance is a share of."""
+    lengths = [[] for _ in ckpts.revisions]
+    for _, _, runs in _runs(crosscoder, ckpts, pairs, batch_size, "path lengths"):
+        for run, parts in zip(runs, lengths, strict=True):
+            clean, bias = run.metric(torch.tensor([0.0, 1.0]))
+            parts.append((bias - clean).abs().cpu())
+    return [float(torch.cat(parts).mean()) for parts in lengths]
 
 
 @torch.no_grad()
@@ -223,22 +234,3 @@ def _activations(
     f = x.new_zeros(*x.shape[:2], crosscoder.n_latents)
     f[keep] = crosscoder.encode(x[keep]).detach()
     return x, f, keep
-
-
-def _collect(index, value, shape, error, total, nodes, names, info) -> Effects:
-    n, n_pairs, h = shape
-    where = [torch.cat(part, dim=1) for part in index]
-    first = torch.cat([torch.full((w.shape[1],), c) for c, w in enumerate(where)])
-    values = torch.cat([torch.cat(v) for v in value])
-    places = torch.cat([first[None], torch.cat(where, dim=1)])
-    sparse = torch.sparse_coo_tensor(places, values, shape, check_invariants=True).coalesce()
-    mean, abs_mean = np.zeros((n, h)), np.zeros((n, h))
-    c, _, i = sparse.indices().numpy()
-    np.add.at(mean, (c, i), sparse.values().double().numpy() / n_pairs)
-    np.add.at(abs_mean, (c, i), sparse.values().double().abs().numpy() / n_pairs)
-    total_mean = total.mean(1)
-    length = np.abs(total).mean(1)
-    gap = np.abs(mean.sum(1) + error.mean(1) - total_mean) / length
-    missed = torch.sparse.sum(sparse, dim=2).to_dense().double().numpy() + error - total
-    info["gap_per_pair"] = [None if np.isnan(g) else float(g) for g in np.abs(missed).mean(1) / length]
-    return Effects(mean, abs_mean, error.mean(1), total_mean, gap, nodes.mean(1), sparse, names, info)

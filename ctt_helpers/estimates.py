@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ctt_helpers.hooks import ARCHITECTURES, check_layer
 from ctt_helpers.runtime import closest
@@ -58,16 +57,10 @@ class Estimate:
         seconds = {what: show_time(value) for what, value in self.seconds.items()}
         how = "all at once" if self.fits else "one after another" if self.one <= self.free else "too large"
         fetch = f"about {show_size(self.download)}, {seconds['download']} at 40 MB/s" if self.download else "nothing"
-        lines = [
-            self.title,
-            f"  model     {self.parameters:,} parameters",
-            f"  download  {fetch}",
-            f"  memory    {show_size(self.one)} each, {show_size(self.together)} together, "
-            f"{show_size(self.free)} free: {how}",
-            f"  loading   about {seconds['loading']}",
-        ]
-        if self.tokens:
-            lines.append(f"  reading   {self.tokens:,} tokens at each: about {seconds['reading']}")
+        sizes = f"{show_size(self.one)} each, {show_size(self.together)} together, {show_size(self.free)} free: {how}"
+        lines = [self.title, f"  model     {self.parameters:,} parameters", f"  download  {fetch}"]
+        lines += [f"  memory    {sizes}", f"  loading   about {seconds['loading']}"]
+        lines += [f"  reading   {self.tokens:,} tokens at each: about {seconds['reading']}"] if self.tokens else []
         return "\n".join(lines)
 
 
@@ -117,16 +110,11 @@ def count_parameters(config: Any, layer: int) -> dict[str, int]:
     head = model.get_output_embeddings()
     tied = head.weight is model.get_input_embeddings().weight
     above = [*blocks[layer + 1 :], norm, *([] if tied else [head])]
-    whole = _count(model)
-    return {
-        "all": whole,
-        "blocks": sum(_count(block) for block in blocks[: layer + 1]),
-        "below": whole - sum(_count(module) for module in above),
-    }
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    whole, read, left_out = (
+        sum(parameter.numel() for module in modules for parameter in module.parameters())
+        for modules in ([model], blocks[: layer + 1], above)
+    )
+    return {"all": whole, "blocks": read, "below": whole - left_out}
 
 
 def reading_speed(device: str, dtype: torch.dtype, d_model: int) -> float:

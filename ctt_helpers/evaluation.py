@@ -118,24 +118,14 @@ def evaluate(
             for row, replaced in enumerate((inner, rebuilt, torch.zeros_like(inner))):
                 spliced = torch.cat([x[:, :1, c], replaced[:, :, c]], dim=1)
                 logits = hooks.logits_above(model, spliced)[:, 1:-1].flatten(0, 1).float()
-                ce[row, c] += torch.nn.functional.cross_entropy(
-                    logits, targets.to(logits.device), reduction="sum"
-                ).cpu()
+                loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="sum")
+                ce[row, c] += loss.cpu()
     deviation = square - (total**2).sum(1) / tokens
     ce /= text.shape[0] * (text.shape[1] - 2)
-    clean, spliced, zero = ce
-    return Report(
-        names=ckpts.labels,
-        l0=float(active.sum() / tokens),
-        explained_variance=(1 - squared_error / deviation).tolist(),
-        dead=float((active == 0).double().mean()),
-        dead_tokens=tokens,
-        ce_clean=clean.tolist(),
-        ce_zero=zero.tolist(),
-        dce=(spliced - clean).tolist(),
-        ce_recovered=(1 - (spliced - clean) / (zero - clean)).tolist(),
-        frequency=(active / tokens).numpy(),
-    )
+    fidelity = (ce[0], ce[2], ce[1] - ce[0], 1 - (ce[1] - ce[0]) / (ce[2] - ce[0]))
+    explained, dead = 1 - squared_error / deviation, float((active == 0).double().mean())
+    first = (ckpts.labels, float(active.sum() / tokens), explained.tolist(), dead, tokens)
+    return Report(*first, *(values.tolist() for values in fidelity), frequency=(active / tokens).numpy())
 
 
 @torch.no_grad()
@@ -157,7 +147,7 @@ def top_examples(
     """
     check_match(crosscoder, ckpts)
     crosscoder.eval()
-    features = [features] if np.ndim(features) == 0 else [int(i) for i in features]
+    features = np.atleast_1d(features).tolist()
     check_features(features, crosscoder.n_latents)
     peaks, places = [], []
     for _, x in _batches(ckpts, text, sequences_at_once, "examples"):
@@ -168,12 +158,11 @@ def top_examples(
     best = value.topk(min(k, len(value)), dim=0).indices  # [k, features]
     found = {}
     for column, feature in enumerate(features):
-        found[int(feature)] = examples = []
+        found[feature] = examples = []
         rows = [r for r in best[:, column].tolist() if value[r, column] > 0]
-        if not rows:
-            continue
         activations = torch.zeros(len(rows), text.shape[1])
-        activations[:, 1:] = crosscoder.encode(stacked_activations(ckpts, text[rows])[:, 1:])[..., feature].cpu()
+        if rows:
+            activations[:, 1:] = crosscoder.encode(stacked_activations(ckpts, text[rows])[:, 1:])[..., feature].cpu()
         for r, shown in zip(rows, activations, strict=True):
             position = int(where[r, column])
             window = slice(max(0, position - before), position + after + 1)
@@ -198,8 +187,7 @@ def promoted_tokens(crosscoder: Crosscoder, ckpts: Checkpoints, feature: int, k:
     W_dec, rows = crosscoder.raw_decoder()[0], []
     for c, model in enumerate(ckpts):
         direction = W_dec[feature, c].to(model.device)
-        weight = getattr(model.final_norm, "weight", None)
-        weight = 1.0 if weight is None else weight
+        weight = getattr(model.final_norm, "weight", 1.0)  # OLMo's norm has none
         scores = model.unembedding.weight.to(direction) @ (direction * weight)
         scores = scores - scores.mean()
         for kind, largest in (("promoted", True), ("suppressed", False)):

@@ -22,6 +22,9 @@ ARCHITECTURES = {
     "BloomForCausalLM": ("transformer.h", "transformer.ln_f"),
 }
 
+Ids = Int[Tensor, "batch tokens"]
+Residual = Float[Tensor, "batch tokens d_model"]
+
 
 @dataclass(eq=False)
 class HookedModel:
@@ -101,10 +104,7 @@ def check_layer(layer: int, n_layers: int) -> None:
 
 def _hidden(output: Tensor | tuple) -> Tensor:
     """The residual stream in a block's output: a tensor, or the first of a tuple (BLOOM)."""
-    hidden = output if isinstance(output, Tensor) else output[0]
-    if hidden.ndim != 3:
-        raise RuntimeError(f"A block's output should be [batch, tokens, d_model]; it is {tuple(hidden.shape)}.")
-    return hidden
+    return output if isinstance(output, Tensor) else output[0]
 
 
 def _batch(model: HookedModel, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
@@ -121,29 +121,22 @@ def _batch(model: HookedModel, input_ids: Tensor, attention_mask: Tensor | None)
 
 
 def residual_stream(
-    model: HookedModel,
-    input_ids: Int[Tensor, "batch tokens"],
-    attention_mask: Int[Tensor, "batch tokens"] | None = None,
-    layer: int | None = None,
-) -> Float[Tensor, "batch tokens d_model"]:
+    model: HookedModel, input_ids: Ids, attention_mask: Ids | None = None, layer: int | None = None
+) -> Residual:
     """The residual stream after block `layer` (default: the model's own), stopping the pass there.
 
     Values at padded positions mean nothing; mask them.
     """
     layer = model.layer if layer is None else layer
     check_layer(layer, model.n_layers)
-    batch = _batch(model, input_ids, attention_mask)
-    with model.lock, torch.no_grad(), model.lm.trace(**batch) as tracer:
+    with model.lock, torch.no_grad(), model.lm.trace(**_batch(model, input_ids, attention_mask)) as tracer:
         hidden = _hidden(model.blocks[layer].output).save()
         tracer.stop()
     return hidden
 
 
 def spliced_logits(
-    model: HookedModel,
-    input_ids: Int[Tensor, "batch tokens"],
-    attention_mask: Int[Tensor, "batch tokens"] | None,
-    x: Float[Tensor, "batch tokens d_model"],
+    model: HookedModel, input_ids: Ids, attention_mask: Ids | None, x: Residual
 ) -> Float[Tensor, "batch tokens vocabulary"]:
     """Logits of a whole pass in which `x` takes the place of the residual stream after `model.layer`."""
     batch, x = _batch(model, input_ids, attention_mask), x.to(model.device, model.dtype)
@@ -156,10 +149,10 @@ def spliced_logits(
 
 def logits_above(
     model: HookedModel,
-    x: Float[Tensor, "batch tokens d_model"],
-    attention_mask: Int[Tensor, "batch tokens"] | None = None,
+    x: Residual,
+    attention_mask: Ids | None = None,
     position: Int[Tensor, " batch"] | None = None,
-    tokens: Int[Tensor, "batch k"] | None = None,
+    tokens: Ids | None = None,
 ) -> Float[Tensor, "..."]:
     """Logits from `x`, the residual stream after `model.layer`, running only the blocks above it.
 
@@ -170,31 +163,16 @@ def logits_above(
     """
     x = x.to(model.device, model.dtype)
     last = model.n_layers - 1
-    if model.layer < last:
-        ids = torch.zeros(x.shape[:2], dtype=torch.long)  # only their shape matters: the blocks below are skipped
-        batch = _batch(model, ids, attention_mask)
-        skipped = (x, None) if model.architecture == "BloomForCausalLM" else x
-        with model.lock, model.lm.trace(**batch) as tracer:
-            for index in range(model.layer + 1):
-                model.blocks[index].skip(skipped)
-            hidden = _hidden(model.blocks[last].output).save()
-            tracer.stop()
-    else:
-        hidden = x
+    if model.layer == last:
+        return unembed(model, x, position, tokens)
+    ids = torch.zeros(x.shape[:2], dtype=torch.long)  # only their shape matters: the blocks below are skipped
+    skipped = (x, None) if model.architecture == "BloomForCausalLM" else x
+    with model.lock, model.lm.trace(**_batch(model, ids, attention_mask)) as tracer:
+        for index in range(model.layer + 1):
+            model.blocks[index].skip(skipped)
+        hidden = _hidden(model.blocks[last].output).save()
+        tracer.stop()
     return unembed(model, hidden, position, tokens)
-
-
-def answer_logits(
-    model: HookedModel,
-    input_ids: Int[Tensor, "batch tokens"],
-    attention_mask: Int[Tensor, "batch tokens"],
-    position: Int[Tensor, " batch"],
-    tokens: Int[Tensor, "batch k"],
-) -> Float[Tensor, "batch k"]:
-    """Logits of a few tokens at one position a sequence: the plain pass, without the rest of the vocabulary."""
-    hidden = residual_stream(model, input_ids, attention_mask, layer=model.n_layers - 1)
-    with torch.no_grad():
-        return unembed(model, hidden, position, tokens)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -203,10 +181,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def unembed(
-    model: HookedModel,
-    hidden: Float[Tensor, "batch tokens d_model"],
-    position: Int[Tensor, " batch"] | None = None,
-    tokens: Int[Tensor, "batch k"] | None = None,
+    model: HookedModel, hidden: Residual, position: Int[Tensor, " batch"] | None = None, tokens: Ids | None = None
 ) -> Float[Tensor, "..."]:
     """Final norm and unembedding of the last block's output.
 

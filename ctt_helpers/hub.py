@@ -16,6 +16,7 @@ from typing import Any
 from ctt_helpers.presets import nearest
 from ctt_helpers.runtime import abridged, read_json
 
+LOG_IN = "then log in here (hf auth login, or the variable HF_TOKEN)"
 SECONDS = 2.0  # how long the hub has to answer the first question
 SMALL_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
@@ -94,54 +95,71 @@ def _ask(repo: str, revision: str, known: Sequence[str]) -> dict[str, int]:
     """Sizes in bytes of a revision's files, from the hub; errors say what is wrong."""
     from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url
 
-    here = [r for r in known if cached(repo, r) == "yes"]
+    at, here = f"{repo} at {revision}", [r for r in known if cached(repo, r) == "yes"]
+    state = f"{at} is {'only in part' if cached(repo, revision) == 'in part' else 'not'} in the cache"
     cache = f"Cached here: {abridged(here)}." if here else "None of its checkpoints is cached here."
     otherwise = f'{cache} The embedded suite, load_suite("tiny"), needs no network.'
     if constants.HF_HUB_OFFLINE:
-        raise FileNotFoundError(
-            f"{repo} at {revision} is {_state(repo, revision)}, and HF_HUB_OFFLINE forbids the network: unset it "
-            f"(and start Python again) to download. {otherwise}"
-        )
+        told = f"{state}, and HF_HUB_OFFLINE forbids the network: unset it (and start Python again) to download."
+        raise FileNotFoundError(f"{told} {otherwise}")
     api = HfApi(endpoint=constants.ENDPOINT)
     url = hf_hub_url(repo, "config.json", revision=revision, endpoint=constants.ENDPOINT)
     try:
         _within(SECONDS, lambda: get_hf_file_metadata(url, timeout=SECONDS))
         found = _within(10.0, lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=10.0))
     except errors.GatedRepoError as error:
-        raise PermissionError(
-            f"{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo} in a browser, then log in here "
-            "(hf auth login, or the variable HF_TOKEN)."
-        ) from error
+        told = f"{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo} in a browser, {LOG_IN}."
+        raise PermissionError(told) from error
     except errors.RevisionNotFoundError as error:
         known = _branches(api, repo) or known
         there = f" It has {len(known)}: {abridged(known)}." if known else ""
         raise FileNotFoundError(f"{repo} has no revision {revision!r}.{nearest(revision, known)}{there}") from error
     except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"The hub has no repository {repo!r} that can be seen from here: look at the spelling; if it is private, "
-            "log in first (hf auth login, or the variable HF_TOKEN)."
-        ) from error
+        told = f"The hub has no repository {repo!r} that can be seen here: look at the spelling; if it is private, "
+        raise FileNotFoundError(f"{told}{LOG_IN}.") from error
     except errors.EntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{repo} at {revision} holds no config.json: it is not a transformers model."
-        ) from error
+        raise FileNotFoundError(f"{at} holds no config.json: it is not a transformers model.") from error
     except errors.HfHubHTTPError as error:
         code = getattr(error.response, "status_code", "an error")
         hint = "too many requests: wait, or log in" if code == 429 else "try again later"
-        raise ConnectionError(f"The hub answers {code} for {repo} at {revision} ({hint}). {otherwise}") from error
+        raise ConnectionError(f"The hub answers {code} for {at} ({hint}). {otherwise}") from error
     except Exception as error:  # whatever the client's HTTP library raises: no name, no route, no answer, no proxy
-        why = (
-            f"no answer within {SECONDS:g} s" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
-        )
         raise ConnectionError(
-            f"{repo} at {revision} is {_state(repo, revision)}, and the hub ({constants.ENDPOINT}) cannot be reached "
-            f"({why}). Look at the network and at HF_ENDPOINT and HTTPS_PROXY if you set them. {otherwise}"
+            f"{state}, and the hub ({constants.ENDPOINT}) cannot be reached ({_why(error)}). "
+            f"Look at the network and at HF_ENDPOINT and HTTPS_PROXY if you set them. {otherwise}"
         ) from error
     return {file.rfilename: file.size or 0 for file in found.siblings or []}
 
 
-def _state(repo: str, revision: str) -> str:
-    return "only in part in the cache" if cached(repo, revision) == "in part" else "not in the cache"
+def require_hub(what: str, otherwise: str) -> None:
+    """A quick look whether the hub answers, before its client tries for minutes; none where it is told not to ask.
+
+    Raises:
+        ConnectionError: no answer within two seconds.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        _within(SECONDS, lambda: get_session().head(constants.ENDPOINT, timeout=SECONDS))  # any answer will do
+    except Exception as error:  # whatever the client's HTTP library raises
+        raise ConnectionError(
+            f"{what} cannot be read: the hub ({constants.ENDPOINT}) cannot be reached ({_why(error)}). "
+            f"Look at the network. {otherwise}"
+        ) from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {SECONDS:g} s"
+    return f"{type(error).__name__}: {first_line(error).rstrip('.')}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, as a sentence."""
+    line = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return line if line.endswith((".", "!", "?")) else line + "."
 
 
 def _branches(api: Any, repo: str) -> list[str]:
@@ -171,10 +189,9 @@ def _wanted(names: Sequence[str], weights: bool) -> list[str]:
     wanted = [name for name in names if name in SMALL_FILES]
     for name in WEIGHTS if weights else ():
         stem, _, ending = name.rpartition(".")
-        whole = [name] if name in names else []
-        parts = [n for n in names if n.startswith(f"{stem}-") and n.endswith(f".{ending}")]
-        if whole or parts:
-            return wanted + (whole or [*parts, f"{name}.index.json"])
+        found = [n for n in names if n == name or (n.startswith(f"{stem}-") and n.endswith(f".{ending}"))]
+        if found:
+            return wanted + ([name] if name in found else [*found, f"{name}.index.json"])
     return wanted
 
 

@@ -30,9 +30,10 @@ def rel_ie(
     Args:
         ie: [checkpoints, latents] indirect effects, signed or not; a numpy array or a tensor.
         inactive_below: a latent whose summed |IE| is below this share of the sum over all latents is inactive. This
-            is judged before the correction, so that both ratios are about the same latents. The default is from
-            planted features (notebook 06): it loses none with an effect; at 1e-4 most that nothing reads are still
-            active, and their ratios mean nothing.
+            is judged before the correction, so that both ratios are about the same latents. The default was set on
+            planted features (notebook 06; 96 latents): it loses none with an effect, and lets through a third of those
+            that nothing reads; 3e-3 lets through 8 % and loses 1 %. A share of the total means less in a larger
+            dictionary.
         total: [checkpoints] what each checkpoint does in all, above 0, in the units of `ie`: `np.abs(ie).sum(1)`, or
             the absolute value of `Effects.total`. None: no correction.
 
@@ -49,7 +50,7 @@ def rel_ie(
     summed = size.sum(0)
     inactive = summed < inactive_below * summed.sum()
     if total is not None:
-        total = _to_numpy(total).astype(np.float64)
+        total = to_numpy(total).astype(np.float64)
         if total.shape != size.shape[:1] or not (np.isfinite(total) & (total > 0)).all():
             raise ValueError(
                 f"total is {np.array2string(total, precision=3)}; it must hold one number above 0 for each of the "
@@ -75,7 +76,7 @@ def rel_dec(norms: PER_LATENT, dead: Bool[np.ndarray, " latents"] | None = None)
     norms = _per_latent(norms, "norms")
     if (norms < 0).any():
         raise ValueError("A norm is negative: rel_dec takes decoder norms; for effects use rel_ie.")
-    dead = np.zeros(norms.shape[1], bool) if dead is None else _to_numpy(dead)
+    dead = np.zeros(norms.shape[1], bool) if dead is None else to_numpy(dead)
     if dead.dtype != bool or dead.shape != norms.shape[1:]:
         raise ValueError(
             f"dead has dtype {dead.dtype} and shape {dead.shape}; it must be a mask (bool) with one entry for each of "
@@ -122,7 +123,7 @@ def classify(ratios: PER_LATENT, names: Sequence[str], specific: float = 0.7, sh
     Raises:
         ValueError: more than three checkpoints, ratios that do not add up to 1, or thresholds that contradict.
     """
-    ratios = _ratios(ratios, names)
+    ratios = check_ratios(ratios, names)
     active = ~np.isnan(ratios).any(0)
     rows = []
     for feature, belongs in enumerate(members(ratios, specific, shared).T):
@@ -167,19 +168,13 @@ def trajectory(ratios: PER_LATENT, names: Sequence[str]) -> pd.DataFrame:
     Raises:
         ValueError: ratios that do not add up to 1, or another number of names than of checkpoints.
     """
-    ratios = _ratios(ratios, names)
+    ratios = check_ratios(ratios, names)
     active = ~np.isnan(ratios).any(0)
     at = places(ratios)
     named = {k: [names[i] if a else None for i, a in zip(v, active, strict=True)] for k, v in at.items()}
-    return pd.DataFrame(
-        {
-            "feature": np.arange(ratios.shape[1]),
-            "onset": named["onset"],
-            "end": named["end"],
-            "centre_of_mass": np.arange(len(names)) @ ratios,
-            "peak": named["peak"],
-        }
-    )
+    table = pd.DataFrame({"feature": np.arange(ratios.shape[1]), **named})
+    table["centre_of_mass"] = np.arange(len(names)) @ ratios
+    return table[["feature", "onset", "end", "centre_of_mass", "peak"]]
 
 
 def places(ratios: Float[np.ndarray, "... checkpoints latents"]) -> dict[str, Int[np.ndarray, "... latents"]]:
@@ -201,7 +196,7 @@ def decoder_similarity(
     Raises:
         ValueError: other shapes, or decoders of different checkpoints or widths.
     """
-    first, second = _to_numpy(first), _to_numpy(second)
+    first, second = to_numpy(first), to_numpy(second)
     if first.ndim != 3 or first.shape[1:] != second.shape[1:]:
         raise ValueError(
             f"The decoders are {first.shape} and {second.shape}; both must be [latents, checkpoints, d_model], of the "
@@ -218,11 +213,10 @@ def activation_similarity(
     Raises:
         ValueError: other shapes, or different numbers of tokens.
     """
-    first, second = _to_numpy(first), _to_numpy(second)
+    first, second = to_numpy(first), to_numpy(second)
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
-        raise ValueError(
-            f"The activations are {first.shape} and {second.shape}; both must be [tokens, latents] on the same tokens."
-        )
+        shapes = f"{first.shape} and {second.shape}"
+        raise ValueError(f"The activations are {shapes}; both must be [tokens, latents] on the same tokens.")
     return _cosine(*((f - f.mean(0)).T for f in (first, second)))
 
 
@@ -240,7 +234,7 @@ def match_features(similarity: Float[np.ndarray, "latents_a latents_b"], at_leas
     Raises:
         ValueError: similarities that are not a matrix, or not finite.
     """
-    similarity = _to_numpy(similarity)
+    similarity = to_numpy(similarity)
     if similarity.ndim != 2 or not similarity.size or not np.isfinite(similarity).all():
         raise ValueError(f"similarity has shape {similarity.shape}; it must be [latents_a, latents_b] and finite.")
     feature, match = np.arange(len(similarity)), similarity.argmax(1)
@@ -257,17 +251,15 @@ def _cosine(first: Float[np.ndarray, "a k"], second: Float[np.ndarray, "b k"]) -
     return a @ b.T
 
 
-def _to_numpy(values) -> np.ndarray:
+def to_numpy(values) -> np.ndarray:
     return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
 
 
 def _per_latent(values, name: str, nan: bool = False) -> PER_LATENT:
     """`values` as float64 [checkpoints >= 2, latents], finite (or NaN where that is allowed)."""
-    values = _to_numpy(values)
+    values = to_numpy(values)
     if values.ndim != 2 or len(values) < 2:
-        raise ValueError(
-            f"{name} has shape {values.shape}; it must be [checkpoints, latents] with at least two checkpoints."
-        )
+        raise ValueError(f"{name} has shape {values.shape}; it must be [at least two checkpoints, latents].")
     values = values.astype(np.float64)
     if (np.isinf(values) if nan else ~np.isfinite(values)).any():
         raise ValueError(f"{name} holds values that are not finite: find out where they come from before comparing.")
@@ -281,17 +273,21 @@ def _shares(size: PER_LATENT, inactive: Bool[np.ndarray, " latents"]) -> PER_LAT
     return size / summed
 
 
-def _ratios(ratios, names: Sequence[str]) -> PER_LATENT:
-    ratios = _per_latent(ratios, "ratios", nan=True)
-    if len(names) != len(ratios):
-        raise ValueError(f"{len(names)} names {list(names)} for {len(ratios)} checkpoints: give one name each.")
-    total = ratios.sum(0)
-    wrong = np.isnan(ratios).any(0) != np.isnan(ratios).all(0)
-    wrong |= ~np.isnan(total) & ((np.abs(total - 1) > 1e-4) | (ratios < 0).any(0))
-    if wrong.any():
-        i = int(wrong.argmax())
+def check_ratios(ratios, names: Sequence[str], draws: bool = False) -> Float[np.ndarray, "... checkpoints latents"]:
+    """Raise ValueError unless `ratios` are shares of these checkpoints: [checkpoints, latents], or draws of that."""
+    ratios = to_numpy(ratios)
+    if ratios.ndim != 2 + draws or ratios.shape[-2] != len(names):
         raise ValueError(
-            f"The ratios of latent {i} are {ratios[:, i].round(4).tolist()}; they must be shares that add up to 1, or "
-            "all NaN. Effects and norms go through rel_ie or rel_dec first."
+            f"{len(names)} names {list(names)} for ratios of shape {ratios.shape}: give [checkpoints, latents], "
+            "or [draws, checkpoints, latents] where draws are asked for, and one name for each checkpoint."
+        )
+    missing = np.isnan(ratios)
+    wrong = missing.any(-2) != missing.all(-2)
+    wrong |= (np.abs(ratios.sum(-2) - 1) > 1e-3) | (ratios < 0).any(-2)
+    if wrong.any():
+        *draw, i = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"The ratios of latent {i} are {ratios[*draw, :, i].round(4).tolist()}; they must be shares that add up to "
+            "1, or all NaN. Effects and norms go through rel_ie, rel_dec or rel_ie_draws first."
         )
     return ratios

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ctt_helpers.crosscoder import Crosscoder, batch_topk, load_tensors
-from ctt_helpers.runtime import atomic_path, read_json, versions, write_json
+from ctt_helpers.crosscoder import Crosscoder, batch_topk
+from ctt_helpers.runtime import load_tensors, read_json, save_folder
 
 if TYPE_CHECKING:
     from ctt_helpers.training import TrainConfig
@@ -114,17 +114,12 @@ class TrainingRun:
 
     def save(self, folder: Path, settings: dict[str, Any]) -> None:
         """Write the folder: weights and moments (safetensors), counters, settings and history (JSON)."""
-        from safetensors.torch import save_file
-
         tensors = {f"weights.{name}": t for name, t in self.crosscoder.state_dict().items()}
         tensors |= {"silent": self.silent, "threshold": self.threshold}
         for name, parameter in self.crosscoder.named_parameters():
             tensors |= {f"adam.{name}.{key}": t for key, t in self.adam.state.get(parameter, {}).items()}
         progress_so_far = {"done": self.done, "seconds": self.seconds, "history": self.history}
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary / "state.safetensors")
-            write_json(temporary / "state.json", {**settings, **progress_so_far, "versions": versions()})
+        save_folder(folder, "state", tensors, "state", {**settings, **progress_so_far})
 
     def load(self, folder: Path, settings: dict[str, Any]) -> None:
         """Go back to where `save` was called; raises ValueError if it was another run."""
@@ -132,25 +127,23 @@ class TrainingRun:
         check_same_run(folder.parent, there, settings)
         tensors = load_tensors(folder / "state.safetensors")
         device = self.silent.device
-        prefix = "weights."
-        self.crosscoder.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): t.to(device) for k, t in tensors.items() if k.startswith(prefix)}
+
+        self.crosscoder.load_state_dict(part("weights."))
         self.silent, self.threshold = tensors["silent"].to(device), tensors["threshold"].to(device)
         for name, parameter in self.crosscoder.named_parameters():
-            prefix = f"adam.{name}."
-            moments = {k.removeprefix(prefix): t.to(device) for k, t in tensors.items() if k.startswith(prefix)}
-            if moments:
-                self.adam.state[parameter] = moments
+            self.adam.state[parameter] = part(f"adam.{name}.")
         self.done, self.seconds, self.history = there["done"], there["seconds"], there["history"]
 
 
 def check_same_run(out: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    told = []
-    for part in ("config", "crosscoder", "stream"):
-        a, b = there.get(part), here[part]
-        if isinstance(a, dict) and isinstance(b, dict):
-            told += [f"{part}.{k}: {a.get(k)!r} there, {b.get(k)!r} here" for k in {**a, **b} if a.get(k) != b.get(k)]
-        elif a != b:
-            told.append(f"{part}: {a!r} there, {b!r} here")
+    runs = [
+        {f"{part}.{k}": v for part in ("config", "crosscoder") for k, v in run[part].items()} for run in (there, here)
+    ]
+    a, b = ({**flat, "stream": run["stream"]} for flat, run in zip(runs, (there, here), strict=True))
+    told = [f"{k}: {a.get(k)!r} there, {b.get(k)!r} here" for k in {**a, **b} if a.get(k) != b.get(k)]
     if told:
         raise ValueError(
             f"{out} holds another run ({'; '.join(told)}). Give another out=, delete that folder, or pass resume=False "

@@ -3,7 +3,7 @@
 m = logit(wrong) - logit(right) after the prefix; x(a) = x + a (b_dec - x), at the positions the method touches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from ctt_helpers.tasks import MinimalPairs
 NODES, WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(5))
 NODES, WEIGHTS = (NODES + 1) / 2, WEIGHTS / 2
 SMALLEST_PIECE = 2.0**-12
+Latents = Float[Tensor, "pairs t latents"]
+Decoder = Float[Tensor, "latents d_model"]
 METHODS = ("ablation", "atp", "ig", "ig_near", "ig_own")
 NEAR = 0.5  # "ig_near" goes so far along the joint path
 
@@ -68,24 +70,8 @@ class ActivationPath:
         return torch.autograd.grad(m.sum(), x)[0] * self.keep[rows][..., None]
 
 
-def path_lengths(ckpts: Sequence[hooks.HookedModel], chunks: list[MinimalPairs], b_dec: Tensor) -> list[float]:
-    """Mean |m(b_dec) - m(clean)| of each checkpoint: what a tolerance is a share of."""
-    out = []
-    for c, model in enumerate(ckpts):
-        parts = []
-        for pair in chunks:
-            x = hooks.residual_stream(model, pair.input_ids, pair.attention_mask)
-            x = hooks.at_least_float32(x)
-            ends = ActivationPath(model, pair, x, b_dec[c].to(x), touched(pair).to(x.device)).metric(
-                torch.tensor([0.0, 1.0])
-            )
-            parts.append((ends[1] - ends[0]).abs().cpu())
-        out.append(float(torch.cat(parts).mean()))
-    return out
-
-
 def effects_from_gradient(
-    f: Float[Tensor, "... latents"], W_dec: Float[Tensor, "latents d_model"], grad: Float[Tensor, "... d_model"]
+    f: Float[Tensor, "... latents"], W_dec: Decoder, grad: Float[Tensor, "... d_model"]
 ) -> Float[Tensor, "... latents"]:
     """IE_i = -f_i (W_dec,i . G), from the gradient G of m with respect to the residual stream.
 
@@ -114,8 +100,8 @@ class Estimate:
 
 def estimate(
     run: ActivationPath,
-    f: Float[Tensor, "pairs t latents"],
-    decoder: Float[Tensor, "latents d"],
+    f: Latents,
+    decoder: Decoder,
     method: str,
     budget: float,
     features: Sequence[int] | None = None,
@@ -134,12 +120,11 @@ def estimate(
     """
     counted = f if positions is None else f * positions.to(f)[..., None]
     unknown = torch.full((len(f),), torch.nan)
-    if method == "ablation":
-        ie, nodes = single_ablations(run, counted, decoder, features)
-        return Estimate(ie, unknown, unknown, nodes)
-    if method == "ig_own":
-        ie, nodes = own_paths(run, f, counted, decoder, features)
-        return Estimate(ie, unknown, unknown, nodes)
+    if method in ("ablation", "ig_own"):
+        active = asked(counted, features)
+        each = 1.0 + active.sum(1) if method == "ablation" else float(len(NODES)) * active.sum(1)
+        effects = one_at_a_time(run, f, counted, decoder, active, method)
+        return Estimate(effects, unknown, unknown, each.cpu().double().numpy())
     until = NEAR if method == "ig_near" else 1.0
     ends = run.metric(torch.tensor([0.0, until]))
     if method == "atp":
@@ -188,65 +173,38 @@ def integrated_gradient(
     return grad / until, count
 
 
-def single_ablations(
-    run: ActivationPath,
-    f: Float[Tensor, "pairs t latents"],
-    decoder: Float[Tensor, "latents d"],
-    features: Sequence[int] | None,
-) -> tuple[Float[Tensor, "pairs latents"], np.ndarray]:
-    """Exact effect of each latent alone: m(x - f_i d_i) - m(x), for every pair in which it is active."""
-    active = _active(f, features)
-    clean = run.metric_of(run.x)
+def one_at_a_time(
+    run: ActivationPath, f: Latents, counted: Latents, decoder: Decoder, active: Tensor, method: str
+) -> Float[Tensor, "pairs latents"]:
+    """The effect of each latent alone, for every pair in which it is active, a few hundred at once; 0 elsewhere.
 
-    def effect(r: Tensor, i: Tensor) -> Tensor:
-        less = f[r, :, i][..., None] * decoder[i][:, None]
-        return run.metric_of(run.x[r] - less, r) - clean[r]
-
-    return _for_each(active, effect, clean), 1.0 + active.sum(1).cpu().numpy()
-
-
-def own_paths(
-    run: ActivationPath,
-    f: Float[Tensor, "pairs t latents"],
-    counted: Float[Tensor, "pairs t latents"],
-    decoder: Float[Tensor, "latents d"],
-    features: Sequence[int] | None,
-) -> tuple[Float[Tensor, "pairs latents"], np.ndarray]:
-    """The gradient integrated along each latent's own path (1 - a) f_i, all else kept: five nodes.
-
-    Over all positions this is the exact ablation, up to the five nodes; unlike it, it adds up over positions.
+    "ablation": m(x - f_i d_i) - m(x), exact. "ig_own": the gradient integrated along the latent's own path (1 - a) f_i,
+    all else kept, with five nodes: over all positions the exact ablation again, but it adds up over positions.
     """
-    active = _active(counted, features)
-
-    def effect(r: Tensor, i: Tensor) -> Tensor:
-        less = f[r, :, i][..., None] * decoder[i][:, None]
-        along = torch.zeros_like(less[..., 0])
-        for node, weight in zip(NODES.tolist(), WEIGHTS.tolist(), strict=True):
-            grad = run.gradient_at(run.x[r] - node * less, r)
-            along += weight * (grad * decoder[i][:, None]).sum(-1)
-        return -(counted[r, :, i] * along).sum(1)
-
-    return _for_each(active, effect, run.x), len(NODES) * active.sum(1).cpu().numpy().astype(float)
-
-
-def _active(f: Tensor, features: Sequence[int] | None) -> Bool[Tensor, "pairs latents"]:
-    active = (f > 0).any(1)
-    if features is None:
-        return active
-    check_features(list(features), f.shape[-1])
-    asked = torch.zeros(f.shape[-1], dtype=torch.bool, device=f.device)
-    asked[list(features)] = True
-    return active & asked
-
-
-def _for_each(active: Tensor, effect: Callable[[Tensor, Tensor], Tensor], like: Tensor, at_once: int = 512) -> Tensor:
-    """`effect` of each active (pair, latent), a few hundred at once; 0 elsewhere."""
-    out = torch.zeros(active.shape, device=like.device, dtype=like.dtype)
-    places = active.nonzero().cpu()
-    for part in places.split(at_once) if len(places) else ():
-        rows, latents = part.T
-        out[rows, latents] = effect(rows, latents)
+    clean, places = run.metric_of(run.x), active.nonzero().cpu()
+    out = torch.zeros(active.shape, device=clean.device, dtype=clean.dtype)
+    for part in places.split(512) if len(places) else ():
+        r, i = part.T
+        here, d = counted[r, :, i], decoder[i][:, None]
+        if method == "ablation":
+            out[r, i] = run.metric_of(run.x[r] - here[..., None] * d, r) - clean[r]
+        else:
+            less, grad = f[r, :, i][..., None] * d, torch.zeros_like(run.x[r])
+            for node, weight in zip(NODES.tolist(), WEIGHTS.tolist(), strict=True):
+                grad += weight * run.gradient_at(run.x[r] - node * less, r)
+            out[r, i] = -(here * (grad * d).sum(-1)).sum(1)
     return out
+
+
+def asked(f: Latents, features: Sequence[int] | None) -> Bool[Tensor, "pairs latents"]:
+    """Which latents are active in which pair, of those that are asked for."""
+    active = (f > 0).any(1)
+    if features is not None:
+        check_features(list(features), f.shape[-1])
+        left_out = torch.ones(f.shape[-1], dtype=torch.bool, device=f.device)
+        left_out[list(features)] = False
+        active[:, left_out] = False
+    return active
 
 
 def check_features(features: Sequence[int], n_latents: int) -> None:

@@ -1,56 +1,19 @@
 """Profiles: one word that sets a notebook's parameters for a machine. "tiny" needs nothing; "colab" a GPU of 16 GB;
-"paper" has the settings of Crosscoding Through Time. A parameter that is given explicitly overrides its profile."""
+"paper" has the settings of Crosscoding Through Time. A parameter that is given explicitly overrides its profile.
+
+The values stand in profiles.json. Tasks are BLiMP sets with one prefix: across an attractor, plain, and something else
+than subject and verb. "paper" reads 400M tokens in batches of 4,096, k falling over the first 5,000 of 97,656 steps; it
+is for OLMo and BLOOM likewise: model="olmo-1b" or "bloom-1b1" bring their layer and triplet.
+"""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from ctt_helpers.runtime import check_parameters, closest
+from ctt_helpers.runtime import check_parameters, closest, read_json
 
-# four BLiMP sets with one prefix: across an attractor (two), plain, and something else than subject and verb
-BLIMP = {
-    "task": "blimp/distractor_agreement_relational_noun", "plain_task": "blimp/regular_plural_subject_verb_agreement_1",
-    "other_task": "blimp/determiner_noun_agreement_1",
-}  # fmt: skip
 # profile -> notebook ("*": every one that knows the parameter) -> parameter -> value
-PROFILES: dict[str, dict[str, dict[str, Any]]] = {
-    "tiny": {
-        "*": {"model": "tiny", "task": "agreement/pp", "plain_task": "agreement/simple"},
-        "00": {"n_pairs": 150},
-        "01": {"n_pairs": 200},
-        "02": {"n_pairs": 300},
-        "03": {"n_latents": 512, "k": 16, "steps": 600, "batch_size": 1024, "n_tokens": 140_000,
-               "n_eval_tokens": 110_000, "training": {}},
-        "04": {"n_pairs": 300, "method": "ablation"},
-        "05": {"n_pairs": 400, "other_task": "agreement/det_noun"},
-        "06": {"n_pairs": 200, "other_task": "agreement/obj_rel"},
-    },
-    "colab": {
-        "*": {"model": "pythia-160m", **BLIMP},
-        "00": {"n_pairs": 100},
-        "01": {"n_pairs": 200},
-        "02": {"n_pairs": 300, "revisions": ["step0", *(f"step{2**i}" for i in range(5, 10)), "step1000", "step2000",
-                                             "step4000", "step16000", "step64000", "step143000"]},
-        "03": {"n_latents": 8192, "k": 64, "steps": 4000, "batch_size": 2048, "n_tokens": 8_000_000,
-               "n_eval_tokens": 200_000, "training": {"lr": 5e-4, "dead_after_tokens": 500_000}},
-        "04": {"n_pairs": 300, "method": "atp"},
-        "05": {"n_pairs": 300},
-        "06": {"n_pairs": 100, "other_task": "blimp/distractor_agreement_relative_clause"},
-    },
-    # OLMo and BLOOM likewise: profile="paper" with model="olmo-1b" or "bloom-1b1", which bring their layer and triplet
-    "paper": {
-        "*": {"model": "pythia-1b", **BLIMP},
-        "00": {"n_pairs": 300},
-        "01": {"n_pairs": 200},
-        "02": {"n_pairs": 1000},
-        "03": {"n_latents": 16_384, "k": 200, "steps": 400_000_000 // 4096, "batch_size": 4096, "n_tokens": 400_000_000,
-               "n_eval_tokens": 1_000_000,
-               "training": {"lr": 5e-5, "k_start": 1000, "k_anneal": 5000 / (400_000_000 // 4096), "aux_weight": 1 / 32,
-                            "decoder_norm_penalty": 0.0, "penalty_warmup": 0.05, "dead_after_tokens": 10_000_000}},
-        "04": {"n_pairs": 1000, "method": "ig"},
-        "05": {"n_pairs": 1000},
-        "06": {"n_pairs": 300, "other_task": "blimp/distractor_agreement_relative_clause"},
-    },
-}  # fmt: skip
+PROFILES: dict[str, dict[str, dict[str, Any]]] = read_json(Path(__file__).with_name("profiles.json"))
 
 
 def use_profile(namespace: dict[str, Any], notebook: str, **checks: Callable[[Any], str | None]) -> dict[str, Any]:
@@ -68,11 +31,9 @@ def use_profile(namespace: dict[str, Any], notebook: str, **checks: Callable[[An
         ValueError: no such profile, or whatever `check_parameters` refuses.
     """
     given = check_parameters(namespace)
-    if given["profile"] not in PROFILES:
-        known = ", ".join(PROFILES)
-        raise ValueError(
-            f"There is no profile {given['profile']!r}.{closest(given['profile'], PROFILES)} There are: {known}."
-        )
+    if (profile := given["profile"]) not in PROFILES:
+        known = f"{closest(profile, PROFILES)} There are: {', '.join(PROFILES)}"
+        raise ValueError(f"There is no profile {profile!r}.{known}.")
     chosen = PROFILES[given["profile"]]
     offered = chosen["*"] | chosen.get(notebook, {})
     filled = {name: offered[name] for name, value in given.items() if value is None and name in offered}

@@ -12,7 +12,6 @@ of subject and verb in number, SV-P in person, SV-G in gender.
 """
 
 import json
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from urllib.request import urlopen
 
 import pandas as pd
 
+from ctt_helpers import hub
+
 TWO_PREFIX = "the prefix differs, not the continuation (two-prefix set)"
 # CLAMS is on no hub: these are the files of its repository, at one commit
 CLAMS = (
     "https://raw.githubusercontent.com/aaronmueller/clams/299d80a80e98bd14a1f74b942f18ef05059d860b/{}_evalset/{}.txt"
 )
-SECONDS = 2.0  # how long the hub has to answer the first question
 HUB = {"blimp": "nyu-mll/blimp", "multiblimp": "jumelet/multiblimp"}
 # how many parts a task's name has, and the names of its published files
 FORMS = {
@@ -50,10 +50,10 @@ def published_rows(task: str, path: str | Path | None = None) -> list[dict[str, 
     """
     kind, *rest = task.split("/")
     if kind not in FORMS or len(rest) not in FORMS[kind][0] or not all(rest):
-        raise ValueError(
-            f"There is no published task {task!r}. Give blimp/<set>, clams/<language>/<construction>, "
-            "multiblimp/<language> or multiblimp/<language>/<phenomenon>."
+        forms = (
+            "blimp/<set>, clams/<language>/<construction>, multiblimp/<language>, multiblimp/<language>/<phenomenon>"
         )
+        raise ValueError(f"There is no published task {task!r}. Give {forms}.")
     if path is None:
         records = _from_its_place(task, kind, rest)
     else:
@@ -61,7 +61,7 @@ def published_rows(task: str, path: str | Path | None = None) -> list[dict[str, 
         file = next((f for f in files if f.is_file()), None)
         if file is None:
             raise FileNotFoundError(f"{task!r}: no file {' or '.join(str(f) for f in files[1:])}.")
-        records = _read(file)
+        records = read_records(file)
     if kind == "blimp":
         return blimp_rows(records, rest[0])
     return clams_rows(records, task) if kind == "clams" else multiblimp_rows(records, *rest)
@@ -72,55 +72,21 @@ def _from_its_place(task: str, kind: str, rest: list[str]) -> list[dict[str, Any
     where = CLAMS.format(rest[0], rest[-1]) if kind == "clams" else HUB[kind]
     otherwise = "Or give path=: a folder with the published files."
     if kind != "clams":
-        require_hub(repr(task), f"{otherwise} What was downloaded before is found with HF_HUB_OFFLINE=1 set.")
+        hub.require_hub(repr(task), f"{otherwise} What was downloaded before is found with HF_HUB_OFFLINE=1 set.")
     try:
         if kind == "clams":
-            with urlopen(where, timeout=SECONDS) as answer:
+            with urlopen(where, timeout=hub.SECONDS) as answer:
                 return _lines(answer.read().decode())
         from datasets import load_dataset
 
         return list(load_dataset(where, rest[0], split="train"))
     except (OSError, ValueError, RuntimeError) as error:
         kind_of_error = ValueError if isinstance(error, ValueError) else ConnectionError
-        raise kind_of_error(f"{task!r} cannot be read from {where}: {first_line(error)} {otherwise}") from error
+        raise kind_of_error(f"{task!r} cannot be read from {where}: {hub.first_line(error)} {otherwise}") from error
 
 
-def require_hub(what: str, otherwise: str) -> None:
-    """A quick look whether the hub answers, before its client tries for minutes; none where it is told not to ask.
-
-    Raises:
-        ConnectionError: no answer within two seconds.
-    """
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return
-    outcome = [f"no answer within {SECONDS:g} s"]
-
-    def ask() -> None:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=SECONDS)
-            outcome[0] = ""  # whatever it answers, it is there
-        except Exception as error:  # whatever the client's HTTP library raises
-            outcome[0] = f"{type(error).__name__}: {first_line(error)}"
-
-    thread = threading.Thread(target=ask, daemon=True)  # looking up a host's name has no time limit
-    thread.start()
-    thread.join(SECONDS)
-    if outcome[0]:
-        raise ConnectionError(
-            f"{what} cannot be read: the hub ({constants.ENDPOINT}) cannot be reached ({outcome[0].rstrip('.')}). "
-            f"Look at the network. {otherwise}"
-        )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, as a sentence."""
-    line = (str(error) or type(error).__name__).strip().splitlines()[0]
-    return line if line.endswith((".", "!", "?")) else line + "."
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """What a published file holds, as a list: rows of a table, objects, or lines of text."""
     if file.suffix == ".parquet":
         return pd.read_parquet(file).to_dict("records")
     if file.suffix == ".tsv":
@@ -180,21 +146,6 @@ def multiblimp_rows(
     ]
 
 
-def read_tiny(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a file of the embedded suite: one JSON object a line, with prefix, right, wrong, split and more."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-
-
-def read_blimp(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a BLiMP file; see `blimp_rows`."""
-    return blimp_rows(_read(Path(path)), Path(path).stem)
-
-
-def read_clams(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a CLAMS file; see `clams_rows`."""
-    return clams_rows(_read(Path(path)), str(path))
-
-
 def from_sentences(right: str, wrong: str) -> dict[str, str]:
     """A right and a wrong sentence as prefix, right and wrong word: cut at the first word that differs.
 
@@ -204,13 +155,8 @@ def from_sentences(right: str, wrong: str) -> dict[str, str]:
     first = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
     if first is None:
         raise ValueError(f"No word differs in these two sentences: {right!r}, {wrong!r}.")
-    return {
-        "prefix": " ".join(a[:first]),
-        "right": " " + a[first].rstrip("."),
-        "wrong": " " + b[first].rstrip("."),
-        "sentence": right,
-        "wrong_sentence": wrong,
-    }
+    pair = {"prefix": " ".join(a[:first]), "right": f" {a[first].rstrip('.')}", "wrong": f" {b[first].rstrip('.')}"}
+    return pair | {"sentence": right, "wrong_sentence": wrong}
 
 
 def data_folder(name: str) -> Path:

@@ -1,7 +1,6 @@
 """Where and how things run: device, seeds, safe files, progress, notebook parameters."""
 
 import difflib
-import hashlib
 import json
 import os
 import platform
@@ -59,21 +58,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{time.monotonic_ns()}")
+    aside = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
         if temporary.is_dir() and path.exists():
-            # a folder cannot replace a folder in one call: keep the old one aside until the new one stands
-            aside = temporary.with_name(temporary.name + ".old")
-            os.replace(path, aside)
-            os.replace(temporary, path)
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
-        else:
-            os.replace(temporary, path)
+            os.replace(path, aside)  # a folder cannot replace a folder: the old one is kept until the new one stands
+        os.replace(temporary, path)
+        _remove(aside)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        elif temporary.exists():
-            temporary.unlink()
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, obj: Any) -> None:
@@ -93,27 +90,36 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}). It may be cut short: make or fetch it again.") from error
 
 
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def save_folder(folder: str | Path, name: str, tensors: dict[str, Any], meta_name: str, meta: dict[str, Any]) -> None:
+    """Write a folder with <name>.safetensors and <meta_name>.json (`meta`, and versions), atomically."""
+    from safetensors.torch import save_file
+
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(tensors, temporary / f"{name}.safetensors")
+        write_json(temporary / f"{meta_name}.json", {**meta, "versions": versions()})
+
+
+def load_tensors(path: str | Path) -> dict[str, Any]:
+    """Tensors of a safetensors file; a missing or damaged one gives an error that names the file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read ({error}): it may be cut short. Make or fetch it again.") from error
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version(), "ctt_helpers": _own_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _own_version() -> str:
     from ctt_helpers import __version__
 
-    return __version__
+    own = {"python": platform.python_version(), "ctt_helpers": __version__}
+    return own | {name: metadata.version(name) for name in PACKAGES}
 
 
 def progress(iterable: Iterable, desc: str = "", total: int | None = None, **options):
@@ -159,10 +165,8 @@ def check_parameters(namespace: dict[str, Any], **checks: Callable[[Any], str | 
     if not namespace.get("_parameters_checked"):  # a second run finds the variables of the cells below
         for name, value in list(namespace.items()):
             if type(value) in plain and not name.startswith("_") and name.islower() and name not in declared:
-                raise ValueError(
-                    f"{name!r} is not a parameter of this notebook.{closest(name, declared)} "
-                    f"It knows: {', '.join(declared)}."
-                )
+                told = f"{name!r} is not a parameter of this notebook.{closest(name, declared)}"
+                raise ValueError(f"{told} It knows: {', '.join(declared)}.")
     values = {name: namespace[name] for name in declared}
     for name, kind in declared.items():
         value = values[name]

@@ -14,8 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ctt_helpers.crosscoder import Crosscoder
-
-PER_LATENT = Float[np.ndarray, "checkpoints latents"]
+from ctt_helpers.metrics import PER_LATENT
 
 
 @dataclass

@@ -14,15 +14,10 @@ from torch import Tensor
 from ctt_helpers import hub, published, tasks
 from ctt_helpers.checkpoints import Checkpoints
 from ctt_helpers.estimates import pick_dtype
-from ctt_helpers.presets import PRESETS, Preset, nearest, step_of, tokens_of
+from ctt_helpers.presets import BLIMP_AGREEMENT, PRESETS, Preset, nearest, step_of, tokens_of
 from ctt_helpers.runtime import abridged, closest, pick_device, read_json
 
-BLIMP_AGREEMENT = (
-    "distractor_agreement_relational_noun",
-    "distractor_agreement_relative_clause",
-    "irregular_plural_subject_verb_agreement_1",
-    "regular_plural_subject_verb_agreement_1",
-)
+File = str | Path | None
 
 
 @dataclass(eq=False)
@@ -65,17 +60,14 @@ class Suite:
         if isinstance(revisions, str):
             raise ValueError(f"revisions={revisions!r} is one string; give a list: [{revisions!r}].")
         revisions = list(self.revisions if revisions is None else revisions)
-        for revision in revisions:
-            if revision not in self.tokens:
-                raise ValueError(
-                    f"The suite {self.name!r} has no revision {revision!r}.{nearest(revision, self.revisions)} "
-                    f"It has {len(self.revisions)}: {abridged(self.revisions)}."
-                )
+        if unknown := [r for r in revisions if r not in self.tokens]:
+            hint = nearest(unknown[0], self.revisions)
+            known = f"It has {len(self.revisions)}: {abridged(self.revisions)}."
+            raise ValueError(f"The suite {self.name!r} has no revision {unknown[0]!r}.{hint} {known}")
         if not revisions or len(set(revisions)) < len(revisions):
             raise ValueError(f"Give at least one revision, and each once; these are {revisions}.")
-        order = {r: i for i, r in enumerate(self.revisions)}
-        if sorted(revisions, key=order.get) != revisions:
-            raise ValueError(f"Give revisions in the order of training: {sorted(revisions, key=order.get)}.")
+        if (ordered := [r for r in self.revisions if r in revisions]) != revisions:
+            raise ValueError(f"Give revisions in the order of training: {ordered}.")
         return revisions
 
     @cached_property
@@ -122,15 +114,13 @@ class Suite:
             estimated; `suite.preset.approximate` says how); download_mb (what is still to be fetched, about, in 10^6
             bytes; NaN where it is not known); cached ("yes", "in part" or "no").
         """
-        vague = bool(self.preset and self.preset.approximate)
+        table = pd.DataFrame({"revision": self.revisions, "step": map(step_of, self.revisions)})
+        table["tokens"] = table["revision"].map(self.tokens)
+        table["approximate"] = bool(self.preset and self.preset.approximate) | table["revision"].str.contains("tokens")
+        here = ["yes" if self.is_local else hub.cached(self.source, r) for r in self.revisions]
         size = self.preset.file_bytes / 1e6 if self.preset else float("nan")
-        rows = []
-        for r in self.revisions:
-            here = "yes" if self.is_local else hub.cached(self.source, r)
-            missing = 0.0 if here == "yes" else size
-            rows.append((r, step_of(r), self.tokens[r], vague or "tokens" in r, missing, here))
-        columns = ["revision", "step", "tokens", "approximate", "download_mb", "cached"]
-        return pd.DataFrame(rows, columns=columns).astype({"step": "Int64", "tokens": "Int64"})
+        table["download_mb"] = [0.0 if h == "yes" else size for h in here]
+        return table.assign(cached=here).astype({"step": "Int64", "tokens": "Int64"})
 
     @property
     def crosscoder_folder(self) -> Path:
@@ -143,18 +133,12 @@ class Suite:
     @property
     def task_names(self) -> list[str]:
         """Tasks that need no further file: the suite's own, or the paper's four BLiMP sets."""
-        own = [task["name"] for task in self.meta.get("tasks", [])]
-        return own or [f"blimp/{name}" for name in BLIMP_AGREEMENT]
+        return [task["name"] for task in self.meta.get("tasks", [])] or [f"blimp/{name}" for name in BLIMP_AGREEMENT]
 
     def pairs(
-        self,
-        task: str,
-        split: str = "test",
-        path: str | Path | None = None,
-        n: int | None = None,
-        continuation: str = "first",
-    ):
-        """Minimal pairs of a task, as `tasks.MinimalPairs`.
+        self, task: str, split: str = "test", path: File = None, n: int | None = None, continuation: str = "first"
+    ) -> tasks.MinimalPairs:
+        """Minimal pairs of a task.
 
         Args:
             task: one of `task_names`, or "blimp/<set>", "clams/<language>/<construction>", "multiblimp/<language>",
@@ -166,7 +150,7 @@ class Suite:
         """
         own = {t["name"]: t["file"] for t in self.meta.get("tasks", [])}
         if task in own:
-            rows = [r for r in published.read_tiny(Path(self.source) / own[task]) if r["split"] == split]
+            rows = [r for r in published.read_records(Path(self.source) / own[task]) if r["split"] == split]
             if not rows:
                 tasks.in_split("", split)  # names the splits that exist
         elif task.split("/")[0] in published.FORMS:
@@ -178,12 +162,7 @@ class Suite:
         return pairs if n is None else pairs[:n]
 
     def text(
-        self,
-        n_tokens: int,
-        split: str = "train",
-        seed: int = 0,
-        length: int | None = None,
-        path: str | Path | None = None,
+        self, n_tokens: int, split: str = "train", seed: int = 0, length: int | None = None, path: File = None
     ) -> Int[Tensor, "sequences length"]:
         """Token ids of running text, at least `n_tokens` in all, every sequence beginning with the end-of-text token.
 
@@ -246,53 +225,45 @@ def load_suite(name: str | Path, revisions: Sequence[str] | None = None, tokens_
         ValueError: nothing is known by that name.
         FileNotFoundError: the folder holds no checkpoint; or of a repository without a preset, see `hub.fetch`.
     """
+    preset = next((p for p in PRESETS.values() if name in (p.name, p.repo)), None)
     if name == "tiny":
-        return _folder_suite(published.data_folder("tiny"), "tiny", revisions, tokens_per_step)
-    if Path(name).is_dir():
-        return _folder_suite(Path(name).resolve(), Path(name).resolve().name, revisions, tokens_per_step)
-    for preset in PRESETS.values():
-        if name in (preset.name, preset.repo):
-            names, tokens = list(preset.tokens), dict(preset.tokens)
-            suite = Suite(preset.name, preset.repo, names, tokens, preset.layer, list(preset.triplet), preset=preset)
-            return suite if revisions is None else suite_subset(suite, revisions)
-    if "/" in str(name) and not str(name).startswith((".", "/", "~")):
+        suite = _folder_suite(published.data_folder("tiny"), "tiny", revisions, tokens_per_step)
+    elif Path(name).is_dir():
+        suite = _folder_suite(Path(name).resolve(), Path(name).resolve().name, revisions, tokens_per_step)
+    elif preset:
+        everything = list(preset.tokens), preset.tokens, preset.layer, preset.triplet
+        suite = Suite(preset.name, preset.repo, *everything, preset=preset)
+    elif "/" in str(name) and not str(name).startswith((".", "/", "~")):
         if not revisions:
             raise ValueError(f"{name!r}: give revisions=[...] (names of its checkpoints, in the order of training).")
-        tokens = {r: tokens_of(r, tokens_per_step) for r in revisions}
-        suite = Suite(str(name), str(name), list(revisions), tokens, 0, list(revisions)[-3:])
-        suite.default_layer = suite.config.num_hidden_layers // 2
-        return suite
-    known = ["tiny", *PRESETS]
-    raise ValueError(
-        f"No suite {str(name)!r}.{closest(str(name), known)} Known: {', '.join(known)}; or give a folder of "
-        "checkpoints, or 'org/name' of the hub with revisions=[...]."
-    )
+        suite = _plain_suite(str(name), str(name), list(revisions), tokens_per_step)
+    else:
+        known = ["tiny", *PRESETS]
+        raise ValueError(
+            f"No suite {str(name)!r}.{closest(str(name), known)} Known: {', '.join(known)}; or give a folder of "
+            "checkpoints, or 'org/name' of the hub with revisions=[...]."
+        )
+    kept = suite.check_revisions(revisions)
+    triplet = suite.default_triplet if set(suite.default_triplet) <= set(kept) else kept[-3:]
+    return replace(suite, revisions=kept, tokens={r: suite.tokens[r] for r in kept}, default_triplet=triplet)
 
 
 def _folder_suite(folder: Path, name: str, revisions: Sequence[str] | None, tokens_per_step: int | None) -> Suite:
-    meta = read_json(folder / "suite.json") if (folder / "suite.json").is_file() else {}
-    if meta:
+    if (folder / "suite.json").is_file():
+        meta = read_json(folder / "suite.json")
         tokens = {r["revision"]: r["tokens"] for r in meta["revisions"]}
-        suite = Suite(name, folder, list(tokens), tokens, meta["default_layer"], meta["default_triplet"], meta)
-        return suite if revisions is None else suite_subset(suite, revisions)
-    found = sorted((p.parent.name for p in folder.glob("*/*.safetensors")), key=lambda r: (step_of(r) or 0, r))
-    found = list(revisions or dict.fromkeys(found))
+        return Suite(name, folder, list(tokens), tokens, meta["default_layer"], meta["default_triplet"], meta)
+    found = {p.parent.name for p in folder.glob("*/*.safetensors")}
+    found = list(revisions or sorted(found, key=lambda r: (step_of(r) or 0, r)))
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no checkpoint: expected one subfolder a revision (step0/, step1000/ ...) with safetensors."
         )
-    suite = Suite(name, folder, found, {r: tokens_of(r, tokens_per_step) for r in found}, 0, found[-3:])
+    return _plain_suite(name, folder, found, tokens_per_step)
+
+
+def _plain_suite(name: str, source: str | Path, revisions: list[str], tokens_per_step: int | None) -> Suite:
+    tokens = {r: tokens_of(r, tokens_per_step) for r in revisions}
+    suite = Suite(name, source, revisions, tokens, 0, revisions[-3:])
     suite.default_layer = suite.config.num_hidden_layers // 2
     return suite
-
-
-def suite_subset(suite: Suite, revisions: Sequence[str]) -> Suite:
-    """The same suite with fewer revisions."""
-    kept = suite.check_revisions(revisions)
-    triplet = _triplet(suite.default_triplet, kept)
-    tokens = {r: suite.tokens[r] for r in kept}
-    return replace(suite, revisions=kept, tokens=tokens, default_triplet=triplet)
-
-
-def _triplet(preferred: list[str], there: list[str]) -> list[str]:
-    return preferred if set(preferred) <= set(there) else there[-3:]

@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ctt_helpers import hooks
-from ctt_helpers.published import read_blimp, read_clams, read_tiny  # noqa: F401 (reached as tasks.read_tiny)
 from ctt_helpers.runtime import progress
 
 # why a pair can be left out
@@ -23,6 +23,8 @@ ONE_IS_BEGINNING = "one continuation is the beginning of the other"
 DIFFERENT_PIECES = "the continuations break into different pieces"
 BOUNDARY = "the prefix breaks differently before its continuation"
 NO_PREFIX = "they differ from the first word on: there is no prefix to read"
+
+TENSORS = ("input_ids", "attention_mask", "answer_position", "right", "wrong")
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class MinimalPairs:
             raise TypeError("Index minimal pairs by a slice, a list of positions or a mask: pairs[:10], pairs[[3]].")
         index = torch.as_tensor(rows)
         width = int(self.attention_mask[index].sum(1).max()) if len(rows) else 0
-        tensors = {k: getattr(self, k)[index] for k in ("answer_position", "right", "wrong")}
-        tensors |= {k: getattr(self, k)[index, :width] for k in ("input_ids", "attention_mask")}
+        tensors = {name: getattr(self, name)[index] for name in TENSORS}
+        tensors |= {name: tensors[name][:, :width] for name in ("input_ids", "attention_mask")}
         text, table = [self.text[i] for i in rows], self.table.iloc[rows].reset_index(drop=True)
         return replace(self, **tensors, text=text, table=table)
 
@@ -90,8 +92,7 @@ class MinimalPairs:
         return mask.to(self.input_ids.device)
 
     def to(self, device: str | torch.device) -> "MinimalPairs":
-        names = ("input_ids", "attention_mask", "answer_position", "right", "wrong")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
     def batches(self, size: int) -> Iterator["MinimalPairs"]:
         """Consecutive batches of at most `size` pairs, each cut to its own longest prefix."""
@@ -107,11 +108,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def make_pairs(
-    rows: Sequence[Mapping[str, Any]],
-    tokenizer: Any,
-    name: str = "pairs",
-    bos: bool = True,
-    continuation: str = "first",
+    rows: Sequence[Mapping], tokenizer: Any, name: str = "pairs", bos: bool = True, continuation: str = "first"
 ) -> MinimalPairs:
     """Tokenize rows with "prefix", "right" and "wrong" (continuations with their leading space, as text).
 
@@ -144,37 +141,24 @@ def make_pairs(
     texts = [r.get(full.get(side), r["prefix"] + r[side]) for r in rows for side in ("right", "wrong")]
     texts += [r["prefix"] for r in rows]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if rows else []
+    encoded, prefixes = encoded[: 2 * len(rows)], encoded[2 * len(rows) :]
     kept, left_out = [], Counter()
-    for i, row in enumerate(rows):
-        right, wrong = encoded[2 * i], encoded[2 * i + 1]
-        reason, prefix, pair = _cut(right, wrong, encoded[2 * len(rows) + i], whole)
+    for right, wrong, prefix, row in zip(encoded[::2], encoded[1::2], prefixes, rows, strict=True):
+        reason, same, pair = _cut(right, wrong, prefix, whole)
         if reason:
             left_out[reason] += 1
-        else:
-            if whole:
-                row = {**row, "right_tokens": right[len(prefix) :], "wrong_tokens": wrong[len(prefix) :]}
-            kept.append((row, [start, *prefix] if bos else prefix, pair))
+            continue
+        ends = {"right_tokens": right[len(same) :], "wrong_tokens": wrong[len(same) :]} if whole else {}
+        kept.append(({**row, **ends}, torch.tensor([start, *same] if bos else same), pair))
     if not kept:
         raise ValueError(f"No pair of {name!r} can be used: {dict(left_out) or 'there is none'}.")
-    width = max(len(prefix) for _, prefix, _ in kept)
-    ids = torch.full((len(kept), width), start or 0)
-    mask = torch.zeros((len(kept), width), dtype=torch.long)
-    for i, (_, prefix, _) in enumerate(kept):
-        ids[i, : len(prefix)] = torch.tensor(prefix)
-        mask[i, : len(prefix)] = 1
-    answers = torch.tensor([pair for _, _, pair in kept])
-    return MinimalPairs(
-        input_ids=ids,
-        attention_mask=mask,
-        answer_position=mask.sum(1) - 1,
-        right=answers[:, 0],
-        wrong=answers[:, 1],
-        text=[f"{row['prefix']}{row['right']}/*{row['wrong'].lstrip()}" for row, _, _ in kept],
-        left_out=dict(left_out),
-        table=pd.DataFrame([dict(row) for row, _, _ in kept]),
-        name=name,
-        tokenizer_id=tokenizer_fingerprint(tokenizer),
-    )
+    table, prefixes, answers = zip(*kept, strict=True)
+    ids, length = pad_sequence(prefixes, True, start or 0), torch.tensor([len(prefix) for prefix in prefixes])
+    right, wrong = torch.tensor(answers).T
+    text = [f"{row['prefix']}{row['right']}/*{row['wrong'].lstrip()}" for row in table]
+    mask = (torch.arange(ids.shape[1]) < length[:, None]).long()
+    more = {"table": pd.DataFrame(table), "name": name, "tokenizer_id": tokenizer_fingerprint(tokenizer)}
+    return MinimalPairs(ids, mask, length - 1, right, wrong, text, dict(left_out), **more)
 
 
 def _cut(
@@ -209,9 +193,11 @@ def logit_differences(model: hooks.HookedModel, pairs: MinimalPairs, batch_size:
         ValueError: the pairs were made with another tokenizer than the model's.
     """
     check_tokenizer(model, pairs)
-    out = []
+    out, last = [], model.n_layers - 1
     for batch in pairs.batches(batch_size):
-        logits = hooks.answer_logits(model, batch.input_ids, batch.attention_mask, batch.answer_position, batch.answers)
+        with torch.no_grad():
+            hidden = hooks.residual_stream(model, batch.input_ids, batch.attention_mask, layer=last)
+            logits = hooks.unembed(model, hidden, batch.answer_position, batch.answers)
         out.append((logits[:, 0] - logits[:, 1]).float().cpu())
     return torch.cat(out)
 
@@ -249,7 +235,7 @@ def _log_probability(
     """log P(continuation | prefix), only the positions that matter going through the unembedding."""
     starts = pairs.attention_mask.sum(1).tolist()
     rows = [[*ids[:n].tolist(), *c] for ids, n, c in zip(pairs.input_ids, starts, continuations, strict=True)]
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True)
+    ids = pad_sequence([torch.tensor(r) for r in rows], batch_first=True)
     mask = (torch.arange(ids.shape[1]) < torch.tensor([len(r) for r in rows])[:, None]).long()
     row = torch.tensor([i for i, c in enumerate(continuations) for _ in c])
     position = torch.tensor([n + k for n, c in zip(starts, continuations, strict=True) for k in range(len(c))])

@@ -7,7 +7,6 @@ are at least as long; here whole documents follow each other, with an end-of-tex
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,75 +17,25 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ctt_helpers.published import first_line, require_hub
-from ctt_helpers.runtime import closest, progress
+from ctt_helpers.hub import first_line, require_hub
+from ctt_helpers.runtime import closest, progress, read_json
 
-
-@dataclass(frozen=True)
-class Source:
-    """Where a text is, for `datasets.load_dataset`; "{}" stands for the language.
-
-    Attributes:
-        where: arguments of `load_dataset`, but the split, which is "train".
-        what: what it is.
-        paper: whether the paper used it.
-        fallback: the source that stands in for it, or None.
-    """
-
-    where: dict[str, str]
-    what: str
-    paper: bool = False
-    fallback: str | None = None
-
-
-SOURCES = {
-    "pile": Source(
-        {"path": "monology/pile-uncopyrighted"},
-        "the Pile without Books3, BookCorpus2, OpenSubtitles, YTSubtitles and OWT2, for Pythia (the whole Pile is no "
-        "longer to be had); its files need the package zstandard",
-        paper=True,
-        fallback="pile-10k",
-    ),
-    "pile-10k": Source(
-        {"path": "NeelNanda/pile-10k"},
-        "the first ten thousand documents of the Pile: about ten million tokens, parquet, no zstandard needed",
-    ),
-    "dolma": Source(
-        {"path": "devingulliver/dolma-v1_6-sample"},
-        "the sample of Dolma 1.6, for OLMo, in a copy: allenai/dolma itself is a script, which `datasets` 4 and later "
-        "do not run. A file of the list that it publishes (urls/v1_6-sample.txt) can be given as a file, too",
-        paper=True,
-        fallback="mc4/en",
-    ),
-    "mc4/<language>": Source(
-        {"path": "allenai/c4", "name": "{}"},
-        "web pages in one language (en is C4, a part of Dolma; the others are mC4), for BLOOM",
-        paper=True,
-        fallback="wikipedia/<language>",
-    ),
-    "wikipedia/<language>": Source(
-        {"path": "wikimedia/wikipedia", "name": "20231101.{}"},
-        "Wikipedia of November 2023 in one language: another register than web pages, parquet",
-    ),
-}
+TEXTS = read_json(Path(__file__).with_name("text.json"))
+# name -> where: arguments of `load_dataset` but the split, always "train" ("{}" stands for the language); what it is;
+# whether the paper used it; the fallback that stands in for it, or None
+SOURCES: dict[str, dict[str, Any]] = TEXTS["sources"]
 # the paper's shares of tokens, after the ten largest languages of BLOOM's pretraining text; here, shares of documents
-MC4_SHARES = {
-    **{"en": 0.35, "zh": 0.19, "fr": 0.15, "es": 0.13, "pt": 0.06},
-    **{"ar": 0.05, "vi": 0.03, "hi": 0.02, "id": 0.01, "bn": 0.01},
-}
+MC4_SHARES: dict[str, float] = TEXTS["mc4_shares"]
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 PACKED = (".gz", ".xz", ".bz2", ".zst")
 
 
 def sources() -> pd.DataFrame:
     """The texts that have a name: where they are, whether the paper used them, what stands in for them."""
-    rows = []
-    for name, source in SOURCES.items():
-        place = " ".join(source.where.values()).replace("{}", "<language>")
-        rows.append((name, place, source.paper, source.what, source.fallback or ""))
-    mixture = "mc4 in ten languages: " + ", ".join(f"{k} {v:.0%}" for k, v in MC4_SHARES.items())
-    rows.append(("mc4", "allenai/c4", True, mixture, ""))
-    return pd.DataFrame(rows, columns=["name", "where", "in the paper", "what", "fallback"])
+    table = pd.DataFrame.from_dict(SOURCES, orient="index").rename_axis("name").reset_index()
+    table["where"] = [" ".join(where.values()).replace("{}", "<language>") for where in table["where"]]
+    table = table.fillna({"fallback": ""}).rename(columns={"paper": "in the paper"})
+    return table[["name", "where", "in the paper", "what", "fallback"]]
 
 
 def default_source(repository: str) -> str:
@@ -137,22 +86,21 @@ def _named(name: str, seed: int) -> Iterator[str]:
     key = f"{kind}/<language>" if language else name
     if key not in SOURCES:
         raise ValueError(
-            f"There is no text {name!r}: no such file, and no such name.{closest(name, ['mc4', *SOURCES])} "
-            f"Names: mc4, {', '.join(SOURCES)}. Files: {', '.join(FORMATS)}."
+            f"There is no text {name!r}: no such file, and no such name.{closest(name, SOURCES)} "
+            f"Names: {', '.join(SOURCES)}. Files: {', '.join(FORMATS)}."
         )
     source = SOURCES[key]
     if name == "pile" and find_spec("zstandard") is None:
         raise ImportError("The files of 'pile' need the package zstandard: pip install zstandard, or take 'pile-10k'.")
-    where = {k: v.format(language) for k, v in source.where.items()}
+    where = {k: v.format(language) for k, v in source["where"].items()}
     require_hub(f"The text {name!r}", "Or take a file of your own.")
     try:
         yield from _stream(where, seed)
     except (OSError, RuntimeError) as error:
-        standing_in = (source.fallback or "").replace("<language>", language)
+        standing_in = (source["fallback"] or "").replace("<language>", language)
         instead = f"In its place you can take {standing_in!r}, or" if standing_in else "You can take"
-        raise ConnectionError(
-            f"The text {name!r} ({where['path']}) cannot be read: {first_line(error)} {instead} a file of your own."
-        ) from error
+        told = f"The text {name!r} ({where['path']}) cannot be read: {first_line(error)}"
+        raise ConnectionError(f"{told} {instead} a file of your own.") from error
 
 
 def _stream(where: dict[str, Any], seed: int) -> Iterator[str]:
@@ -160,9 +108,8 @@ def _stream(where: dict[str, Any], seed: int) -> Iterator[str]:
 
     for row in load_dataset(**where, split="train", streaming=True).shuffle(seed=seed, buffer_size=1000):
         if "text" not in row:
-            raise ValueError(
-                f"{where.get('data_files', where['path'])} has no column 'text'; it has: {', '.join(row)}."
-            )
+            file = where.get("data_files", where["path"])
+            raise ValueError(f"{file} has no column 'text'; it has: {', '.join(row)}.")
         yield row["text"]
 
 
@@ -200,7 +147,6 @@ def pack(source: Iterable[str], tokenizer: Any, n_rows: int, length: int) -> Int
                     if done == n_rows:
                         return rows
     if n_rows:
-        raise ValueError(
-            f"The text is too short: {done} of {n_rows} sequences of {length} tokens. Give more text, or ask for less."
-        )
+        told = f"The text is too short: {done} of {n_rows} sequences of {length} tokens."
+        raise ValueError(f"{told} Give more text, or ask for less.")
     return rows

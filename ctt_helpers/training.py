@@ -4,89 +4,76 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.optimisation import FIGURES, TrainingRun, check_same_run
 from ctt_helpers.runtime import atomic_path, pick_device, progress, read_json, versions, write_json
 
+if TYPE_CHECKING:
+    from ctt_helpers.activations import TensorStream
+
 LOG_EVERY = 20  # steps
-
-
-class Stream(Protocol):
-    """What `train` needs of its data; see `ActivationStream` and `TensorStream`."""
-
-    n_checkpoints: int
-    d_model: int
-    batch_size: int
-    source: dict[str, Any]
-
-    def scales(self) -> Float[Tensor, " checkpoints"]: ...
-    def batches(self, start: int = 0) -> Iterator[Float[Tensor, "batch checkpoints d_model"]]: ...
-    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run. The defaults suit the embedded suite; the paper's values stand beside them."""
+    """Settings of a training run. The defaults suit the embedded suite; the paper's values stand beside them.
+
+    Attributes:
+        steps: optimiser steps (paper: 100k steps of 4096 tokens).
+        lr: Adam's learning rate (paper: 5e-5).
+        betas: Adam's decay rates.
+        grad_clip: largest norm of the gradient over all parameters.
+        lr_decay: last share of the steps, over which the learning rate falls linearly to 0.
+        l1: weight of E[sum_i f_i u_i] for an "l1" crosscoder.
+        decoder_norm_penalty: weight of the same term for a "batch_topk" crosscoder: fewer dead latents (paper: 0).
+        penalty_warmup: first share of the steps, over which that weight rises linearly from 0 (paper: 0.05).
+        aux_weight: weight of the loss by which dead latents rebuild the error, "batch_topk" only; 0: off (paper: 1/32).
+        aux_k: dead latents used for it per token; None: half of d_model.
+        dead_after_tokens: a latent silent for this many training tokens counts as dead (paper: 10M).
+        k_start: k at the first step, falling linearly to the crosscoder's own; None: six times that (paper: 1000 to
+            200).
+        k_anneal: first share of the steps, over which k falls; 0: k stays the same (paper: 5,000 steps).
+        checkpoint_every: steps between two checkpoints of the run on disk.
+    """
 
     steps: int = 600
-    """Optimiser steps (paper: 100k steps of 4096 tokens)."""
     lr: float = 2e-3
-    """Adam's learning rate (paper: 5e-5)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient over all parameters."""
     lr_decay: float = 0.2
-    """Last share of the steps, over which the learning rate falls linearly to 0."""
     l1: float = 2.0
-    """Weight of E[sum_i f_i u_i] for an "l1" crosscoder."""
     decoder_norm_penalty: float = 0.5
-    """Weight of the same term for a "batch_topk" crosscoder: fewer dead latents (paper: 0)."""
     penalty_warmup: float = 0.2
-    """First share of the steps, over which that weight rises linearly from 0 (paper: 0.05)."""
     aux_weight: float = 1 / 4
-    """Weight of the loss by which dead latents rebuild the error, "batch_topk" only; 0: off (paper: 1/32)."""
     aux_k: int | None = None
-    """Dead latents used for it per token; None: half of d_model."""
     dead_after_tokens: int = 20_000
-    """A latent silent for this many training tokens counts as dead (paper: 10M)."""
     k_start: int | None = None
-    """k at the first step, falling linearly to the crosscoder's own; None: six times that (paper: 1000 to 200)."""
     k_anneal: float = 0.5
-    """First share of the steps, over which k falls; 0: k stays the same (paper: 5,000 steps)."""
     checkpoint_every: int = 200
-    """Steps between two checkpoints of the run on disk."""
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("steps", "checkpoint_every", "dead_after_tokens"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("lr", "grad_clip"):
-            self._require(name, getattr(self, name) > 0, "above 0")
-        self._require(
-            "k_anneal", 0 <= self.k_anneal < 1, "a share of the steps, 0 to below 1: the threshold is learnt after it"
-        )
-        for name in ("lr_decay", "penalty_warmup"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "a share of the steps, 0 to 1")
-        for name in ("l1", "decoder_norm_penalty", "aux_weight"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("aux_k", "k_start"):
-            self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "None, or at least 1")
-        self._require("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        self._require("steps checkpoint_every dead_after_tokens", lambda v: v >= 1, "at least 1")
+        self._require("lr grad_clip", lambda v: v > 0, "above 0")
+        share = "a share of the steps, 0 to below 1: the threshold is learnt after it"
+        self._require("k_anneal", lambda v: 0 <= v < 1, share)
+        self._require("lr_decay penalty_warmup", lambda v: 0 <= v <= 1, "a share of the steps, 0 to 1")
+        self._require("l1 decoder_norm_penalty aux_weight", lambda v: v >= 0, "0 or more")
+        self._require("aux_k k_start", lambda v: v is None or v >= 1, "None, or at least 1")
+        self._require("betas", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in [0, 1)")
 
-    def _require(self, name: str, fine: bool, accepted: str) -> None:
-        if not fine:
-            raise ValueError(f"{name}={getattr(self, name)!r}: it must be {accepted}.")
+    def _require(self, names: str, fine: Callable[[Any], bool], accepted: str) -> None:
+        for name in names.split():
+            if not fine(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r}: it must be {accepted}.")
 
 
 @dataclass
@@ -110,7 +97,7 @@ class TrainResult:
 
 def train(
     crosscoder: Crosscoder,
-    stream: Stream,
+    stream: "TensorStream",
     config: TrainConfig | None = None,
     out: str | Path | None = None,
     device: str = "auto",
@@ -126,7 +113,8 @@ def train(
 
     Args:
         crosscoder: trained in place.
-        stream: raw activations, the same tokens at every checkpoint.
+        stream: raw activations, the same tokens at every checkpoint: an `ActivationStream` or `TensorStream`, or
+            what has their n_checkpoints, d_model, batch_size, source, scales(), batches(start) and fingerprint().
         config: settings; None takes the defaults.
         out: folder for the result (crosscoder/, history.csv, train_config.json), and for what is needed to take up a
             run that was cut off. A finished run found there is loaded. None: nothing is written.
@@ -169,9 +157,8 @@ def train(
         if log:
             row = dict(zip(FIGURES, torch.stack(figures).tolist(), strict=True))
             if not math.isfinite(row["loss"]):
-                raise ValueError(
-                    f"The loss is {row['loss']} at step {run.done}. Try a lower lr; check the activations."
-                )
+                told = f"The loss is {row['loss']} at step {run.done}."
+                raise ValueError(f"{told} Try a lower lr; check the activations.")
             row |= {"dead": int(row["dead"]), "lr": run.lr(step), "seconds": run.seconds}
             run.history.append({"step": run.done, "tokens": run.done * stream.batch_size, **row})
             told = f"L0 {row['l0']:.1f}, explained {row['explained_variance']:.3f}, dead {row['dead']}"
@@ -198,7 +185,7 @@ def _finished_run(crosscoder: Crosscoder, out: Path, settings: dict[str, Any]) -
     return TrainResult(crosscoder.eval(), history, there["seconds"], settings["config"]["steps"])
 
 
-def _check(crosscoder: Crosscoder, stream: Stream, config: TrainConfig) -> None:
+def _check(crosscoder: Crosscoder, stream: "TensorStream", config: TrainConfig) -> None:
     if crosscoder.scaled_norms is not None:
         raise ValueError("A folded crosscoder is for export and is not trained on: train the one it was made from.")
     sizes = (crosscoder.n_checkpoints, crosscoder.d_model)

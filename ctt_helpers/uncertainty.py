@@ -15,25 +15,21 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from ctt_helpers.effects import Effects
-from ctt_helpers.metrics import LABELS, members, places, rel_ie
+from ctt_helpers.metrics import LABELS, PER_LATENT, check_ratios, members, places, rel_ie
+from ctt_helpers.tasks import MinimalPairs
 
 DRAWS = Float[np.ndarray, "draws checkpoints latents"]
 
 
 def resample(
-    effects: Effects,
-    n_draws: int = 1000,
-    seed: int = 0,
-    clusters: Sequence | None = None,
-    absolute_first: bool = False,
+    effects: Effects, n_draws: int = 1000, seed: int = 0, clusters: Sequence | None = None, absolute_first: bool = False
 ) -> DRAWS:
     """The mean effect of each latent at each checkpoint, over sentences drawn anew (Efron's bootstrap).
 
     Args:
         effects: with its `per_pair`.
         clusters: a label for each pair; pairs with the same label are drawn together, for variants of one sentence
-            are not independent. The embedded suite has mirrored twins in neighbouring rows:
-            `np.arange(len(pairs)) // 2`. None: each pair by itself.
+            are not independent: `twins(pairs)`. None: each pair by itself.
         absolute_first: draw the mean of |IE| (`Effects.abs_mean`) in place of the signed mean (`Effects.mean`).
 
     Returns:
@@ -67,6 +63,15 @@ def resample(
     return draws
 
 
+def twins(pairs: MinimalPairs, words: Sequence[str] = ("head", "attractor", "verb")) -> Int[np.ndarray, " pairs"]:
+    """Labels for `resample`: one number a pair, the same for pairs made of the same words (singular and plural, say).
+
+    Without any of these columns in `pairs.table`, each pair stands by itself.
+    """
+    there = [w for w in words if w in pairs.table]
+    return pairs.table.groupby(there, dropna=False).ngroup().to_numpy() if there else np.arange(len(pairs))
+
+
 def interval(
     draws: Float[np.ndarray, "draws ..."], level: float = 0.95
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
@@ -75,7 +80,8 @@ def interval(
     Raises:
         ValueError: a level outside (0, 1).
     """
-    _check_level(level)
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} is the share of draws inside an interval: take 0 < level < 1, such as 0.95.")
     ordered = np.sort(draws, axis=0)  # NaN come last; np.nanquantile is much slower
     last = np.maximum((~np.isnan(ordered)).sum(0) - 1, 0)
     ends = []
@@ -102,31 +108,15 @@ def rel_ie_draws(
     if np.ndim(draws) != 3:
         raise ValueError(f"draws has shape {np.shape(draws)}; it must be [draws, checkpoints, latents].")
     totals = [total] * len(draws) if np.ndim(total) < 2 else total
-    out = np.empty(draws.shape, np.float32)
-    for i, (draw, whole) in enumerate(zip(draws, totals, strict=True)):
-        out[i] = rel_ie(draw, inactive_below, whole)
-    return out
-
-
-def class_probabilities(
-    ratios: DRAWS, names: Sequence[str], specific: float = 0.7, shared: float = 0.3
-) -> pd.DataFrame:
-    """The share of draws that puts a latent into each class of `metrics.classify`, for two or three checkpoints.
-
-    Returns:
-        One row a latent, one column a class ("other", "specific: early", "shared: early, late", ..., "inactive");
-        rows add up to 1.
-    """
-    code = _class_codes(_ratio_draws(ratios, names), specific, shared)
-    titles = [f"{label}: {', '.join(who)}" if who else label for label, who in _classes(names)]
-    return pd.DataFrame(_shares_of(code, len(titles)).T, columns=titles)
+    each = (rel_ie(draw, inactive_below, whole) for draw, whole in zip(draws, totals, strict=True))
+    return np.stack([ratios.astype(np.float32) for ratios in each])
 
 
 def classify_draws(
     ratios: DRAWS,
     names: Sequence[str],
     level: float = 0.95,
-    point: Float[np.ndarray, "checkpoints latents"] | None = None,
+    point: PER_LATENT | None = None,
     specific: float = 0.7,
     shared: float = 0.3,
 ) -> pd.DataFrame:
@@ -149,10 +139,9 @@ def classify_draws(
         ValueError: more than three checkpoints (see `trajectory_draws`), draws that are not ratios, or a level outside
             (0, 1).
     """
-    _check_level(level)
-    ratios = _ratio_draws(ratios, names)
+    ratios = check_ratios(ratios, names, draws=True)
     code = _class_codes(ratios, specific, shared)
-    own = None if point is None else _class_codes(_ratio_draws(np.asarray(point)[None], names), specific, shared)[0]
+    own = None if point is None else _class_codes(check_ratios(point, names)[None], specific, shared)[0]
     classes = _classes(names)
     own, probability = _vote(code, len(classes), own)
     candidate = np.array([label for label, _ in classes], dtype=object)[own]
@@ -165,10 +154,7 @@ def classify_draws(
 
 
 def trajectory_draws(
-    ratios: DRAWS,
-    names: Sequence[str],
-    level: float = 0.95,
-    point: Float[np.ndarray, "checkpoints latents"] | None = None,
+    ratios: DRAWS, names: Sequence[str], level: float = 0.95, point: PER_LATENT | None = None
 ) -> pd.DataFrame:
     """`metrics.trajectory` for any number of checkpoints, with the share of draws that agree.
 
@@ -180,31 +166,14 @@ def trajectory_draws(
         One row a latent: feature; onset, end and peak (missing if inactive), each with <it>_probability, the share of
         draws that give the same; centre_of_mass_low and centre_of_mass_high, with checkpoints counted from 0.
     """
-    ratios, n = _ratio_draws(ratios, names), len(names)
-    at, known = _places(ratios), {} if point is None else _places(_ratio_draws(np.asarray(point)[None], names))
+    ratios, n = check_ratios(ratios, names, draws=True), len(names)
+    at, known = _places(ratios), {} if point is None else _places(check_ratios(point, names)[None])
     table = {"feature": np.arange(ratios.shape[2])}
     for what, code in at.items():
         own, probability = _vote(code, n + 1, known[what][0] if known else None)
         table |= {what: [[*names, None][i] for i in own], f"{what}_probability": probability}
     low, high = interval(np.einsum("n,dnh->dh", np.arange(n), ratios), level)
     return pd.DataFrame(table | {"centre_of_mass_low": low, "centre_of_mass_high": high})
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} is the share of draws inside an interval: take 0 < level < 1, such as 0.95.")
-
-
-def _ratio_draws(ratios: DRAWS, names: Sequence[str]) -> DRAWS:
-    ratios = np.asarray(ratios)
-    if ratios.ndim != 3 or ratios.shape[1] != len(names):
-        raise ValueError(
-            f"The ratios have shape {ratios.shape} for {len(names)} checkpoints {list(names)}; draws must be "
-            "[draws, checkpoints, latents], a point [checkpoints, latents]."
-        )
-    if (np.abs(ratios.sum(1) - 1) > 1e-3).any() or (ratios < 0).any():
-        raise ValueError("Shares must add up to 1 over the checkpoints, or be NaN: effects go through rel_ie_draws.")
-    return ratios
 
 
 def _classes(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
@@ -224,12 +193,8 @@ def _places(ratios: DRAWS) -> dict[str, Int[np.ndarray, "draws latents"]]:
     return {what: np.where(inactive, ratios.shape[1], where) for what, where in places(ratios).items()}
 
 
-def _shares_of(code: Int[np.ndarray, "draws latents"], n_codes: int) -> Float[np.ndarray, "codes latents"]:
-    return np.stack([(code == k).mean(0) for k in range(n_codes)])
-
-
 def _vote(code: Int[np.ndarray, "draws latents"], n_codes: int, own: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """The code in question of each latent (`own`, or that of most draws), and the share of draws that give it."""
-    share = _shares_of(code, n_codes)
+    share = np.stack([(code == k).mean(0) for k in range(n_codes)])
     own = share.argmax(0) if own is None else own
     return own, share[own, np.arange(len(own))]

@@ -83,7 +83,9 @@ def test_answer_logits_are_the_full_logits_at_the_answer(hf_model, batch):
     model = HookedModel(hf_model, word_tokenizer(), 1)
     logits, _ = plain(hf_model, 1, ids, mask)
     expected = logits[torch.arange(5)[:, None], position[:, None], tokens]
-    torch.testing.assert_close(hooks.answer_logits(model, ids, mask, position, tokens), expected, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        found = hooks.unembed(model, hooks.residual_stream(model, ids, mask, model.n_layers - 1), position, tokens)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_padding_and_batch_do_not_matter(hf_model, batch):

@@ -21,6 +21,9 @@ SMALL = {
     "04": {"n_pairs": 24, "task": "agreement/subj_rel", "method": "atp", "n_features": 5},
     "05": {"n_pairs": 30, "task": "agreement/nested_pp", "top_k": 3, "n_random": 2, "seed": 1},
     "06": {"n_pairs": 24, "n_draws": 100, "task": "agreement/subj_rel", "n_features": 4, "seed": 1},
+    "08": {"revisions": ["step64", "step256", "step512", "step1000", "step3000"], "n_latents": 96, "k": 8, "steps": 40,
+           "n_tokens": 20_000, "n_eval_tokens": 4_000, "n_pairs": 24, "n_draws": 100, "n_features": 5,
+           "tasks": ["agreement/simple", "agreement/obj_rel"], "seed": 1},
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from models import word_tokenizer
 
-from ctt_helpers import published, tasks, text
+from ctt_helpers import hub, published, tasks, text
 
 # a language of MultiBLiMP with the columns that are read, and some that are not
 MULTIBLIMP = pd.DataFrame(
@@ -136,7 +136,7 @@ def test_a_hub_that_does_not_answer_is_noticed_at_once(monkeypatch, how):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_session", Session)
-    monkeypatch.setattr(published, "SECONDS", 0.2)
+    monkeypatch.setattr(hub, "SECONDS", 0.2)
     start, why = (
         time.monotonic(),
         {"refuses": "RuntimeError: connection refused", "is silent": "no answer within 0.2 s"},
@@ -149,7 +149,7 @@ def test_a_hub_that_does_not_answer_is_noticed_at_once(monkeypatch, how):
         next(text.documents("pile", "train"))
     assert time.monotonic() - start < 3
     monkeypatch.setattr(Session, "head", lambda self, address, timeout: "404 is an answer, too")
-    published.require_hub("x", "")
+    hub.require_hub("x", "")
 
 
 @pytest.mark.parametrize("task", ["blimp", "blimp/", "clams/en", "multiblimp/eng/SV-#/x", "blamp/x"])

@@ -88,7 +88,7 @@ def test_the_rule_for_continuations_of_several_tokens(prefix, right, wrong):
 
 @pytest.mark.parametrize("name", BLIMP)
 def test_blimp_with_the_real_tokenizer(name, shared, pythia_tokenizer):
-    rows = tasks.read_blimp(shared / "data" / "blimp" / f"{name}.jsonl")
+    rows = published.published_rows(f"blimp/{name}", shared / "data" / "blimp")
     pairs = tasks.make_pairs(rows, pythia_tokenizer, name)
     kept, beginning, pieces = BLIMP[name]
     assert len(rows) == 1000 and len(pairs) == kept
@@ -98,8 +98,8 @@ def test_blimp_with_the_real_tokenizer(name, shared, pythia_tokenizer):
     # published prefixes agree with ours
     import json
 
-    published = [json.loads(x) for x in (shared / "data" / "blimp" / f"{name}.jsonl").read_text().splitlines()]
-    for row, pair in zip(rows, published, strict=True):
+    records = [json.loads(x) for x in (shared / "data" / "blimp" / f"{name}.jsonl").read_text().splitlines()]
+    for row, pair in zip(rows, records, strict=True):
         assert row["prefix"] == pair["one_prefix_prefix"]
         assert pair["one_prefix_word_good"].startswith(row["right"].strip())
 
@@ -107,7 +107,7 @@ def test_blimp_with_the_real_tokenizer(name, shared, pythia_tokenizer):
 @pytest.mark.parametrize("name", CLAMS)
 def test_clams_with_the_real_tokenizer(name, shared, pythia_tokenizer):
     language, construction = name.split("/")
-    rows = tasks.read_clams(shared / "data" / "clams" / f"{language}_evalset" / f"{construction}.txt")
+    rows = published.published_rows(f"clams/{language}/{construction}", shared / "data" / "clams")
     pairs = tasks.make_pairs(rows, pythia_tokenizer, name)
     kept, beginning, pieces = CLAMS[name]
     assert len(pairs) == kept
@@ -142,13 +142,13 @@ def test_examples_checked_by_hand(pythia_tokenizer):
 
 def test_two_prefix_sets_are_refused(shared):
     with pytest.raises(ValueError, match=r"two-prefix set\). Take its \*_1 set"):
-        tasks.read_blimp(shared / "data" / "blimp" / "regular_plural_subject_verb_agreement_2.jsonl")
+        published.published_rows("blimp/regular_plural_subject_verb_agreement_2", shared / "data" / "blimp")
 
 
 def test_splits_never_share_a_prefix(shared, tmp_path):
     suite = random_suite(tmp_path)
     suite.tokenizer = None  # never used below: rows only
-    rows = tasks.read_clams(shared / "data" / "clams" / "en_evalset" / "prep_anim.txt")
+    rows = published.published_rows("clams/en/prep_anim", shared / "data" / "clams")
     find = {r["prefix"] for r in rows if tasks.in_split(r["prefix"], "find")}
     test = {r["prefix"] for r in rows if tasks.in_split(r["prefix"], "test")}
     assert not find & test and min(len(find), len(test)) > 0.4 * len(find | test)

@@ -14,9 +14,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ctt_helpers.runtime import sha256
 from ctt_helpers.toy import grammar, lexicon, pretrain
 from ctt_helpers.toy.pairs import TASKS, make_pairs
+from ctt_helpers.toy.pretrain import sha256
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
 SUITE = json.loads((TINY / "suite.json").read_text(encoding="utf-8"))
@@ -357,7 +357,7 @@ def tells_the_story(curves: pd.DataFrame) -> None:
 
 def test_the_shipped_crosscoder_is_whole_and_good():
     import ctt_helpers as ctt
-    from ctt_helpers.runtime import read_json, sha256
+    from ctt_helpers.runtime import read_json
 
     suite = ctt.load_suite("tiny")
     folder = suite.crosscoder_folder

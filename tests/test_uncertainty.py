@@ -7,16 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import ctt_helpers as ctt
 from ctt_helpers.effects import Effects
 from ctt_helpers.metrics import classify, rel_ie, trajectory
-from ctt_helpers.plots.intervals import interval_plot
+from ctt_helpers.plots.effects import interval_plot
 from ctt_helpers.uncertainty import (
-    class_probabilities,
     classify_draws,
     interval,
     rel_ie_draws,
     resample,
     trajectory_draws,
+    twins,
 )
 
 NAMES = ["early", "middle", "late"]
@@ -183,10 +184,6 @@ def test_a_class_is_decided_by_the_share_of_draws_that_give_it():
     table = classify_draws(draws, NAMES, point=point)
     assert table["label"].tolist() == ["specific", "undecided", "undecided", "undecided"]
     np.testing.assert_allclose(table["probability"], [0.96, 0.06, 0.40, 0.03])
-    chances = class_probabilities(draws, NAMES)
-    np.testing.assert_allclose(chances.sum(1), 1)
-    assert chances.loc[0, "specific: late"] == 0.96 and chances.loc[2, "shared: middle, late"] == 0.6
-    assert chances.loc[3, "inactive"] == 0.97
 
 
 def test_noise_is_called_specific_by_the_point_and_undecided_by_the_draws():
@@ -228,7 +225,7 @@ def test_a_task_without_effects_has_zero_draws_and_only_inactive_latents():
         (lambda e, d: interval(d, 95), "level=95"),
         (lambda e, d: rel_ie_draws(d[0]), r"\[draws, checkpoints, latents\]"),
         (lambda e, d: classify_draws(d, NAMES[:2]), "rel_ie_draws"),
-        (lambda e, d: classify_draws(rel_ie_draws(d), NAMES), "3 checkpoints"),
+        (lambda e, d: classify_draws(rel_ie_draws(d), NAMES), "3 names"),
         (lambda e, d: classify_draws(rel_ie_draws(d), NAMES[:2], level=1), "level=1"),
         (lambda e, d: classify_draws(np.full((5, 4, 2), 0.25), list("abcd")), "trajectory"),
     ],
@@ -258,3 +255,12 @@ def test_interval_plot_draws_each_interval_and_marks_the_undecided(n):
     assert len(ax.lines) == 1 and "logits" in ax.get_xlabel() and "undecided" not in ax.get_xlabel()
     with pytest.raises(ValueError, match="no feature 6"):
         interval_plot(effects.mean, low, high, [6], names)
+
+
+def test_twins_are_the_pairs_of_the_same_words():
+    pairs = ctt.load_suite("tiny").pairs("agreement/simple", split="find")
+    label = twins(pairs)
+    for column in ("head", "attractor", "verb"):
+        assert pairs.table.groupby(label)[column].nunique(dropna=False).max() == 1
+    assert len(set(label)) == len(pairs.table[["head", "attractor", "verb"]].drop_duplicates()) < len(pairs)
+    assert (twins(pairs, words=["nothing"]) == np.arange(len(pairs))).all()

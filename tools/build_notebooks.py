@@ -1,7 +1,8 @@
 """Make notebooks/NN_name.ipynb from notebooks/src/NN_name.py (percent format), run on the embedded suite.
 
 The sources are the only hand-edited form. Equal sources give equal cells, ids and metadata; outputs are cleaned of
-what differs from machine to machine (paths, times, addresses, progress bars, views of live widgets).
+what differs from machine to machine (paths, times, addresses, progress bars, views of live widgets). Every notebook
+begins with two cells that are made here: a badge that opens it on Colab, and a cell that installs what is missing.
 """
 
 import argparse
@@ -19,12 +20,40 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from ctt_helpers import __version__
+
+# The public home, OWNER/NAME on GitHub: set it here, then run `make notebooks`. The badges and the installing cell
+# point to its tag v<version>, so that a notebook and the package that it installs belong together.
+REPOSITORY = "OWNER/crosscoding-through-time-hands-on"
+TAG = f"v{__version__}"
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
+GPU = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}}  # what Colab reads
+BADGE = f"""[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]\
+(https://colab.research.google.com/github/{REPOSITORY}/blob/{TAG}/notebooks/NOTEBOOK.ipynb)"""
+# Names in capitals: a small one would be taken for a misspelt parameter. Pins go to pip as a file and not by
+# PIP_CONSTRAINT, which would also bind the tools that build the package.
+SETUP = f"""\
+# On Colab, or wherever ctt_helpers is missing: add it and what it needs. What is installed already is not moved.
+import importlib.util
+
+if not all(importlib.util.find_spec(name) for name in ("ctt_helpers", "nnsight")):
+    import subprocess, sys, tempfile
+    from importlib import metadata
+    from pathlib import Path
+    PINS = {{f"{{d.name}}=={{metadata.version(d.name)}}" for d in metadata.distributions() if d.name}}
+    Path(FILE := tempfile.mkdtemp() + "/constraints.txt").write_text("\\n".join(sorted(PINS)))
+    REMOTE = "ctt-helpers @ git+https://github.com/{REPOSITORY}@{TAG}"
+    SOURCE = next((d for d in (".", "..") if Path(d, "ctt_helpers", "__init__.py").is_file()), REMOTE)
+    print(f"installing {{SOURCE}} (a minute or two)")
+    DONE = subprocess.run([sys.executable, "-m", "pip", "install", "-c", FILE, SOURCE], capture_output=True, text=True)
+    assert DONE.returncode == 0, f"pip could not install {{SOURCE}}:\\n{{DONE.stdout[-500:]}}{{DONE.stderr[-2000:]}}"
+    importlib.invalidate_caches()"""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 BAR = re.compile(r"\d+%\|.*\|.*\[|\d+(it|B|tokens|/\d+) \[\d+:\d+")  # a line that tqdm drew
 CELL_SECONDS = 900
@@ -36,9 +65,12 @@ def sources(folder: Path = NOTEBOOKS / "src") -> list[Path]:
 
 
 def build(source: Path) -> NotebookNode:
-    """The notebook of one source: same cells, ids that depend on the source only, no outputs."""
+    """The notebook of one source, after badge and set-up: same cells, ids from the source only, no outputs."""
     read = jupytext.read(source, fmt="py:percent")
-    notebook = nbformat.v4.new_notebook(metadata=METADATA)
+    light = source.stem.startswith("00")  # seconds on any CPU
+    badge = nbformat.v4.new_markdown_cell(BADGE.replace("NOTEBOOK", source.stem), id="open-in-colab")
+    setup = nbformat.v4.new_code_cell(SETUP, id="set-up", metadata={"tags": ["set-up"]})
+    notebook = nbformat.v4.new_notebook(cells=[badge, setup], metadata=METADATA if light else METADATA | GPU)
     for index, cell in enumerate(read.cells):
         digest = hashlib.sha256(f"{source.stem}/{index}/{cell.source[:80]}".encode()).hexdigest()
         make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
@@ -80,7 +112,7 @@ def clean_stream(text: str) -> str:
 
 def clean(notebook: NotebookNode) -> None:
     """Clean the outputs and metadata of an executed notebook, in place."""
-    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.metadata = nbformat.from_dict(METADATA | {k: v for k, v in notebook.metadata.items() if k in GPU})
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue

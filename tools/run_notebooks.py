@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,13 +38,17 @@ def failure(notebook: Path) -> str:
     return ""
 
 
-def run(notebook: Path, output: Path, seconds: int) -> str | None:
-    """Run one notebook in its own folder with this Python; None, or what went wrong."""
+def run(
+    notebook: Path, output: Path, seconds: float | None, parameters: dict | None = None, **environ: str
+) -> str | None:
+    """Run one notebook in its own folder with this Python, environment variables added; None, or what went wrong."""
     command = [sys.executable, "-m", "papermill", str(notebook), str(output), "-k", "python3"]
     command += ["--cwd", str(notebook.parent), "--no-progress-bar", "--log-level", "ERROR"]
+    parameters = dict(parameters or {})
     if "out: str" in notebook.read_text(encoding="utf-8"):  # what the notebook writes goes beside it
-        command += ["-p", "out", os.path.relpath(output.with_suffix(""), notebook.parent)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        parameters["out"] = os.path.relpath(output.with_suffix(""), notebook.parent)
+    command += ["-y", yaml.safe_dump(parameters)]  # as JSON, 1e-05 would arrive as text
+    environment = os.environ | environ
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
@@ -85,7 +90,7 @@ def main() -> int:
             number, _, name = notebook.stem.partition("_")
             print(f"{number} {name.replace('_', ' ')} ... ", end="", flush=True)
             began = time.monotonic()
-            problem = run(notebook.resolve(), working / notebook.name, options.seconds)
+            problem = run(notebook.resolve(), working / notebook.name, options.seconds, HF_HUB_OFFLINE="1")
             print(duration(time.monotonic() - began) if problem is None else "failed", flush=True)
             if problem is not None:
                 failed = out.with_name(out.name + ".failed")

@@ -5,24 +5,9 @@ Everywhere: `ax` draws into Axes of yours, `title` should say the finding, per-f
 An array whose shape does not fit `names`, or a feature that is not among the latents, is a ValueError.
 """
 
-from ctt_helpers.plots.effects import (
-    ablation_bars,
-    effect_scatter,
-    feature_heatmap,
-    relie_vs_reldec,
-)
-from ctt_helpers.plots.intervals import interval_plot
+# ruff: noqa: F401 (reached as plots.interval_plot ...)
+from ctt_helpers.plots.effects import ablation_bars, effect_scatter, feature_heatmap, interval_plot, relie_vs_reldec
 from ctt_helpers.plots.look import checkpoint_colors, format_tokens, style, task_colors
-from ctt_helpers.plots.runs import (
-    accuracy_curves,
-    signature_figure,
-    similarity_heatmap,
-    training_curves,
-)
+from ctt_helpers.plots.runs import accuracy_curves, signature_figure, similarity_heatmap, training_curves
 from ctt_helpers.plots.text import examples_html, tokens_html
-
-__all__ = [
-    "ablation_bars", "accuracy_curves", "checkpoint_colors", "effect_scatter",
-    "examples_html", "feature_heatmap", "format_tokens", "interval_plot", "relie_vs_reldec", "signature_figure",
-    "similarity_heatmap", "style", "task_colors", "tokens_html", "training_curves",
-]  # fmt: skip
+from ctt_helpers.plots.time import ternary, trajectories

@@ -12,6 +12,8 @@ import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
+from ctt_helpers.metrics import to_numpy
+
 # colours of Okabe and Ito and a few more that stay apart under colour blindness; grey is kept for baselines
 HUES = ("#0072B2", "#56B4E9", "#D55E00", "#8C6D00", "#CC79A7", "#009E73", "#332288", "#882255", "#44AA99", "#B8A038")
 MARKERS, GREY, IE_UNIT = "osD^vP", "#767676", "indirect effect (logits)"
@@ -61,12 +63,10 @@ def as_matrix(values, names: Sequence[str], features: Sequence[int] = ()) -> Eff
     Raises:
         ValueError: the shape does not fit the names, or a feature is not among the latents.
     """
-    values = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+    values = to_numpy(values)
     if values.ndim != 2 or len(values) != len(names):
-        raise ValueError(
-            f"Got an array of shape {values.shape} for {len(names)} checkpoints {list(names)}; it must be "
-            f"[checkpoints, latents], one row a checkpoint. Pass names=ckpts.labels, or transpose the array."
-        )
+        told = f"Got an array of shape {values.shape} for {len(names)} checkpoints {list(names)}"
+        raise ValueError(f"{told}; it must be [checkpoints, latents]. Pass names=ckpts.labels, or transpose the array.")
     h = values.shape[1]
     if wrong := [f for f in features if not 0 <= f < h]:
         raise ValueError(f"There is no feature {wrong[0]}: this crosscoder has {h} latents, 0 to {h - 1}.")
@@ -103,9 +103,10 @@ def token_axis(ax: Axes, tokens: pd.Series) -> None:
     ax.set_xlabel("tokens seen (log scale)")
 
 
-def set_title(ax: Axes, title: str, pad: float = 6) -> None:
-    """A title folded to the width of its axes, so that a finding may take two lines."""
+def set_title(ax: Axes, title: str, pad: float = 6) -> Axes:
+    """A title folded to the width of its axes, so that a finding may take two lines; returns the axes."""
     ax.set_title(textwrap.fill(title, max(20, int(ax.bbox.width / ax.figure.dpi / 0.078))), pad=pad)
+    return ax
 
 
 def accuracy_axis(ax: Axes) -> None:

@@ -38,20 +38,18 @@ def accuracy_curves(
     tasks = list(colors if tasks is None else tasks)
     look.require_names("task", tasks, list(colors))
     look.require_names("revision", highlight, curve["revision"].unique())
-    ax, shown = (
-        look.new_axes(ax, 4.6 if len(tasks) <= 5 else 6.2),
-        curve[curve["task"].isin(tasks)].sort_values("tokens_seen"),
-    )
+    ax, direct = look.new_axes(ax, 4.6 if len(tasks) <= 5 else 6.2), len(tasks) <= 5
+    shown = curve[curve["task"].isin(tasks)].sort_values("tokens_seen")
     sizes = shown.groupby("task")["n_pairs"].max()
-    same, direct = sizes.nunique() == 1, len(tasks) <= 5
+    same = sizes.nunique() == 1
+    label = {task: task if same else f"{task} ({sizes[task]:,} pairs)" for task in tasks}
     look.token_axis(ax, shown["tokens_seen"])
     lines = {task: shown[shown["task"] == task] for task in tasks}
     for i, (task, line) in enumerate(lines.items()):
         x, y, e = (line[c].to_numpy(float) for c in ("tokens_seen", "accuracy", "stderr"))
-        label = task if same else f"{task} ({sizes[task]:,} pairs)"
         # the second round of the palette is dashed, so that no two tasks look alike
         dashes = "-" if list(colors).index(task) < len(look.HUES) else "--"
-        ax.plot(x, y, dashes, color=colors[task], marker=look.MARKERS[i % len(look.MARKERS)], label=label)
+        ax.plot(x, y, dashes, color=colors[task], marker=look.MARKERS[i % len(look.MARKERS)], label=label[task])
         ax.fill_between(x, np.clip(y - e, 0, 1), np.clip(y + e, 0, 1), color=colors[task], alpha=0.18, lw=0)
     look.accuracy_axis(ax)
     look.set_title(ax, title, pad=6 + 10 * _mark_checkpoints(ax, curve, highlight))
@@ -59,9 +57,8 @@ def accuracy_curves(
     ax.set_xlabel(f"tokens seen (log scale)\n{pairs}band: ± 1 standard error")
     if direct:
         ends = sorted(tasks, key=lambda t: tuple(lines[t]["accuracy"].to_numpy()[::-1]), reverse=True)
-        named = {t if same else f"{t} ({sizes[t]:,} pairs)": t for t in ends}
-        last = {label: lines[t]["accuracy"].iloc[-1] for label, t in named.items()}
-        look.end_labels(ax, shown["tokens_seen"].max(), last, {label: colors[t] for label, t in named.items()})
+        last = {label[t]: lines[t]["accuracy"].iloc[-1] for t in ends}
+        look.end_labels(ax, shown["tokens_seen"].max(), last, {label[t]: colors[t] for t in ends})
     else:
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.2)
     return ax
@@ -115,8 +112,7 @@ def similarity_heatmap(
         for label in (ax.get_xticklabels()[row], ax.get_yticklabels()[row]):
             label.set(color=color, fontweight="bold")
     ax.set(xlabel="checkpoint", ylabel="checkpoint")
-    look.set_title(ax, title)
-    return ax
+    return look.set_title(ax, title)
 
 
 @style()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ctt_helpers as ctt
 from ctt_helpers import runtime
+from ctt_helpers.toy.pretrain import sha256
 
 N_LATENTS, K, TRAIN_TOKENS, EVAL_TOKENS = 512, 16, 140_000, 110_000
 
@@ -30,7 +31,7 @@ def main() -> None:
     result.history.to_csv(arguments.out / "history.csv", index=False)
     report.save(arguments.out / "report.json")
     files = sorted(path.name for path in arguments.out.iterdir())
-    sums = "".join(f"{runtime.sha256(arguments.out / name)}  {name}\n" for name in files)
+    sums = "".join(f"{sha256(arguments.out / name)}  {name}\n" for name in files)
     (arguments.out / "SHA256SUMS").write_text(sums, encoding="utf-8")
     shutil.rmtree(work)
     print(report.to_frame().round(4).to_string())

@@ -4,6 +4,7 @@ python -m ctt_helpers.toy.pretrain --out data/tiny
 """
 
 import argparse
+import hashlib
 import json
 import math
 import shutil
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ctt_helpers.runtime import atomic_path, progress, read_json, sha256, write_json
+from ctt_helpers.runtime import atomic_path, progress, read_json, write_json
 from ctt_helpers.toy import grammar
 from ctt_helpers.toy.lexicon import END_OF_TEXT, UNKNOWN, lexicon
 from ctt_helpers.toy.pairs import TASKS, make_pairs
@@ -240,6 +241,12 @@ def _describe(task: Any, seed: int) -> dict[str, str]:
         "example": f"{example['prefix']}{example['right']}/*{example['wrong'].strip()}",
         "measures": task.measures,
     }
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_checksums(out: Path) -> None:

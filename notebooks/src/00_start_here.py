@@ -29,6 +29,7 @@
 # | **04 RelIE and RelDec** | Which features matter for a task, and when? | 25 |
 # | **05 Does it hold?** | What happens if I switch them off? | 15 |
 # | **06 Testing causes** | How far can these numbers be trusted? | 40 |
+# | **08 Scaling up** | What of many checkpoints, other models, other languages? | 30 |
 #
 # Each notebook runs on its own. In each, the cell called *parameters* holds everything you may want to change.
 

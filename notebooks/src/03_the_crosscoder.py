@@ -50,6 +50,21 @@ ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, devic
 print(f"{suite.name} at {', '.join(ckpts.labels)}, layer {ckpts.layer}")
 
 # %% [markdown]
+# Training is the slow part. With a real model, look at what it will take on *this* machine before you start it.
+
+# %%
+if suite.name != "tiny":
+    from ctt_helpers.estimates import reading_speed, show_time
+
+    print(ckpts.estimate(tokens=steps * batch_size + n_eval_tokens))
+    # products of the encoder and the decoder: forward, for the weights, and (decoder only) for the code
+    operations = 10 * len(ckpts) * ckpts.d_model * n_latents * steps * batch_size
+    seconds = operations / reading_speed(ckpts.device, torch.float32, ckpts.d_model)
+    print(f"  training  {steps:,} steps of {batch_size:,} tokens: about {show_time(seconds)}")
+    if ckpts.device == "cpu":
+        print("There is no GPU here. On Colab: Runtime > Change runtime type > T4 GPU. Or train=False, or fewer steps.")
+
+# %% [markdown]
 # ## What goes in
 # We read the same text with every checkpoint and stack what we find: `[tokens, checkpoints, d_model]`. One row is *one
 # token in one context*, seen by three states of the same model.
@@ -193,7 +208,9 @@ table.groupby("kind", sort=False)[["reldec", "used", "called specific", "truly s
 
 # %%
 if train:
-    result = ctt.train(crosscoder, stream, ctt.TrainConfig(steps=steps, **training), out=Path(out), device=str(x.device))
+    result = ctt.train(
+        crosscoder, stream, ctt.TrainConfig(steps=steps, **training), out=Path(out), device=str(x.device)
+    )
     history = result.history
     folder = Path(out) / "crosscoder"
 else:

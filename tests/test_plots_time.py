@@ -1,0 +1,104 @@
+"""Figures of when features matter: where they put a feature, what they refuse."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgba
+
+from ctt_helpers import plots
+from ctt_helpers.plots.time import CORNERS, ternary, trajectories
+
+NAMES = ["step256", "step512", "step3000"]
+# all of the first, the second, the third; shared by all; shared by the first two; inactive
+RATIOS = np.array([[1, 0, 0, 1 / 3, 0.5, np.nan], [0, 1, 0, 1 / 3, 0.5, np.nan], [0, 0, 1, 1 / 3, 0, np.nan]])
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def dots(ax) -> dict[tuple, tuple]:
+    """Where each dot is -> its colour and area."""
+    drawn = ax.collections[0]
+    colors = np.broadcast_to(drawn.get_facecolor(), (len(drawn.get_offsets()), 4))
+    places = [tuple(np.round(place, 6)) for place in np.asarray(drawn.get_offsets())]
+    return {p: (tuple(c[:3]), a) for p, c, a in zip(places, colors, drawn.get_sizes(), strict=True)}
+
+
+def test_a_feature_of_one_checkpoint_lies_in_its_corner_in_its_colour():
+    ax = ternary(RATIOS, [1, -4, 2, 0, 1, 9], NAMES, n_labels=2, title="Corners")
+    there, colors = dots(ax), list(plots.checkpoint_colors(NAMES).values())
+    assert len(there) == 5 and "5 active" in ax.texts[-1].get_text()
+    for corner, color in zip(CORNERS, colors, strict=True):
+        assert there[tuple(np.round(corner, 6))][0] == pytest.approx(color[:3])
+    grey = to_rgba(plots.look.GREY)[:3]
+    middle, edge = CORNERS.mean(0), CORNERS[:2].mean(0)
+    assert there[tuple(np.round(middle, 6))][0] == pytest.approx(grey)
+    assert there[tuple(np.round(edge, 6))][0] == pytest.approx(grey)
+    # areas grow with |size|, of active features only; the largest two have their numbers
+    area = [there[tuple(np.round(corner, 6))][1] for corner in CORNERS]
+    assert area[1] > area[2] > area[0] and area[1] == max(a for _, a in there.values())
+    numbers = {t.get_text() for t in ax.texts if t.get_text().startswith("#")}
+    assert numbers == {"#1", "#2"}
+    assert ax.get_title(loc="left") == "Corners"
+    assert {t.get_text() for t in ax.texts} >= set(NAMES)
+
+
+def test_the_triangle_is_equilateral_and_its_lines_cut_off_the_corners():
+    sides = np.linalg.norm(CORNERS - np.roll(CORNERS, 1, axis=0), axis=1)
+    np.testing.assert_allclose(sides, 1)
+    ax = ternary(torch.from_numpy(RATIOS), np.ones(6), NAMES, specific=0.6, n_labels=9)
+    to_ratios = np.linalg.inv(np.vstack([CORNERS.T, np.ones(3)]))
+    for c, line in enumerate(ax.lines[1:4]):
+        ends = to_ratios @ np.vstack([line.get_xydata().T, np.ones(2)])
+        np.testing.assert_allclose(ends[c], 0.6)
+    assert len(set(dots(ax).values())) == 4  # three corners and grey, all of one area
+    numbers = [t.get_text() for t in ax.texts if t.get_text().startswith("#")]
+    assert sorted(numbers) == ["#0", "#1", "#2", "#3", "#4"]
+
+
+def test_numbers_of_features_at_one_place_do_not_overlap():
+    ax = ternary(np.repeat([[0.0], [0.0], [1.0]], 5, axis=1), np.arange(5), NAMES, n_labels=5)
+    heights = sorted(t.xy[1] for t in ax.texts if t.get_text().startswith("#"))
+    assert len(heights) == 5 and min(np.diff(heights)) > 0.04 and min(heights) == pytest.approx(0)
+
+
+def test_a_triangle_without_an_active_feature_is_empty():
+    ax = ternary(np.full((3, 4), np.nan), np.zeros(4), NAMES)
+    ax.figure.canvas.draw()
+    assert len(ax.collections[0].get_offsets()) == 0
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_a_triangle_is_for_three(n):
+    with pytest.raises(ValueError, match=rf"shows three checkpoints, and here are {n}: use trajectories"):
+        ternary(np.full((n, 2), 1 / n), np.ones(2), [f"step{i}" for i in range(n)])
+
+
+@pytest.mark.parametrize("n", [2, 5, 32])
+def test_trajectories_draw_each_feature_over_its_tokens(n):
+    values = np.random.default_rng(0).standard_normal((n, 6))
+    tokens, names = [0, *(2**i for i in range(n - 1))], [f"step{i}" for i in range(n)]
+    ax = trajectories(values, tokens, [4, 1], names, values - 0.1, values + 0.1, title="A finding")
+    ax.figure.canvas.draw()
+    drawn = {line.get_label(): line for line in ax.lines if line.get_label().startswith("#")}
+    assert list(drawn) == ["#4", "#1"]
+    for feature, line in zip((4, 1), drawn.values(), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), tokens)
+        np.testing.assert_allclose(line.get_ydata(), values[:, feature])
+    assert drawn["#4"].get_color() != drawn["#1"].get_color()
+    bands = [band.get_paths()[0].vertices[:, 1] for band in ax.collections]
+    assert [b.max() for b in bands] == pytest.approx([values[:, 4].max() + 0.1, values[:, 1].max() + 0.1])
+    assert ax.get_xscale() == "symlog" and "tokens" in ax.get_xlabel() and "logits" in ax.get_ylabel()
+    assert [t.get_text() for t in ax.texts] == sorted(drawn, key=lambda k: -drawn[k].get_ydata()[-1])
+
+
+@pytest.mark.parametrize("tokens", [[0, None], [0, 1, 2]])
+def test_trajectories_need_the_tokens_of_each_checkpoint(tokens):
+    with pytest.raises(ValueError, match="give the number for each of the 2 checkpoints"):
+        trajectories(np.ones((2, 3)), tokens, [0], ["step0", "main"])
+    with pytest.raises(ValueError, match="There is no feature 3"):
+        trajectories(np.ones((2, 3)), [1, 2], [3], ["step0", "main"])
