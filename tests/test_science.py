@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 import ctt_helpers as ctt
-from benchmarks.science import causes, nulls, page, seeds
+from benchmarks.science import causes, nulls, page, prediction, seeds
 from benchmarks.science.__main__ import PARTS, main
 from benchmarks.science.context import Context, decide, ranks, spearman, twins
 from ctt_helpers.metrics import decoder_similarity, match_features
@@ -50,16 +50,38 @@ def test_a_perfect_guess_is_ahead_and_order_of_checkpoints_does_not_matter():
     draws = np.abs(effects + 0.1 * rng.standard_normal((50, 3, 30)))
     draws[:, :, 4] = 0  # a latent that no drawn sentence has
     guesses = {"RelIE": truth, "RelDec": rng.dirichlet(np.ones(3), 30).T}
-    first, second = causes.compare("a task", guesses, truth, draws, ["a", "b", "c"])
+    first, second = prediction.compare("a task", guesses, truth, draws, ["a", "b", "c"])
     assert first["rank correlation"] == pytest.approx(1) and first["error"] == 0
     assert first["rank correlation - RelDec low"] > 0 > first["error - RelDec high"]
     assert second["rank correlation - RelDec"] == second["rank correlation - RelDec high"] == 0
     order = [2, 0, 1]
-    turned = causes.compare(
+    turned = prediction.compare(
         "a task", {k: g[order] for k, g in guesses.items()}, truth[order], draws[:, order], ["c", "a", "b"]
     )
     for before, after in zip((first, second), turned, strict=True):
         assert {k: pytest.approx(v) for k, v in before.items()} == after
+
+
+def test_intervals_over_latents_do_as_latents_drawn_by_hand_and_widen_with_clusters():
+    items = np.array([7, 7, 2, 9, 2])
+    for drawn in prediction.latents_drawn(items, 20, seed=0):
+        times = np.bincount(drawn, minlength=5)
+        assert times[0] == times[1] and times[2] == times[4] and times[0] + times[2] + times[3] == 3
+    rng = np.random.default_rng(0)
+    truth, guess = rng.dirichlet(np.ones(3), 40).T, rng.dirichlet(np.ones(3), 40).T
+    guesses = {"RelIE": 0.5 * (truth + guess), "RelDec": guess}
+    draws = np.broadcast_to(truth, (400, *truth.shape))  # the same sentences throughout
+    once = prediction.compare("", guesses, truth, draws, list("abc"))[0]
+    assert once["rank correlation low"] == pytest.approx(once["rank correlation high"])
+    wide = [np.tile(v, 4) for v in (truth, guess)]  # four tasks that are one and the same
+    guesses, draws = {"RelIE": 0.5 * (wide[0] + wide[1]), "RelDec": wide[1]}, np.tile(draws, 4)
+    alone, together = (
+        prediction.compare("", guesses, wide[0], draws, list("abc"), who)[0]
+        for who in (None, np.tile(np.arange(40), 4))
+    )
+    ends = ("rank correlation low, latents", "rank correlation high, latents")
+    assert [together[e] for e in ends] == pytest.approx([once[e] for e in ends])
+    assert together[ends[1]] - together[ends[0]] > 1.5 * (alone[ends[1]] - alone[ends[0]])
 
 
 def test_swapped_labels_flip_effects_as_recomputation_does(context):
@@ -132,8 +154,30 @@ def test_a_reordered_dictionary_is_stable_all_over(context):
     for kind in ("RelIE", "RelDec"):
         assert row[f"{kind}: same class"] == row[f"{kind}: in all"] == 1 > row[f"{kind}: by chance"]
         assert row[f"{kind}: rank correlation"] == pytest.approx(1)
+    assert row[seeds.DIFFERENCE] == row[f"{seeds.DIFFERENCE} low"] == row[f"{seeds.DIFFERENCE} high"] == 0
+    table = seeds.stable_classes(context, {task: [ie, ie[:, order]]}, [rel_dec, rel_dec[:, order]], matches)
+    assert (table[["kept by another seed", "kept by all"]] == 1).all(None)
+    assert (table.groupby("ratio")["stable latents"].sum() == row["stable and active"]).all()
     told = seeds.stories(context, {task: [ie, ie[:, order]], TASKS[0]: [ie, ie[:, order]]}, matches, ["a", "b"])
     assert (told["its rank"] == 1).all() and told["IE step3000"].iloc[0] == ie[-1].max()
+
+
+def test_random_groups_leave_the_helpers_out(context):
+    active = np.arange(30)
+    assert all(not {*g} & {1, 5, 8} for g in causes._others([1, 5, 8], active, 0, 1))
+    assert causes._others(list(range(16)), active, 0, 1) == [] == causes._others(list(range(11)), active, 0, 2)
+
+
+def test_the_record_says_whether_trainings_were_reused(context, monkeypatch):
+    monkeypatch.setattr(ctt, "train", lambda crosscoder, stream, config, out, device: (out).mkdir(parents=True))
+    fresh = replace(context, work=context.work / "fresh", train_tokens=2000)
+    fresh.trainings.clear()
+    fresh.train(context.ckpts, "one")
+    (fresh.work / "one" / "train_config.json").touch()
+    monkeypatch.setattr(ctt, "train", lambda *args, **kwargs: None)
+    fresh.train(context.ckpts, "one")
+    assert fresh.trainings == {"anew": 1, "reused": 1}
+    assert page._time({"seconds": 5, "trainings": fresh.trainings}) == "5 s (trainings: 1 anew, 1 reused)"
 
 
 def test_the_command_writes_tables_and_a_page(context, tmp_path, capsys, monkeypatch):
@@ -153,6 +197,9 @@ def test_the_command_writes_tables_and_a_page(context, tmp_path, capsys, monkeyp
     helpers = np.argsort(-context.effects(TASKS[1], "find").mean[-1])[:10].tolist()
     table = ctt.ablate(context.crosscoder, context.ckpts, context.pairs(TASKS[1], "test"), helpers).iloc[-1]
     assert row["log-prob.: top"] == pytest.approx(-table["effect"], rel=1e-4)
+    every = ctt.ablate(context.crosscoder, context.ckpts, context.pairs(TASKS[1], "test"), range(512)).iloc[-1]
+    assert row["log-prob.: all"] == pytest.approx(-every["effect"], rel=1e-4)
+    assert groups[groups["k"] == 10]["accuracy: random"].notna().all()
     assert row["accuracy: top"] == pytest.approx(table["accuracy_after"] - table["accuracy_before"], rel=1e-4)
 
 

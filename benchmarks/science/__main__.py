@@ -47,8 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name in [given.only] if given.only else PARTS:
         print(f"{name}: {PARTS[name].__doc__.splitlines()[0]}", flush=True)
         about, begin = {"command": command, **report.machine()}, time.perf_counter()
+        setting.trainings.clear()
         frames = PARTS[name].run(setting)
-        report.save(given.out, name, frames, {**about, "seconds": round(time.perf_counter() - begin)})
+        about |= {"seconds": round(time.perf_counter() - begin), "trainings": dict(setting.trainings)}
+        report.save(given.out, name, frames, about)
         page.write(given.out, PARTS)  # after each one, so that a run cut short keeps what it has
     print((given.out / page.FOUND).read_text(encoding="utf-8"))
 

@@ -1,6 +1,7 @@
 """What the measurements are taken on: a suite, three of its checkpoints, their crosscoder, tasks, sizes."""
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 import ctt_helpers as ctt
 from ctt_helpers.toy.dictionary import TRAIN_TOKENS
-from ctt_helpers.uncertainty import classify_draws, rel_ie_draws, resample, trajectory_draws
+from ctt_helpers.uncertainty import classify_draws, rel_ie_draws, resample, trajectory_draws, twins
 
 INACTIVE = 1e-3  # a latent whose summed |IE| is below this share of the sum over all latents is inactive
 AGREEMENT = ("agreement/simple", "agreement/pp", "agreement/subj_rel", "agreement/obj_rel")
@@ -29,6 +30,7 @@ class Context:
         data: for tasks that are not the suite's own: the folder with the published data.
         text: for suites without a text of their own: the file with it.
         train_tokens, train_config: of the crosscoders trained here; their sizes are those of `crosscoder`.
+        trainings: how many were made anew and how many found in `work`, for the record.
     """
 
     suite: ctt.Suite
@@ -43,6 +45,7 @@ class Context:
     text: Path | None = None
     train_tokens: int = TRAIN_TOKENS
     train_config: ctt.TrainConfig = field(default_factory=ctt.TrainConfig)
+    trainings: Counter = field(default_factory=Counter)
     _effects: dict = field(default_factory=dict, repr=False)
 
     @property
@@ -77,18 +80,13 @@ class Context:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*hold the same weights")  # what one of the controls is about
             stream = ctt.ActivationStream(ckpts, text, seed=seed)
+        self.trainings["reused" if (self.work / name / "train_config.json").is_file() else "anew"] += 1
         ctt.train(crosscoder, stream, self.train_config, out=self.work / name, device=ckpts.device)
         return crosscoder
 
 
 def short(task: str) -> str:
     return task.split("/")[-1]
-
-
-def twins(pairs: ctt.MinimalPairs) -> np.ndarray:
-    """One number for each pair, the same for pairs made of the same words (singular and plural): they go together."""
-    words = [c for c in ("head", "attractor", "verb") if c in pairs.table]
-    return pairs.table.groupby(words, dropna=False).ngroup().to_numpy() if words else np.arange(len(pairs))
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

@@ -200,11 +200,10 @@ def _directions_row(effects: Effects) -> dict[str, float]:
 def brief(frames: dict[str, pd.DataFrame]) -> str:
     """Swapped labels and random directions: what is left of a finding where there is nothing."""
     swapped = frames["null_labels"].groupby("labels", sort=False).mean(numeric_only=True).reset_index()
-    directions = frames["null_directions"].groupby("directions", sort=False).mean(numeric_only=True).reset_index()
     kept = ["labels", "sum of |IE|", "active latents", "specific", "specific, decided", "specific, decided, IE not 0"]
-    note = "Mean over tasks. Random directions keep each latent's activations and norms."
-    digits = {c: 1 for c in directions if "specific" in c}
-    return f"{note}\n\n{page.table(swapped[kept])}\n\n{page.table(directions, digits)}"
+    note = "Random directions keep each latent's activations and norms (by checkpoint):"
+    directions = page.table(_short_directions(frames["null_directions"]))
+    return f"Labels swapped, mean over tasks:\n\n{page.table(swapped[kept])}\n\n{note}\n\n{directions}"
 
 
 def headline(frames: dict[str, pd.DataFrame]) -> str:
@@ -218,7 +217,19 @@ def headline(frames: dict[str, pd.DataFrame]) -> str:
         f"{twin['active latents'].sum()} active latents by RelIE; to an untrained checkpoint {told['RelIE']} by RelIE "
         f"and {told['RelDec, active latents']} by RelDec (of the whole dictionary {whole[untrained]} of "
         f"{whole['latents']}); with labels swapped {_rates(swapped[swapped['labels'] != 'true'])} of the active ones "
-        "(as they come / decided by the sentences / and with an effect that is not 0)."
+        f"(as they come / decided by the sentences / and with an effect that is not 0). {_largest(frames)}"
+    )
+
+
+def _largest(frames: dict[str, pd.DataFrame]) -> str:
+    """The largest effect of random directions (mean of the draws) as a share of the largest trained one."""
+    table = frames["null_directions"].set_index("task")
+    columns = [c for c in table if c.startswith("largest |IE|")]
+    trained, random = (part[columns] for _, part in table.groupby(table["directions"] != "trained"))
+    told = ", ".join(f"{t} {' / '.join(f'{v:.0%}' for v in shares)}" for t, *shares in (random / trained).itertuples())
+    return (
+        "The strongest random direction has this share of the effect of the strongest trained one, checkpoint by "
+        f"checkpoint: {told}."
     )
 
 

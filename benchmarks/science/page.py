@@ -27,7 +27,7 @@ def make(out: Path, parts: Mapping[str, ModuleType]) -> dict[str, str]:
         for name in parts
         if name in known
     }
-    made = [f"{name}: `{known[name]['command']}`, {known[name]['seconds']} s" for name in frames]
+    made = [f"{name}: `{known[name]['command']}`, {_time(known[name])}" for name in frames]
     machine = next(iter(known.values()))
     end = f"Made on {machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. {'; '.join(made)}."
     note = (
@@ -40,6 +40,12 @@ def make(out: Path, parts: Mapping[str, ModuleType]) -> dict[str, str]:
         found += [parts[name].headline(of_part), parts[name].brief(of_part)]
         tables.append(parts[name].section(of_part))
     return {FOUND: "\n\n".join([*found, end]) + "\n", TABLES: "\n\n".join([*tables, end]) + "\n"}
+
+
+def _time(about: Mapping) -> str:
+    """The seconds, and whether trainings are among them, where that was noted."""
+    told = ", ".join(f"{n} {how}" for how, n in sorted(about.get("trainings", {}).items()))
+    return f"{about['seconds']} s" + (f" (trainings: {told})" if told else "")
 
 
 def table(frame: pd.DataFrame, digits: Mapping[str, int] | None = None) -> str:

@@ -715,9 +715,9 @@ if stable is not None:
 
 # %% [markdown]
 # **Stable**: the mutual best match at every other seed is at least 0.7 alike. How many of the active features are stable?
-# How much of the effect do they carry? Does a stable feature keep its *class*, compared with chance? And look at RelDec in
-# the same rows: its classes come back *more* often than those of RelIE, although RelIE predicts causes better. What is
-# reproducible need not be what matters, and the other way round.
+# How much of the effect do they carry? Does a stable feature keep its *class*, compared with chance? And compare with
+# RelDec: on plain agreement its classes come back *more* often than those of RelIE, although RelIE predicts causes better.
+# (Across the attractor the difference is within its interval.) What is reproducible need not be what matters.
 #
 # The strongest features come back with the same story. Their *sizes* do not: a standard deviation of half the mean is
 # common, since one seed splits what another keeps together. To compare a second *model* with a second crosscoder, look at
