@@ -39,8 +39,8 @@ def block(results: Path = ROOT / "benchmarks" / "results") -> str:
             markdown(settings, digits),
             "What the shortcuts save (how many times longer the other way takes, measured in turns in one process):",
             markdown(speed, {"ratio": 1}),
-            "Ratios from one half of the sentences against exact effects on the other: rank correlation, with 95 % "
-            "intervals over sentences (more on [one page](benchmarks/results/science/FOUND.md)):",
+            "Ratios from one half of the sentences against exact effects on the other, by rank correlation (more on "
+            "[one page](benchmarks/results/science/FOUND.md)).",
             causes.brief({"prediction": pd.read_csv(results / "science" / "prediction.csv")}),
             f"Measured by `make bench` and `make science` on {about['cpu']}, {about['cores']} cores, "
             f"{about['threads']} torch thread, torch {about['torch']}. All rows: "
