@@ -7,7 +7,7 @@ PY = $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(shell echo "$(CURDIR)" | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help env tutorial test test-long lab notebooks bench science lint format clean clean-all
+.PHONY: help env tutorial test test-long test-colab lab notebooks bench science lint format clean clean-all
 
 help:
 	@echo "make tutorial   the whole story: every notebook, run on the embedded suite, no network needed"
@@ -15,7 +15,7 @@ help:
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo
 	@echo "make env        only the virtual environment ($(VENV)); the others make it when it is not there"
-	@echo "make test-long  the tests that take minutes"
+	@echo "make test-long  the tests that take minutes;  make test-colab  the tests with Colab's versions"
 	@echo "make notebooks  make notebooks/*.ipynb from notebooks/src/*.py, and run them"
 	@echo "make bench      the benchmarks;  make science  test the numbers: what we found"
 	@echo "make lint       check the style;  make format  repair it"
@@ -54,6 +54,10 @@ test: env
 
 test-long: env
 	@HF_HUB_OFFLINE=1 "$(PY)" -m pytest -m long --timeout 3600
+
+test-colab: env
+	@"$(PY)" -m pip install -q --no-deps --upgrade --target $(VENV)/colab -r tests/colab-versions.txt
+	@PYTHONPATH="$(CURDIR)/$(VENV)/colab" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 "$(PY)" -m pytest -n 2 --dist worksteal
 
 lab: env
 	@"$(PY)" -m jupyter lab --notebook-dir .

@@ -4,8 +4,9 @@ import argparse
 import time
 from pathlib import Path
 
+import torch
+
 from benchmarks import report, settings, speed, story
-from ctt_helpers import runtime
 
 BENCHMARKS = {"story": story, "settings": settings, "speed": speed}
 
@@ -15,7 +16,7 @@ def main() -> None:
     parser.add_argument("--only", choices=BENCHMARKS, help="run this one and keep the results of the others")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     arguments = parser.parse_args()
-    runtime.set_threads(1)
+    torch.set_num_threads(1)
     command = "python -m benchmarks" + (f" --only {arguments.only}" if arguments.only else "")
     for name in [arguments.only] if arguments.only else BENCHMARKS:
         print(f"{name}: {BENCHMARKS[name].__doc__}", flush=True)

@@ -4,6 +4,7 @@ The order of tokens is worked out on indices alone, from the seed. So a stream c
 run up to there, and a resumed training sees the very batches that it would have seen.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -85,32 +86,41 @@ class TensorStream:
         per_round = self.buffer_tokens // 2 // self.batch_size
         first_round, skip = divmod(start, per_round)
         order = self._group_order()
-        groups, rows = np.empty(0, np.int64), np.empty(0, np.int64)  # the buffer, as indices
+        places = np.empty(0, np.int64)  # the buffer, as indices of tokens
         values: Tensor | None = None  # ... and as activations, once they are needed
         for number in itertools.count():
-            new, size = [], len(groups)
+            new, size = [], len(places)
             while size < self.buffer_tokens:
                 new.append(next(order))
                 size += self._group_size(new[-1])
-            groups = np.concatenate([groups, *(np.full(self._group_size(g), g) for g in new)])
-            rows = np.concatenate([rows, *(np.arange(self._group_size(g)) for g in new)])
-            shuffle = np.random.default_rng([self.seed, 1, number]).permutation(len(groups))
-            groups, rows = groups[shuffle], rows[shuffle]
+            places = np.concatenate([places, *(g * self.group_tokens + np.arange(self._group_size(g)) for g in new)])
+            shuffle = np.random.default_rng([self.seed, 1, number]).permutation(len(places))
+            places = places[shuffle]
             served = per_round * self.batch_size
             if number >= first_round:
                 if values is None:
-                    values = self._gather(groups, rows)
+                    values = self._gather(places)
                 else:
-                    values = torch.cat([values, *(self._group(g) for g in new)])[torch.from_numpy(shuffle)]
+                    values = self._refill(values, new, torch.from_numpy(shuffle))
                 for index in range(skip if number == first_round else 0, per_round):
                     yield values[index * self.batch_size : (index + 1) * self.batch_size]
                 values = values[served:]
-            groups, rows = groups[served:], rows[served:]
+            places = places[served:]
 
-    def _gather(self, groups: np.ndarray, rows: np.ndarray) -> Float[Tensor, "tokens checkpoints d_model"]:
+    def _gather(self, places: np.ndarray) -> Float[Tensor, "tokens checkpoints d_model"]:
+        groups, rows = np.divmod(places, self.group_tokens)
         order = np.argsort(groups, kind="stable")
         parts = [self._group(int(g))[torch.from_numpy(rows[groups == g])] for g in np.unique(groups)]
         return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+
+    def _refill(self, rest: Tensor, new: list[int], shuffle: Tensor) -> Float[Tensor, "tokens checkpoints d_model"]:
+        """The rest and new groups, shuffled: written in place, so that no more than two buffers are in memory."""
+        values, places = rest.new_empty(len(shuffle), *rest.shape[1:]), torch.argsort(shuffle)
+        values[places[: len(rest)]], done = rest, len(rest)
+        for group in map(self._group, new):
+            values[places[done : done + len(group)]] = group
+            done += len(group)
+        return values
 
     def fingerprint(self) -> str:
         """Changes with anything that changes the batches: data, checkpoints, layer, seed, sizes."""
@@ -130,7 +140,8 @@ class ActivationStream(TensorStream):
         batch_size: tokens a batch.
         seed: of the order of tokens.
         buffer_tokens: size of the shuffle buffer.
-        sequences_per_group: how many sequences are run through the models at once.
+        sequences_per_group: how many sequences are run through the models at once; fewer if they are long (2**14
+            tokens in all).
         cache_gb: keep all activations in memory if they take no more than this many gigabytes.
     """
 
@@ -146,6 +157,7 @@ class ActivationStream(TensorStream):
     ):
         if text.ndim != 2 or text.shape[1] < 2:
             raise ValueError(f"text must be [sequences, length >= 2] token ids; it is {tuple(text.shape)}.")
+        sequences_per_group = min(sequences_per_group, max(1, 2**14 // text.shape[1]))  # long ones: what a GPU holds
         self.ckpts, self.text, self.sequences_per_group = ckpts, text, sequences_per_group
         self.n_checkpoints, self.d_model = len(ckpts), ckpts.d_model
         self.group_tokens = sequences_per_group * (text.shape[1] - 1)
@@ -154,16 +166,11 @@ class ActivationStream(TensorStream):
         words = hashlib.sha256(text.cpu().numpy().tobytes()).hexdigest()[:16]
         self.source = {**ckpts.source, "text": words}
         gigabytes = n_tokens * self.n_checkpoints * self.d_model * 4 / 1e9
-        self._cache: dict[int, Tensor] | None = {} if gigabytes <= cache_gb else None
+        self._group = functools.lru_cache(maxsize=None if gigabytes <= cache_gb else 0)(self._read_group)
 
-    def _group(self, group: int) -> Float[Tensor, "tokens checkpoints d_model"]:
-        if self._cache is not None and group in self._cache:
-            return self._cache[group]
+    def _read_group(self, group: int) -> Float[Tensor, "tokens checkpoints d_model"]:
         ids = self.text[group * self.sequences_per_group : (group + 1) * self.sequences_per_group]
-        x = stacked_activations(self.ckpts, ids)[:, 1:].flatten(0, 1)
-        if self._cache is not None:
-            self._cache[group] = x
-        return x
+        return stacked_activations(self.ckpts, ids)[:, 1:].flatten(0, 1)
 
 
 def stacked_activations(

@@ -5,22 +5,18 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from ctt_helpers import hub
-from ctt_helpers.estimates import Estimate, count_parameters, free_memory, reading_speed, remedies, show_size
+from ctt_helpers.costs import Speeds, Work, count_memory, count_seconds, measure_speeds
+from ctt_helpers.estimates import Estimate, count_parameters, free_memory, remedies, show_size
 from ctt_helpers.hooks import ARCHITECTURES, HookedModel, check_layer
-from ctt_helpers.runtime import abridged
-
-if TYPE_CHECKING:
-    from ctt_helpers.suites import Suite
-
-PARTS = ("all", "below")
+from ctt_helpers.runtime import abridged, choose
 
 
 @dataclass(eq=False, repr=False)
@@ -30,7 +26,7 @@ class Checkpoints(Sequence):
     Where they do not fit into memory together, using one drops the one before.
     """
 
-    suite: "Suite"
+    suite: Any
     revisions: list[str]
     layer: int
     device: str
@@ -40,8 +36,7 @@ class Checkpoints(Sequence):
     _fingerprints: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
-        if self.part not in PARTS:
-            raise ValueError(f"part={self.part!r} does not exist; take 'all', or 'below' to read activations only.")
+        choose("part", self.part, ("all", "below"))
 
     def __repr__(self) -> str:
         return (
@@ -104,24 +99,29 @@ class Checkpoints(Sequence):
     def _bytes_each(self) -> int:
         return self._counts[self.part] * self.dtype.itemsize
 
-    def estimate(self, tokens: int = 0) -> Estimate:
+    def estimate(self, speeds: Speeds | None = None, **work: Any) -> Estimate:
         """What working with these checkpoints takes, before anything is downloaded or loaded: print it.
 
         Args:
-            tokens: tell also the time to read the activations of so many tokens at every checkpoint; this measures
-                the speed of the device's matrix products, in under a second.
+            speeds: of the device; None: they are measured, in a second or two on models that suit the device.
+            **work: what is to be done, as for `costs.Work`: tokens=, evaluated=, pairs={"atp": 300}, n_latents=,
+                k=, steps=, batch_size= ... None: only download and weights are told.
 
         Raises:
-            ValueError: the layer does not exist.
+            ValueError: the layer does not exist, or something unknown shall be done with pairs.
         """
         files = {r: self._file_bytes(r) for r in self.revisions}
         missing = [r for r in files if not (self.suite.is_local or hub.cached(self.suite.source, r) == "yes")]
-        work = 2 * self._counts["blocks"] * tokens * len(self)  # a product and a sum for each weight and token
         one, all_files, download = self._bytes_each, sum(files.values()), sum(files[r] for r in missing)
         free = free_memory(self.device) + one * len(self._loaded)
-        seconds = work / reading_speed(self.device, self.dtype, self.d_model) if tokens else 0.0
         sizes = (self._counts["all"], download, all_files, one, one * len(self), free)
-        return Estimate(repr(self), *sizes, tokens, seconds)
+        if not work:
+            return Estimate(repr(self), *sizes, device=self.device)
+        config, todo, n = self.suite.config, Work(**work), len(self)
+        speeds = speeds or measure_speeds(config, todo, n, self.device, self.dtype)
+        seconds = count_seconds(todo, speeds, n, self.layer, config.num_hidden_layers)
+        memory = count_memory(todo, n, self.d_model, config.vocab_size, self.dtype.itemsize)
+        return Estimate(repr(self), *sizes, seconds, memory, self.device)
 
     @cached_property
     def together(self) -> bool:
@@ -187,10 +187,8 @@ class LeftOut(nn.Module):
         self.layer = layer
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError(
-            f"Only the embeddings and the blocks 0 to {self.layer} are in memory (part='below'), enough to read the "
-            "residual stream up to there. For logits, accuracies and effects take suite.checkpoints(..., part='all')."
-        )
+        told = f"Only the embeddings and blocks 0 to {self.layer} are in memory (part='below'), to read activations."
+        raise RuntimeError(f"{told} For logits, accuracies and effects take suite.checkpoints(..., part='all').")
 
     @property
     def weight(self) -> torch.Tensor:
@@ -212,7 +210,7 @@ def leave_out_above(model: nn.Module, layer: int) -> None:
 
 
 def load_checkpoint(
-    suite: "Suite", revision: str, layer: int, device: str, dtype: torch.dtype, part: str = "all"
+    suite: Any, revision: str, layer: int, device: str, dtype: torch.dtype, part: str = "all"
 ) -> HookedModel:
     """Load one checkpoint; errors name the file or revision at fault, and say what to do."""
     from safetensors import SafetensorError
@@ -220,8 +218,7 @@ def load_checkpoint(
     from transformers.utils import logging
 
     folder, what = suite.folder(revision), f"{suite.name!r} at {revision}"
-    weights = hub.weight_files(folder)
-    if not weights:
+    if not hub.weight_files(folder):
         raise FileNotFoundError(
             f"The weights of {what} are missing: no .safetensors file in {folder}. "
             "Fetch or make the suite again (git checkout of data/, or python -m ctt_helpers.toy.pretrain)."
@@ -231,7 +228,8 @@ def load_checkpoint(
     check_layer(layer, config.num_hidden_layers)
     logging.disable_progress_bar()
     try:
-        options = {"config": config, "dtype": _file_dtype(weights), "output_loading_info": True}
+        config.dtype = None  # "auto" then goes by the files, whatever config.json says: nothing is rounded yet
+        options = {"config": config, "dtype": "auto", "output_loading_info": True}
         model, info = AutoModelForCausalLM.from_pretrained(str(folder), **options)
         mark = fingerprint(model)
         if part == "below":
@@ -253,21 +251,6 @@ def load_checkpoint(
             "it is the tokenizer of another model. Put the right tokenizer.json beside config.json."
         )
     return HookedModel(model, suite.tokenizer, layer, revision, suite.tokens[revision], mark)
-
-
-def _file_dtype(files: list[Path]) -> torch.dtype:
-    """The widest floating dtype in safetensors files, so that nothing is rounded before the fingerprint is taken."""
-    from safetensors import safe_open
-
-    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    if any(file.suffix != ".safetensors" for file in files):
-        return torch.float32
-    kinds = set()
-    for file in files:
-        with safe_open(file, "pt") as tensors:
-            kinds |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}
-    found = [dtypes[kind] for kind in kinds & dtypes.keys()]  # others are masks, as in Pythia's files
-    return reduce(torch.promote_types, found) if found else torch.float32
 
 
 def _release() -> None:

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ctt_helpers.runtime import load_tensors, read_json, save_folder
+from ctt_helpers.runtime import choose, load_tensors, read_json, save_folder
 
 SPARSITIES = ("batch_topk", "l1")
+SETTINGS = ("n_checkpoints", "d_model", "n_latents", "sparsity", "k", "seed", "decoder_norm")
 
 
 class Crosscoder(nn.Module):
@@ -64,8 +65,7 @@ class Crosscoder(nn.Module):
             raise ValueError(f"n_checkpoints={n_checkpoints}: a crosscoder compares checkpoints, so take at least 2.")
         if d_model < 1 or n_latents < 1:
             raise ValueError(f"d_model={d_model}, n_latents={n_latents}: both must be at least 1.")
-        if sparsity not in SPARSITIES:
-            raise ValueError(f"sparsity={sparsity!r} is not known; take one of {', '.join(SPARSITIES)}.")
+        choose("sparsity", sparsity, SPARSITIES)
         if sparsity == "batch_topk" and not 1 <= (k or 0) <= n_latents:
             raise ValueError(f"k={k}: take 1 <= k <= n_latents, here {n_latents}.")
         if not decoder_norm > 0:
@@ -89,8 +89,7 @@ class Crosscoder(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """The arguments that shape it and its initial weights."""
-        names = ("n_checkpoints", "d_model", "n_latents", "sparsity", "k", "seed", "decoder_norm")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in SETTINGS}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.config.items() if value is not None)
@@ -187,10 +186,9 @@ class Crosscoder(nn.Module):
         folder = Path(folder)
         config = read_json(folder / "config.json")
         state = load_tensors(folder / "crosscoder.safetensors")
-        names = ("n_checkpoints", "d_model", "n_latents", "sparsity", "k", "seed", "decoder_norm", "source")
-        if missing := [name for name in (*names, "folded") if name not in config]:
+        if missing := [name for name in (*SETTINGS, "source", "folded") if name not in config]:
             raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}: it is not a crosscoder's.")
-        crosscoder = cls(**{name: config[name] for name in names})
+        crosscoder = cls(**{name: config[name] for name in (*SETTINGS, "source")})
         if config["folded"]:
             crosscoder.scaled_norms = torch.zeros(crosscoder.n_checkpoints, crosscoder.n_latents)
         try:

@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers.activations import stacked_activations
 from ctt_helpers.checkpoints import Checkpoints
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.evaluation import check_match
-from ctt_helpers.paths import METHODS, ActivationPath, check_features, estimate, touched
-from ctt_helpers.runtime import load_tensors, progress, read_json, save_folder
-from ctt_helpers.tasks import MinimalPairs
+from ctt_helpers.metrics import check_features
+from ctt_helpers.paths import METHODS, ActivationPath, estimate, touched
+from ctt_helpers.runtime import choose, load_tensors, progress, read_json, save_folder
+from ctt_helpers.tasks import MinimalPairs, twins
 
 ARRAYS = ("mean", "abs_mean", "error", "total", "gap", "n_nodes")
 
@@ -114,8 +115,7 @@ def indirect_effects(
     Raises:
         ValueError: an unknown method, pairs of another tokenizer, or a crosscoder of other checkpoints.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is not known; take one of {', '.join(METHODS)}.")
+    choose("method", method, METHODS)
     if not tol > 0 or not len(pairs):
         raise ValueError(f"tol={tol} must be above 0, and there must be a pair; here are {len(pairs)}.")
     if method not in ("ablation", "ig_own") and features is not None:
@@ -168,7 +168,8 @@ def ablate(
 
     Returns:
         One row a checkpoint: checkpoint, n_features, accuracy_before, accuracy_after, logit_difference_before and
-        _after (right - wrong, mean), effect (the rise of m: before - after), effect_stderr, n_pairs.
+        _after (right - wrong, mean), effect (the rise of m: before - after), effect_stderr (pairs made of
+        the same words, see `tasks.twins`, count as one observation; NaN for a single one), n_pairs.
     """
     check_match(crosscoder, ckpts, pairs)
     crosscoder.eval()
@@ -196,10 +197,17 @@ def ablate(
             "logit_difference_before": clean.mean(1),
             "logit_difference_after": ablated.mean(1),
             "effect": change.mean(1),
-            "effect_stderr": change.std(1, ddof=1) / len(pairs) ** 0.5,
+            "effect_stderr": [_stderr(row, twins(pairs)) for row in change],
             "n_pairs": len(pairs),
         }
     )
+
+
+def _stderr(values: Float[np.ndarray, " pairs"], clusters: Int[np.ndarray, " pairs"]) -> float:
+    """Standard error of the mean, robust to dependence inside clusters (the sandwich of Liang and Zeger 1986)."""
+    sums = np.bincount(clusters, values - values.mean())
+    n = len(sums)
+    return float((sums @ sums * n / (n - 1)) ** 0.5 / len(values)) if n > 1 else float("nan")
 
 
 def _runs(

@@ -1,25 +1,25 @@
-"""What it takes, before it is taken: parameters, memory, download, time. And the dtype that a device is given."""
+"""What a set of checkpoints takes, told before it is taken: parameters, memory, download, time. And the dtype."""
 
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import torch
 
 from ctt_helpers.hooks import ARCHITECTURES, check_layer
-from ctt_helpers.runtime import closest
+from ctt_helpers.runtime import choose
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 ROOM = 0.8  # share of the free memory that models may take together; the rest is for activations
 DOWNLOAD_RATE = 40e6  # bytes a second: an assumption, and told as one
 LOAD_RATE = 0.5e9  # bytes of a file a second, reading and converting them
-EFFICIENCY = 0.6  # of a model's pass, against its matrix products alone
+NO_GPU = "no GPU here. On Colab: Runtime > Change runtime type > T4 GPU. Else take fewer tokens, steps or pairs"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a set of checkpoints takes; print it. Bytes and seconds; times are rough.
+    """What a set of checkpoints takes, and what is to be done with them; print it. Bytes and seconds.
 
     Attributes:
         title: what it is an estimate of.
@@ -28,8 +28,9 @@ class Estimate:
         file_bytes: size of the files of all checkpoints (about).
         one, together: bytes of the weights kept in memory, of one checkpoint and of all.
         free: bytes free on the device.
-        tokens: how many tokens are to be read at each checkpoint.
-        seconds_reading: time for that; 0 where none are.
+        work: seconds of each part of the work; empty where none was asked for.
+        memory: bytes that the work takes at its peak beside the weights.
+        device: where.
     """
 
     title: str
@@ -39,8 +40,9 @@ class Estimate:
     one: int
     together: int
     free: float
-    tokens: int = 0
-    seconds_reading: float = 0.0
+    work: Mapping[str, float] = field(default_factory=dict)
+    memory: Mapping[str, float] = field(default_factory=dict)
+    device: str = "cpu"
 
     @property
     def fits(self) -> bool:
@@ -49,9 +51,13 @@ class Estimate:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds to download (at 40 MB/s), to load the files, and to read activations."""
-        loading = self.file_bytes / LOAD_RATE
-        return {"download": self.download / DOWNLOAD_RATE, "loading": loading, "reading": self.seconds_reading}
+        """Seconds to download (at 40 MB/s), to load the files, and of each part of the work."""
+        return {"download": self.download / DOWNLOAD_RATE, "loading": self.file_bytes / LOAD_RATE, **self.work}
+
+    @property
+    def peak(self) -> float:
+        """Bytes of weights and work at the peak."""
+        return (self.together if self.fits else self.one) + sum(self.memory.values())
 
     def __str__(self) -> str:
         seconds = {what: show_time(value) for what, value in self.seconds.items()}
@@ -60,7 +66,13 @@ class Estimate:
         sizes = f"{show_size(self.one)} each, {show_size(self.together)} together, {show_size(self.free)} free: {how}"
         lines = [self.title, f"  model     {self.parameters:,} parameters", f"  download  {fetch}"]
         lines += [f"  memory    {sizes}", f"  loading   about {seconds['loading']}"]
-        lines += [f"  reading   {self.tokens:,} tokens at each: about {seconds['reading']}"] if self.tokens else []
+        if self.work:
+            more = ", ".join(f"{show_size(size)} {what}" for what, size in self.memory.items() if size)
+            enough = "" if self.peak <= self.free else ": more than is free. Take smaller sizes or fewer checkpoints"
+            lines += [f"  at peak   about {show_size(self.peak)}, of it {more}{enough}"]
+            lines += [f"  work      {', '.join(f'{what} {seconds[what]}' for what in self.work)}"]
+            lines += [f"  in all    about {show_time(sum(self.seconds.values()))}"]
+            lines += [f"  device    {NO_GPU}"] if self.device == "cpu" else []
         return "\n".join(lines)
 
 
@@ -74,22 +86,18 @@ def pick_dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
         if not device.startswith("cuda"):
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    found = DTYPES.get(str(dtype).removeprefix("torch."))
-    if found is None:
-        raise ValueError(f"dtype={str(dtype)!r} is not known.{closest(dtype, DTYPES)} Use auto, {', '.join(DTYPES)}.")
-    return found
+    choose("dtype", name := str(dtype).removeprefix("torch."), ["auto", *DTYPES])
+    return DTYPES[name]
 
 
 def free_memory(device: str) -> float:
-    """Bytes free for tensors on a device; infinite where the system does not tell."""
+    """Bytes free for tensors on a device."""
     if device.startswith("cuda"):
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, unused
         return torch.cuda.mem_get_info(device)[0] + kept
     if device.startswith("mps"):
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    meminfo = Path("/proc/meminfo")
-    rows = dict(line.split(":") for line in meminfo.read_text().splitlines()) if meminfo.is_file() else {}
-    return int(rows["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in rows else float("inf")
+    return psutil.virtual_memory().available
 
 
 def count_parameters(config: Any, layer: int) -> dict[str, int]:
@@ -117,24 +125,11 @@ def count_parameters(config: Any, layer: int) -> dict[str, int]:
     return {"all": whole, "blocks": read, "below": whole - left_out}
 
 
-def reading_speed(device: str, dtype: torch.dtype, d_model: int) -> float:
-    """Operations a second of a pass through a model, guessed from matrix products of its width (under a second)."""
-    rows = 8192 if device.startswith("cuda") else 512
-    x = torch.randn(rows, d_model, device=device, dtype=dtype)
-    w = torch.randn(d_model, 4 * d_model, device=device, dtype=dtype)
-    float((x @ w)[0, 0])
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.2:
-        float((x @ w)[0, 0])  # reading a value waits for the device
-        done += 1
-    return EFFICIENCY * done * 2 * rows * w.numel() / (time.perf_counter() - start)
-
-
 def remedies(part: str, dtype: torch.dtype) -> str:
     """What to do where memory is short."""
-    ways = ["part='below' where only activations are read"] if part == "all" else []
-    ways += ["dtype='float16'"] if dtype.itemsize > 2 else []
-    return f"Take {', '.join([*ways, 'a smaller model'])}, or free memory (ckpts.free(), other notebooks)."
+    below = "part='below' where only activations are read, " if part == "all" else ""
+    half = "dtype='float16', " if dtype.itemsize > 2 else ""
+    return f"Take {below}{half}a smaller model, or free memory (ckpts.free(), other notebooks)."
 
 
 def show_size(n: float) -> str:

@@ -15,9 +15,11 @@ from ctt_helpers import hooks
 from ctt_helpers.activations import stacked_activations
 from ctt_helpers.checkpoints import Checkpoints
 from ctt_helpers.crosscoder import Crosscoder
-from ctt_helpers.paths import check_features
+from ctt_helpers.metrics import check_features
 from ctt_helpers.runtime import progress, versions, write_json
 from ctt_helpers.tasks import MinimalPairs, check_tokenizer
+
+TOKENS_AT_ONCE = 2**14  # the codes of more fill a GPU's memory
 
 
 @dataclass
@@ -74,22 +76,20 @@ def check_match(crosscoder: Crosscoder, ckpts: Checkpoints, pairs: MinimalPairs 
         check_tokenizer(ckpts[0], pairs)
 
 
-def _batches(ckpts: Checkpoints, text: Tensor, sequences: int, desc: str) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(ckpts: Checkpoints, text: Tensor, desc: str) -> Iterator[tuple[Tensor, Tensor]]:
+    sequences = max(1, min(64, TOKENS_AT_ONCE // text.shape[1]))
     for ids in progress(text.split(sequences), desc):
         yield ids, stacked_activations(ckpts, ids)
 
 
 @torch.no_grad()
-def evaluate(
-    crosscoder: Crosscoder, ckpts: Checkpoints, text: Int[Tensor, "sequences length"], sequences_at_once: int = 64
-) -> Report:
+def evaluate(crosscoder: Crosscoder, ckpts: Checkpoints, text: Int[Tensor, "sequences length"]) -> Report:
     """Sparsity, reconstruction, and what splicing the reconstruction in costs (Crosscoding Through Time, sec. 3).
 
     Args:
         crosscoder: trained on these checkpoints and layer; evaluated with its threshold.
         ckpts: the checkpoints.
         text: held-out token ids; at least 100,000 tokens for an honest share of dead latents.
-        sequences_at_once: batch size; the result does not depend on it.
 
     Raises:
         ValueError: the crosscoder comes from other checkpoints, or sequences are shorter than three tokens.
@@ -103,7 +103,8 @@ def evaluate(
     squared_error, square = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
     total = torch.zeros(n, d, dtype=torch.float64)
     ce = torch.zeros(3, n, dtype=torch.float64)  # clean, spliced, zero
-    for ids, x in _batches(ckpts, text, sequences_at_once, "evaluate"):
+    few = max(1, 2**26 // (text.shape[1] * ckpts.suite.config.vocab_size))  # sequences whose logits fit into memory
+    for ids, x in _batches(ckpts, text, "evaluate"):
         inner = x[:, 1:]
         f = crosscoder.encode(inner)
         rebuilt = crosscoder.decode(f)
@@ -113,13 +114,14 @@ def evaluate(
         squared_error += missed.pow(2).sum((0, 1, 3))
         square += seen.pow(2).sum((0, 1, 3))
         total += seen.sum((0, 1))
-        targets = ids[:, 2:].flatten()
+        targets = ids[:, 2:]
         for c, model in enumerate(ckpts):
             for row, replaced in enumerate((inner, rebuilt, torch.zeros_like(inner))):
                 spliced = torch.cat([x[:, :1, c], replaced[:, :, c]], dim=1)
-                logits = hooks.logits_above(model, spliced)[:, 1:-1].flatten(0, 1).float()
-                loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="sum")
-                ce[row, c] += loss.cpu()
+                for part, after in zip(spliced.split(few), targets.split(few), strict=True):
+                    logits = hooks.logits_above(model, part)[:, 1:-1].flatten(0, 1).float()
+                    after = after.flatten().to(logits.device)
+                    ce[row, c] += torch.nn.functional.cross_entropy(logits, after, reduction="sum").cpu()
     deviation = square - (total**2).sum(1) / tokens
     ce /= text.shape[0] * (text.shape[1] - 2)
     fidelity = (ce[0], ce[2], ce[1] - ce[0], 1 - (ce[1] - ce[0]) / (ce[2] - ce[0]))
@@ -135,9 +137,6 @@ def top_examples(
     text: Int[Tensor, "sequences length"],
     features: int | Sequence[int],
     k: int = 6,
-    before: int = 14,
-    after: int = 3,
-    sequences_at_once: int = 64,
 ) -> dict[int, list[dict[str, Any]]]:
     """The sequences on which latents are most active, one place a sequence, with the tokens around it.
 
@@ -150,7 +149,7 @@ def top_examples(
     features = np.atleast_1d(features).tolist()
     check_features(features, crosscoder.n_latents)
     peaks, places = [], []
-    for _, x in _batches(ckpts, text, sequences_at_once, "examples"):
+    for _, x in _batches(ckpts, text, "examples"):
         peak, place = crosscoder.encode(x[:, 1:])[..., features].max(1)
         peaks.append(peak.cpu())
         places.append(place.cpu() + 1)
@@ -165,10 +164,10 @@ def top_examples(
             activations[:, 1:] = crosscoder.encode(stacked_activations(ckpts, text[rows])[:, 1:])[..., feature].cpu()
         for r, shown in zip(rows, activations, strict=True):
             position = int(where[r, column])
-            window = slice(max(0, position - before), position + after + 1)
+            window = slice(max(0, position - 14), position + 4)
             tokens = [ckpts.tokenizer.decode([i]) for i in text[r, window].tolist()]
             example = {"tokens": tokens, "activations": shown[window].tolist(), "value": float(value[r, column])}
-            examples.append({**example, "sequence": r, "position": position})
+            examples.append(example | {"sequence": r, "position": position})
     return found
 
 

@@ -7,6 +7,7 @@ are those of the plain model, bit for bit.
 
 import threading
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -90,10 +91,7 @@ class HookedModel:
     @property
     def blocks(self):
         """The nnsight envoys of the blocks, in the order in which they run."""
-        envoy = self.lm
-        for name in ARCHITECTURES[self.architecture][0].split("."):
-            envoy = getattr(envoy, name)
-        return envoy
+        return attrgetter(ARCHITECTURES[self.architecture][0])(self.lm)
 
 
 def check_layer(layer: int, n_layers: int) -> None:

@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,9 @@ def _ask(repo: str, revision: str, known: Sequence[str]) -> dict[str, int]:
         told = f"{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo} in a browser, {LOG_IN}."
         raise PermissionError(told) from error
     except errors.RevisionNotFoundError as error:
-        known = _branches(api, repo) or known
+        with suppress(Exception):  # it only makes the message better
+            refs = _within(0.9, lambda: api.list_repo_refs(repo))
+            known = [ref.name for ref in (*refs.branches, *refs.tags)] or known
         there = f" It has {len(known)}: {abridged(known)}." if known else ""
         raise FileNotFoundError(f"{repo} has no revision {revision!r}.{nearest(revision, known)}{there}") from error
     except errors.RepositoryNotFoundError as error:
@@ -124,10 +127,7 @@ def _ask(repo: str, revision: str, known: Sequence[str]) -> dict[str, int]:
         hint = "too many requests: wait, or log in" if code == 429 else "try again later"
         raise ConnectionError(f"The hub answers {code} for {at} ({hint}). {otherwise}") from error
     except Exception as error:  # whatever the client's HTTP library raises: no name, no route, no answer, no proxy
-        raise ConnectionError(
-            f"{state}, and the hub ({constants.ENDPOINT}) cannot be reached ({_why(error)}). "
-            f"Look at the network and at HF_ENDPOINT and HTTPS_PROXY if you set them. {otherwise}"
-        ) from error
+        raise ConnectionError(f"{state}, and {_unreachable(error)} {otherwise}") from error
     return {file.rfilename: file.size or 0 for file in found.siblings or []}
 
 
@@ -144,30 +144,22 @@ def require_hub(what: str, otherwise: str) -> None:
     try:
         _within(SECONDS, lambda: get_session().head(constants.ENDPOINT, timeout=SECONDS))  # any answer will do
     except Exception as error:  # whatever the client's HTTP library raises
-        raise ConnectionError(
-            f"{what} cannot be read: the hub ({constants.ENDPOINT}) cannot be reached ({_why(error)}). "
-            f"Look at the network. {otherwise}"
-        ) from error
+        raise ConnectionError(f"{what} cannot be read: {_unreachable(error)} {otherwise}") from error
 
 
-def _why(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {SECONDS:g} s"
-    return f"{type(error).__name__}: {first_line(error).rstrip('.')}"
+def _unreachable(error: Exception) -> str:
+    from huggingface_hub import constants
+
+    why = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
+    why = f"no answer within {SECONDS:g} s" if isinstance(error, TimeoutError) else why
+    advice = "Look at the network and at HF_ENDPOINT and HTTPS_PROXY if you set them."
+    return f"the hub ({constants.ENDPOINT}) cannot be reached ({why}). {advice}"
 
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, as a sentence."""
     line = (str(error) or type(error).__name__).strip().splitlines()[0]
     return line if line.endswith((".", "!", "?")) else line + "."
-
-
-def _branches(api: Any, repo: str) -> list[str]:
-    try:
-        refs = _within(0.9, lambda: api.list_repo_refs(repo))
-    except Exception:  # it would only have made the message better
-        return []
-    return [ref.name for ref in (*refs.branches, *refs.tags)]
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
@@ -214,7 +206,5 @@ def _download(repo: str, revision: str, files: list[str], size: int) -> Path:
     except Exception as error:  # the disk's, the hub's, or whatever the client's HTTP library raises
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise OSError(errno.ENOSPC, full) from error
-        raise ConnectionError(
-            f"The download of {repo} at {revision} broke off ({type(error).__name__}: {error}). What came is kept: "
-            "run again to go on."
-        ) from error
+        told = f"The download of {repo} at {revision} broke off ({type(error).__name__}: {error})."
+        raise ConnectionError(f"{told} What came is kept: run again to go on.") from error

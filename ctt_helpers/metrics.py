@@ -78,10 +78,8 @@ def rel_dec(norms: PER_LATENT, dead: Bool[np.ndarray, " latents"] | None = None)
         raise ValueError("A norm is negative: rel_dec takes decoder norms; for effects use rel_ie.")
     dead = np.zeros(norms.shape[1], bool) if dead is None else to_numpy(dead)
     if dead.dtype != bool or dead.shape != norms.shape[1:]:
-        raise ValueError(
-            f"dead has dtype {dead.dtype} and shape {dead.shape}; it must be a mask (bool) with one entry for each of "
-            f"the {norms.shape[1]} latents."
-        )
+        told = f"dead has dtype {dead.dtype} and shape {dead.shape}"
+        raise ValueError(f"{told}; it must be a mask (bool) with one entry for each of the {norms.shape[1]} latents.")
     return _shares(norms, inactive=dead)
 
 
@@ -196,7 +194,7 @@ def decoder_similarity(
     Raises:
         ValueError: other shapes, or decoders of different checkpoints or widths.
     """
-    first, second = to_numpy(first), to_numpy(second)
+    first, second = map(to_numpy, (first, second))
     if first.ndim != 3 or first.shape[1:] != second.shape[1:]:
         raise ValueError(
             f"The decoders are {first.shape} and {second.shape}; both must be [latents, checkpoints, d_model], of the "
@@ -215,8 +213,8 @@ def activation_similarity(
     """
     first, second = to_numpy(first), to_numpy(second)
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
-        shapes = f"{first.shape} and {second.shape}"
-        raise ValueError(f"The activations are {shapes}; both must be [tokens, latents] on the same tokens.")
+        told = f"The activations are {first.shape} and {second.shape}"
+        raise ValueError(f"{told}; both must be [tokens, latents] on the same tokens.")
     return _cosine(*((f - f.mean(0)).T for f in (first, second)))
 
 
@@ -246,13 +244,18 @@ def match_features(similarity: Float[np.ndarray, "latents_a latents_b"], at_leas
 
 
 def _cosine(first: Float[np.ndarray, "a k"], second: Float[np.ndarray, "b k"]) -> Float[np.ndarray, "a b"]:
-    norms = (np.linalg.norm(rows, axis=1, keepdims=True) for rows in (first, second))
-    a, b = (rows / np.where(norm > 0, norm, 1) for rows, norm in zip((first, second), norms, strict=True))
+    a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30) for rows in (first, second))
     return a @ b.T
 
 
 def to_numpy(values) -> np.ndarray:
     return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
+
+def check_features(features: Sequence[int], n_latents: int) -> None:
+    """Raise ValueError unless all features are among the latents."""
+    if wrong := [i for i in features if not 0 <= i < n_latents]:
+        raise ValueError(f"There is no feature {wrong[0]}: this crosscoder has {n_latents}, 0 to {n_latents - 1}.")
 
 
 def _per_latent(values, name: str, nan: bool = False) -> PER_LATENT:

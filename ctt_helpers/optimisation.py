@@ -1,7 +1,9 @@
-"""One step of training a crosscoder: loss, schedules, dead latents, and all that has to be kept to go on from it."""
+"""Settings of training a crosscoder, and one step: loss, schedules, dead latents, and what is kept to go on from it."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,11 +12,64 @@ from torch import Tensor
 from ctt_helpers.crosscoder import Crosscoder, batch_topk
 from ctt_helpers.runtime import load_tensors, read_json, save_folder
 
-if TYPE_CHECKING:
-    from ctt_helpers.training import TrainConfig
-
 THRESHOLD_DECAY = 0.999  # of the running mean; shorter in short runs, where early batches would drag it along
 FIGURES = ("loss", "reconstruction", "sparsity", "aux", "l0", "explained_variance", "dead")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run. The defaults suit the embedded suite; the paper's values stand beside them.
+
+    Attributes:
+        steps: optimiser steps (paper: 100k steps of 4096 tokens).
+        lr: Adam's learning rate (paper: 5e-5).
+        betas: Adam's decay rates.
+        grad_clip: largest norm of the gradient over all parameters.
+        lr_decay: last share of the steps, over which the learning rate falls linearly to 0.
+        l1: weight of E[sum_i f_i u_i] for an "l1" crosscoder.
+        decoder_norm_penalty: weight of the same term for a "batch_topk" crosscoder: fewer dead latents (paper: 0).
+        penalty_warmup: first share of the steps, over which that weight rises linearly from 0 (paper: 0.05).
+        aux_weight: weight of the loss by which dead latents rebuild the error, "batch_topk" only; 0: off (paper: 1/32).
+        aux_k: dead latents used for it per token; None: half of d_model.
+        dead_after_tokens: a latent silent for this many training tokens counts as dead (paper: 10M).
+        k_start: k at the first step, falling linearly to the crosscoder's own; None: six times that (paper: 1000 to
+            200).
+        k_anneal: first share of the steps, over which k falls; 0: k stays the same (paper: 5,000 steps).
+        checkpoint_every: steps between two checkpoints of the run on disk.
+        bf16: matrix products in bfloat16, weights and all else in float32: several times faster on a GPU that has it.
+    """
+
+    steps: int = 600
+    lr: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float = 1.0
+    lr_decay: float = 0.2
+    l1: float = 2.0
+    decoder_norm_penalty: float = 0.5
+    penalty_warmup: float = 0.2
+    aux_weight: float = 1 / 4
+    aux_k: int | None = None
+    dead_after_tokens: int = 20_000
+    k_start: int | None = None
+    k_anneal: float = 0.5
+    checkpoint_every: int = 200
+    bf16: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "betas", tuple(self.betas))
+        self._require("steps checkpoint_every dead_after_tokens", lambda v: v >= 1, "at least 1")
+        self._require("lr grad_clip", lambda v: v > 0, "above 0")
+        share = "a share of the steps, 0 to below 1: the threshold is learnt after it"
+        self._require("k_anneal", lambda v: 0 <= v < 1, share)
+        self._require("lr_decay penalty_warmup", lambda v: 0 <= v <= 1, "a share of the steps, 0 to 1")
+        self._require("l1 decoder_norm_penalty aux_weight", lambda v: v >= 0, "0 or more")
+        self._require("aux_k k_start", lambda v: v is None or v >= 1, "None, or at least 1")
+        self._require("betas", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in [0, 1)")
+
+    def _require(self, names: str, fine: Callable[[Any], bool], accepted: str) -> None:
+        for name in names.split():
+            if not fine(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r}: it must be {accepted}.")
 
 
 def aux_loss(
@@ -45,7 +100,7 @@ def aux_loss(
 class TrainingRun:
     """A training run between two steps: all that has to be kept to go on exactly from there."""
 
-    def __init__(self, crosscoder: Crosscoder, config: "TrainConfig"):
+    def __init__(self, crosscoder: Crosscoder, config: TrainConfig):
         self.crosscoder, self.config = crosscoder, config
         self.done, self.seconds, self.history = 0, 0.0, []
         self.adam = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, betas=config.betas, fused=True)
@@ -66,17 +121,25 @@ class TrainingRun:
         start = min(self.config.k_start or 6 * k, self.crosscoder.n_latents)
         return k if step >= until else round(start + (k - start) * step / until)
 
+    def products(self) -> torch.autocast:
+        """A context in which matrix products are taken in bfloat16, if the settings say so."""
+        return torch.autocast(self.crosscoder.W_enc.device.type, torch.bfloat16, enabled=self.config.bf16)
+
     def step(self, x: Float[Tensor, "batch checkpoints d_model"], log: bool) -> list[Tensor]:
         """One optimiser step; returns its FIGURES if they are asked for, still on the device."""
         crosscoder, config, step = self.crosscoder, self.config, self.done
-        pre, u = crosscoder.pre_activations(x), crosscoder.code_norms()
+        with self.products():
+            pre = crosscoder.pre_activations(x)
+        pre, u = pre.to(x), crosscoder.code_norms()
         if crosscoder.sparsity == "l1":
             f = pre.relu()
         else:
             f, smallest = batch_topk(pre, u.detach(), self.k(step))
             self._follow_threshold(smallest)
         target = x * crosscoder.scales[:, None]
-        error = target - crosscoder.decode_scaled(f)
+        with self.products():
+            rebuilt = crosscoder.decode_scaled(f)
+        error = target - rebuilt
         reconstruction = error.pow(2).sum((1, 2)).mean()
         mass = f.sum(0)
         sparsity = (mass * u).sum() / len(x)
@@ -86,7 +149,8 @@ class TrainingRun:
             dead = (self.silent >= config.dead_after_tokens).nonzero().squeeze(1)
             if len(dead):
                 aux_k = config.aux_k or max(1, crosscoder.d_model // 2)
-                aux = aux_loss(error.detach(), pre[:, dead], crosscoder.W_dec[dead], aux_k)
+                with self.products():
+                    aux = aux_loss(error.detach(), pre[:, dead], crosscoder.W_dec[dead], aux_k)
                 loss = loss + config.aux_weight * aux
         self.adam.zero_grad()
         loss.backward()
@@ -139,13 +203,10 @@ class TrainingRun:
 
 
 def check_same_run(out: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    runs = [
-        {f"{part}.{k}": v for part in ("config", "crosscoder") for k, v in run[part].items()} for run in (there, here)
-    ]
-    a, b = ({**flat, "stream": run["stream"]} for flat, run in zip(runs, (there, here), strict=True))
-    told = [f"{k}: {a.get(k)!r} there, {b.get(k)!r} here" for k in {**a, **b} if a.get(k) != b.get(k)]
+    told = ["stream: other activations here"] if there["stream"] != here["stream"] else []
+    for part in ("config", "crosscoder"):
+        a, b = there[part], here[part]
+        told += [f"{part}.{k}: {a.get(k)!r} there, {b.get(k)!r} here" for k in a | b if a.get(k) != b.get(k)]
     if told:
-        raise ValueError(
-            f"{out} holds another run ({'; '.join(told)}). Give another out=, delete that folder, or pass resume=False "
-            "to throw away what is there."
-        )
+        advice = "Give another out=, delete that folder, or pass resume=False to throw away what is there."
+        raise ValueError(f"{out} holds another run ({'; '.join(told)}). {advice}")

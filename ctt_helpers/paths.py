@@ -3,7 +3,7 @@
 m = logit(wrong) - logit(right) after the prefix; x(a) = x + a (b_dec - x), at the positions the method touches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,15 +12,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
+from ctt_helpers.metrics import check_features
 from ctt_helpers.tasks import MinimalPairs
 
 # five Gauss-Legendre nodes and weights on [0, 1]
 NODES, WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(5))
 NODES, WEIGHTS = (NODES + 1) / 2, WEIGHTS / 2
 SMALLEST_PIECE = 2.0**-12
+Rows = Int[Tensor, " items"] | slice  # which pair each item belongs to
 Latents = Float[Tensor, "pairs t latents"]
 Decoder = Float[Tensor, "latents d_model"]
 METHODS = ("ablation", "atp", "ig", "ig_near", "ig_own")
+EVERY = slice(None)  # rows: all pairs, in order
 NEAR = 0.5  # "ig_near" goes so far along the joint path
 
 
@@ -38,31 +41,27 @@ class ActivationPath:
         self.model, self.pair, self.x, self.keep = model, pair, x, keep
         self.delta = (b_dec - x) * keep[..., None]  # x(a) = x + a delta; zero where the method does not reach
 
-    def metric_of(self, x: Float[Tensor, "items t d"], rows: Int[Tensor, " items"] | None = None) -> Tensor:
-        """m of activations `x`, that belong to the pairs `rows` (all of them, in order, if None)."""
+    def metric_of(self, x: Float[Tensor, "items t d"], rows: Rows = EVERY) -> Tensor:
+        """m of activations `x`, that belong to the pairs `rows`."""
         pair = self.pair
-        mask, position, answers = pair.attention_mask, pair.answer_position, pair.answers
-        if rows is not None:
-            mask, position, answers = mask[rows], position[rows], answers[rows]
+        mask, position, answers = pair.attention_mask[rows], pair.answer_position[rows], pair.answers[rows]
         with torch.set_grad_enabled(x.requires_grad):
             logits = hooks.logits_above(self.model, x, mask, position, answers)
         logits = hooks.at_least_float32(logits)
         return logits[:, 1] - logits[:, 0]
 
-    def at(self, a: Float[Tensor, " items"], rows: Int[Tensor, " items"]) -> Float[Tensor, "items t d"]:
+    def at(self, a: Float[Tensor, " items"], rows: Rows = EVERY) -> Float[Tensor, "items t d"]:
         return self.x[rows] + a.to(self.x)[:, None, None] * self.delta[rows]
 
     def metric(self, a: Float[Tensor, " points"]) -> Float[Tensor, "points pairs"]:
         """m of every pair at each point of the path."""
-        rows = torch.arange(len(self.x))
-        return torch.stack([self.metric_of(self.at(point.expand(len(rows)), rows), rows) for point in a])
+        return torch.stack([self.metric_of(self.at(point.expand(len(self.x)))) for point in a])
 
-    def gradient(self, a: Float[Tensor, " items"], rows: Int[Tensor, " items"] | None = None) -> Tensor:
+    def gradient(self, a: Float[Tensor, " items"], rows: Rows = EVERY) -> Tensor:
         """dm/dx at the point a of the path, zero where the method does not reach: [items, t, d]."""
-        rows = torch.arange(len(self.x)) if rows is None else rows
         return self.gradient_at(self.at(a, rows), rows)
 
-    def gradient_at(self, x: Float[Tensor, "items t d"], rows: Int[Tensor, " items"]) -> Float[Tensor, "items t d"]:
+    def gradient_at(self, x: Float[Tensor, "items t d"], rows: Rows) -> Float[Tensor, "items t d"]:
         """dm/dx of activations that belong to the pairs `rows`, zero where the method does not reach."""
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
@@ -138,6 +137,11 @@ def estimate(
     return Estimate(ie, -(e * grad).sum((1, 2)), (ends[1] - ends[0]) / until, nodes)
 
 
+def mean_gradient(gradient: Callable[[float], Tensor]) -> Tensor:
+    """A gradient averaged over [0, 1], with five nodes."""
+    return sum(weight * gradient(node) for node, weight in zip(NODES.tolist(), WEIGHTS.tolist(), strict=True))
+
+
 def integrated_gradient(
     run: ActivationPath, ends: Float[Tensor, "2 pairs"], budget: float, until: float = 1.0, items_at_once: int = 256
 ) -> tuple[Float[Tensor, "pairs tokens d_model"], np.ndarray]:
@@ -155,9 +159,7 @@ def integrated_gradient(
         m_middle = torch.zeros_like(m_low)
         for part in torch.arange(len(rows)).split(items_at_once):
             r, start, width = rows[part], low[part], high[part] - low[part]
-            piece = torch.zeros_like(run.x[r])
-            for node, weight in zip(NODES.tolist(), WEIGHTS.tolist(), strict=True):
-                piece += weight * run.gradient(start + node * width, r)
+            piece = mean_gradient(lambda a, r=r, start=start, width=width: run.gradient(start + a * width, r))
             piece *= width.to(run.x)[:, None, None]
             np.add.at(count, r.numpy(), len(NODES))
             miss = (piece * run.delta[r]).sum((1, 2)).cpu() - (m_high[part] - m_low[part])
@@ -189,9 +191,8 @@ def one_at_a_time(
         if method == "ablation":
             out[r, i] = run.metric_of(run.x[r] - here[..., None] * d, r) - clean[r]
         else:
-            less, grad = f[r, :, i][..., None] * d, torch.zeros_like(run.x[r])
-            for node, weight in zip(NODES.tolist(), WEIGHTS.tolist(), strict=True):
-                grad += weight * run.gradient_at(run.x[r] - node * less, r)
+            less = f[r, :, i][..., None] * d
+            grad = mean_gradient(lambda a, r=r, less=less: run.gradient_at(run.x[r] - a * less, r))
             out[r, i] = -(here * (grad * d).sum(-1)).sum(1)
     return out
 
@@ -201,13 +202,5 @@ def asked(f: Latents, features: Sequence[int] | None) -> Bool[Tensor, "pairs lat
     active = (f > 0).any(1)
     if features is not None:
         check_features(list(features), f.shape[-1])
-        left_out = torch.ones(f.shape[-1], dtype=torch.bool, device=f.device)
-        left_out[list(features)] = False
-        active[:, left_out] = False
+        active &= torch.isin(torch.arange(f.shape[-1]), torch.tensor(list(features), dtype=torch.long)).to(f.device)
     return active
-
-
-def check_features(features: Sequence[int], n_latents: int) -> None:
-    wrong = [i for i in features if not 0 <= i < n_latents]
-    if wrong:
-        raise ValueError(f"There is no latent {wrong[0]}: this crosscoder has {n_latents}, 0 to {n_latents - 1}.")

@@ -66,10 +66,21 @@ def nearest(revision: str, known: Sequence[str]) -> str:
     return f" Did you mean {best!r}?"
 
 
-def _preset(name: str, revisions: str, **facts: Any) -> Preset:
-    return Preset(name, tokens=DATA["revisions"][revisions], **facts)
+def _published(parts: Sequence[dict[str, Any]]) -> dict[str, int | None]:
+    """Revision -> tokens, from presets.json: a part lists them, or has a pattern of names and runs of steps."""
+    tokens = {}
+    for part in parts:
+        if "names" not in part:
+            tokens |= part
+            continue
+        per_step, up = part["tokens_per_step"], 10**9 - 1 if part.get("rounded_up") else 0
+        for step in (step for run in part["runs"] for step in range(*run)):
+            revision = part["names"].format(step, (step * per_step + up) // 10**9)
+            tokens[revision] = part.get("before", 0) + tokens_of(revision, per_step)
+    return tokens
 
 
 DATA = read_json(Path(__file__).with_name("presets.json"))
-PRESETS = {name: _preset(name, **facts) for name, facts in DATA["presets"].items()}
+TOKENS = {series: _published(parts) for series, parts in DATA["revisions"].items()}
+PRESETS = {n: Preset(n, tokens=TOKENS[p.pop("revisions")], **p) for n, p in DATA["presets"].items()}
 BLIMP_AGREEMENT: list[str] = DATA["blimp_agreement"]  # the paper's four sets of subject-verb agreement

@@ -33,7 +33,6 @@ FORMS = {
     "clams": ((2,), ("{0}_evalset/{1}.txt", "{0}/{1}.txt", "{1}.txt")),
     "multiblimp": ((1, 2), ("{0}/data.tsv", "{0}.tsv")),
 }
-V0_LONG_STEPS = ("pythia-160m", "pythia-410m", "pythia-1.4b")  # sizes of the first suite with 4M tokens a step
 
 
 def published_rows(task: str, path: str | Path | None = None) -> list[dict[str, Any]]:
@@ -41,7 +40,8 @@ def published_rows(task: str, path: str | Path | None = None) -> list[dict[str, 
 
     Args:
         task: see the table above.
-        path: a folder with the published files, or the file itself; None reads from where they are published.
+        path: a folder with the published files (there, or in its subfolder blimp, clams or multiblimp), or the file
+            itself; None reads from where they are published.
 
     Raises:
         ValueError: no such task, or a two-prefix set.
@@ -57,10 +57,11 @@ def published_rows(task: str, path: str | Path | None = None) -> list[dict[str, 
     if path is None:
         records = _from_its_place(task, kind, rest)
     else:
-        files = [Path(path), *(Path(path) / name.format(*rest) for name in FORMS[kind][1])]
+        folders, names = (Path(path), Path(path) / kind), [name.format(*rest) for name in FORMS[kind][1]]
+        files = [Path(path), *(folder / name for folder in folders for name in names)]
         file = next((f for f in files if f.is_file()), None)
         if file is None:
-            raise FileNotFoundError(f"{task!r}: no file {' or '.join(str(f) for f in files[1:])}.")
+            raise FileNotFoundError(f"{task!r}: no file {' or '.join(names)} in {folders[0]} or {folders[1]}.")
         records = read_records(file)
     if kind == "blimp":
         return blimp_rows(records, rest[0])
@@ -179,10 +180,4 @@ def pythia_blimp() -> pd.DataFrame:
     Returns:
         Tidy table, small sizes first: model, revision, step, tokens_seen, task, accuracy, stderr, n_pairs.
     """
-    table = pd.read_csv(data_folder("pythia_blimp") / "accuracy_by_step.csv")
-    tokens = table["model"].isin(V0_LONG_STEPS).map({True: 2**22, False: 2**21})
-    table = table.assign(revision="step" + table["step"].astype(str), tokens_seen=table["step"] * tokens, n_pairs=1000)
-    size = table["model"].str.extract(r"-([\d.]+)([mb])$")
-    order = size[0].astype(float) * size[1].map({"m": 1, "b": 1000})
-    table = table.assign(order=order).sort_values(["order", "task", "step"], ignore_index=True)
-    return table[["model", "revision", "step", "tokens_seen", "task", "accuracy", "stderr", "n_pairs"]]
+    return pd.read_csv(data_folder("pythia_blimp") / "accuracy_by_step.csv")

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -26,27 +26,16 @@ def pick_device(device: str = "auto") -> str:
     """
     import torch
 
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
+        return next(kind for kind, here in there.items() if here)
     kind = str(device).split(":")[0]
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if kind not in there:
         raise ValueError(f"device={device!r} is not known. Use 'auto', 'cpu', 'cuda' (or 'cuda:1'), or 'mps'.")
     if not there[kind]:
         hint = "On Colab choose Runtime > Change runtime type > GPU. " if kind == "cuda" else ""
         raise ValueError(f"device={device!r} is not on this machine. {hint}device='auto' takes what is there.")
     return device
-
-
-def set_threads(n: int | None = None) -> int:
-    """Set how many CPU threads torch uses (None: leave it as it is); returns the number in force."""
-    import torch
-
-    if n is not None:
-        torch.set_num_threads(n)
-    return torch.get_num_threads()
 
 
 @contextmanager
@@ -81,11 +70,8 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; a missing or broken one gives an error that names the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}). It may be cut short: make or fetch it again.") from error
 
@@ -106,8 +92,6 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -130,10 +114,21 @@ def progress(iterable: Iterable, desc: str = "", total: int | None = None, **opt
     return tqdm(iterable, desc=desc, total=total, **options)
 
 
+def top_folder() -> Path:
+    """The project's folder as seen from a notebook, which runs in notebooks/ (Jupyter) or above it (papermill)."""
+    return Path("..") if Path.cwd().name == "notebooks" else Path(".")
+
+
 def closest(name: str, accepted: Iterable[str]) -> str:
     """' Did you mean ...?' for a misspelt name, or an empty string."""
     match = difflib.get_close_matches(str(name), [str(a) for a in accepted], n=1)
     return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def choose(what: str, value: Any, accepted: Collection[str]) -> None:
+    """Raise ValueError unless `value` is one of those accepted."""
+    if value not in accepted:
+        raise ValueError(f"{what}={value!r} is not known; take one of {', '.join(accepted)}.{closest(value, accepted)}")
 
 
 def abridged(names: Sequence[str], shown: int = 12) -> str:

@@ -16,6 +16,8 @@ from torch import Tensor
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.metrics import PER_LATENT
 
+MAX_ERROR, MAX_RECONSTRUCTION = 0.2, 0.5  # Minder et al. take latents with nu below these for truly exclusive
+
 
 @dataclass
 class LatentScaling:
@@ -97,14 +99,7 @@ def latent_scaling(crosscoder: Crosscoder, batches: Iterable[Float[Tensor, "toke
     return LatentScaling(*(a.numpy() for a in (*nus, written, *betas, at[0])), n_tokens=tokens)
 
 
-def artefacts(
-    ratios: PER_LATENT,
-    scaling: LatentScaling,
-    names: Sequence[str],
-    specific: float = 0.7,
-    max_error: float = 0.2,
-    max_reconstruction: float = 0.5,
-) -> pd.DataFrame:
+def artefacts(ratios: PER_LATENT, scaling: LatentScaling, names: Sequence[str], specific: float = 0.7) -> pd.DataFrame:
     """Latents that look specific to one checkpoint: RelDec or RelIE crossed with latent scaling.
 
     Args:
@@ -112,14 +107,13 @@ def artefacts(
         scaling: of the same crosscoder.
         names: labels of the checkpoints.
         specific: a ratio above this makes the latent specific to its checkpoint.
-        max_error, max_reconstruction: Minder et al. take latents with nu below these for truly exclusive.
 
     Returns:
         One row a specific latent: feature; checkpoint and ratio, where it is specific; written, nu_error and
         nu_reconstruction, each the largest at the other checkpoints; verdict, the first of these that holds:
         "undefined" (never active, or nu is NaN), "written elsewhere" (the latent itself writes there, above
-        `max_error`: not exclusive, but no artefact; a latent may be there and not be used, if `ratios` is RelIE),
-        "shrinkage" (nu_error above `max_error`), "decoupled" (nu_reconstruction above its bound), "genuine".
+        0.2: not exclusive, but no artefact; a latent may be there and not be used, if `ratios` is RelIE),
+        "shrinkage" (nu_error above 0.2), "decoupled" (nu_reconstruction above 0.5), "genuine".
 
     Raises:
         ValueError: ratios, scaling and names of different sizes.
@@ -132,14 +126,13 @@ def artefacts(
         )
     c, i = np.nonzero(ratios > specific)
     others = np.arange(len(ratios))[:, None] != c
-    high = {}
-    for name in ("written", "nu_error", "nu_reconstruction"):
-        high[name] = np.where(others, getattr(scaling, name)[:, i], -np.inf).max(0)
+    names_of = ("written", "nu_error", "nu_reconstruction")
+    high = {name: np.where(others, getattr(scaling, name)[:, i], -np.inf).max(0) for name in names_of}
     verdicts = {
         "undefined": np.isnan(high["nu_error"] + high["nu_reconstruction"]),
-        "written elsewhere": high["written"] > max_error,
-        "shrinkage": high["nu_error"] > max_error,
-        "decoupled": high["nu_reconstruction"] > max_reconstruction,
+        "written elsewhere": high["written"] > MAX_ERROR,
+        "shrinkage": high["nu_error"] > MAX_ERROR,
+        "decoupled": high["nu_reconstruction"] > MAX_RECONSTRUCTION,
     }
     verdict = np.select(list(verdicts.values()), list(verdicts), "genuine")
     table = {"feature": i, "checkpoint": np.array(names, object)[c], "ratio": ratios[c, i], **high, "verdict": verdict}

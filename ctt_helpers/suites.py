@@ -15,7 +15,7 @@ from ctt_helpers import hub, published, tasks
 from ctt_helpers.checkpoints import Checkpoints
 from ctt_helpers.estimates import pick_dtype
 from ctt_helpers.presets import BLIMP_AGREEMENT, PRESETS, Preset, nearest, step_of, tokens_of
-from ctt_helpers.runtime import abridged, closest, pick_device, read_json
+from ctt_helpers.runtime import abridged, choose, closest, pick_device, read_json
 
 File = str | Path | None
 
@@ -174,8 +174,7 @@ class Suite:
             path: a name of `text.sources()` ("pile", "mc4/fr" ...) or a file (.txt, .jsonl, .parquet, packed or not);
                 None: the suite's own text, or for a hub's model the text that the paper took for it.
         """
-        if split not in ("train", "validation"):
-            raise ValueError(f"split={split!r} does not exist; take 'train' or 'validation'.")
+        choose("split", split, ("train", "validation"))
         length = length or min(1024, self.meta.get("context_length", 1024))
         n_rows = -(-n_tokens // length)
         if path is None and "context_length" in self.meta:
@@ -256,9 +255,8 @@ def _folder_suite(folder: Path, name: str, revisions: Sequence[str] | None, toke
     found = {p.parent.name for p in folder.glob("*/*.safetensors")}
     found = list(revisions or sorted(found, key=lambda r: (step_of(r) or 0, r)))
     if not found:
-        raise FileNotFoundError(
-            f"{folder} holds no checkpoint: expected one subfolder a revision (step0/, step1000/ ...) with safetensors."
-        )
+        expected = "one subfolder a revision (step0/, step1000/ ...) with safetensors"
+        raise FileNotFoundError(f"{folder} holds no checkpoint: expected {expected}.")
     return _plain_suite(name, folder, found, tokens_per_step)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ctt_helpers import hooks
-from ctt_helpers.runtime import progress
+from ctt_helpers.runtime import choose, progress
 
 # why a pair can be left out
 ONE_IS_BEGINNING = "one continuation is the beginning of the other"
@@ -108,12 +108,13 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def make_pairs(
-    rows: Sequence[Mapping], tokenizer: Any, name: str = "pairs", bos: bool = True, continuation: str = "first"
+    rows: Sequence[Mapping], tokenizer: Any, name: str = "pairs", continuation: str = "first"
 ) -> MinimalPairs:
     """Tokenize rows with "prefix", "right" and "wrong" (continuations with their leading space, as text).
 
     A pair stays if, written as tokens, both sentences share a prefix, then differ in one token, and go on alike
-    ("hasn|'t" and "haven|'t"): it is cut right after the differing token. Otherwise it is left out and counted.
+    ("hasn|'t" and "haven|'t"): it is cut right after the differing token. Otherwise it is left out and counted. The
+    end-of-text token comes first, for the first token of a sequence is left out everywhere in the method.
 
     With continuation="whole" all that follows the shared tokens is kept beside, to the end of the sentence where the
     row has one, as lists of ids in the table's columns right_tokens and wrong_tokens: see `accuracy` with whole=True.
@@ -123,18 +124,15 @@ def make_pairs(
     Args:
         rows: mappings with the three texts; further keys go into the table.
         tokenizer: a Hugging Face tokenizer.
-        bos: prepend the end-of-text token, so that the first word is not the first token (which the method leaves
-            out everywhere).
         continuation: "first" or "whole".
 
     Raises:
         ValueError: no row, none that can be kept, or another word for `continuation`.
     """
-    if continuation not in ("first", "whole"):
-        raise ValueError(f"continuation={continuation!r} does not exist; take 'first' or 'whole'.")
+    choose("continuation", continuation, ("first", "whole"))
     whole = continuation == "whole"
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if bos and start is None:
+    if start is None:
         raise ValueError("The tokenizer has no end-of-text token to begin a prefix with. Set tokenizer.bos_token.")
     rows = list(rows)
     full = {"right": "sentence", "wrong": "wrong_sentence"} if whole else {}
@@ -149,11 +147,11 @@ def make_pairs(
             left_out[reason] += 1
             continue
         ends = {"right_tokens": right[len(same) :], "wrong_tokens": wrong[len(same) :]} if whole else {}
-        kept.append(({**row, **ends}, torch.tensor([start, *same] if bos else same), pair))
+        kept.append(({**row, **ends}, torch.tensor([start, *same]), pair))
     if not kept:
         raise ValueError(f"No pair of {name!r} can be used: {dict(left_out) or 'there is none'}.")
     table, prefixes, answers = zip(*kept, strict=True)
-    ids, length = pad_sequence(prefixes, True, start or 0), torch.tensor([len(prefix) for prefix in prefixes])
+    ids, length = pad_sequence(prefixes, True, start), torch.tensor([len(prefix) for prefix in prefixes])
     right, wrong = torch.tensor(answers).T
     text = [f"{row['prefix']}{row['right']}/*{row['wrong'].lstrip()}" for row in table]
     mask = (torch.arange(ids.shape[1]) < length[:, None]).long()
@@ -179,26 +177,44 @@ def _cut(
     return None, right[:same], (right[same], wrong[same])
 
 
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """A name for pictures and files: the last part of a task's name, or all but the first where two would be alike.
+
+    "clams/fr/simple_agrmt" is "simple_agrmt", beside its English sister "fr_simple_agrmt".
+    """
+    ends = Counter(name.split("/")[-1] for name in set(names))
+    return {n: parts[-1] if ends[parts[-1]] == 1 else "_".join(parts[1:]) for n in names for parts in [n.split("/")]}
+
+
 def in_split(prefix: str, split: str) -> bool:
     """Whether a prefix belongs to "find" or "test": half and half, by a hash, so that no prefix is in both."""
-    if split not in ("find", "test"):
-        raise ValueError(f"split={split!r} does not exist; take 'find' or 'test'.")
+    choose("split", split, ("find", "test"))
     return (hashlib.sha256(prefix.encode()).digest()[0] % 2 == 0) == (split == "find")
 
 
-def logit_differences(model: hooks.HookedModel, pairs: MinimalPairs, batch_size: int = 256) -> Float[Tensor, " pairs"]:
+@torch.no_grad()
+def logit_differences(
+    model: hooks.HookedModel, pairs: MinimalPairs, whole: bool = False, batch_size: int = 256
+) -> Float[Tensor, " pairs"]:
     """logit(right) - logit(wrong) at the last prefix token of each pair; positive where the model is right.
 
+    With `whole`, log P(right continuation) - log P(wrong one) after each prefix, summed over all tokens of each. As
+    BLiMP's own sentence scores: what both sentences share before the continuation cancels.
+
     Raises:
-        ValueError: the pairs were made with another tokenizer than the model's.
+        ValueError: the pairs were made with another tokenizer than the model's, or hold no whole continuations.
     """
     check_tokenizer(model, pairs)
-    out, last = [], model.n_layers - 1
-    for batch in pairs.batches(batch_size):
-        with torch.no_grad():
-            hidden = hooks.residual_stream(model, batch.input_ids, batch.attention_mask, layer=last)
-            logits = hooks.unembed(model, hidden, batch.answer_position, batch.answers)
-        out.append((logits[:, 0] - logits[:, 1]).float().cpu())
+    if whole and "right_tokens" not in pairs.table:
+        raise ValueError(f"The pairs {pairs.name!r} hold first tokens only: make them with continuation='whole'.")
+    out = []
+    for batch in pairs.batches(-(-batch_size // 4) if whole else batch_size):  # whole vocabularies take room
+        if whole:
+            right, wrong = (_log_probability(model, batch, batch.table[f"{s}_tokens"]) for s in ("right", "wrong"))
+        else:
+            hidden = hooks.residual_stream(model, batch.input_ids, batch.attention_mask, model.n_layers - 1)
+            right, wrong = hooks.unembed(model, hidden, batch.answer_position, batch.answers).T
+        out.append((right - wrong).float().cpu())
     return torch.cat(out)
 
 
@@ -211,24 +227,6 @@ def check_tokenizer(model: hooks.HookedModel, pairs: MinimalPairs) -> None:
         )
 
 
-def whole_differences(model: hooks.HookedModel, pairs: MinimalPairs, batch_size: int = 256) -> Float[Tensor, " pairs"]:
-    """log P(right continuation) - log P(wrong one) after each prefix, summed over all tokens of each.
-
-    As BLiMP's own sentence scores: what both sentences share before the continuation cancels.
-
-    Raises:
-        ValueError: the pairs hold no whole continuations, or were made with another tokenizer than the model's.
-    """
-    if "right_tokens" not in pairs.table:
-        raise ValueError(f"The pairs {pairs.name!r} hold first tokens only: make them with continuation='whole'.")
-    check_tokenizer(model, pairs)
-    out = []
-    for batch in pairs.batches(-(-batch_size // 4)):  # whole vocabularies at several positions take room
-        right, wrong = (_log_probability(model, batch, batch.table[f"{side}_tokens"]) for side in ("right", "wrong"))
-        out.append((right - wrong).cpu())
-    return torch.cat(out)
-
-
 def _log_probability(
     model: hooks.HookedModel, pairs: MinimalPairs, continuations: Sequence[list[int]]
 ) -> Float[Tensor, " pairs"]:
@@ -239,20 +237,27 @@ def _log_probability(
     mask = (torch.arange(ids.shape[1]) < torch.tensor([len(r) for r in rows])[:, None]).long()
     row = torch.tensor([i for i, c in enumerate(continuations) for _ in c])
     position = torch.tensor([n + k for n, c in zip(starts, continuations, strict=True) for k in range(len(c))])
-    with torch.no_grad():
-        hidden = hooks.residual_stream(model, ids, mask, layer=model.n_layers - 1)
-        logits = hooks.at_least_float32(hooks.unembed(model, hidden[row, position - 1]))
-        each = logits.log_softmax(-1).gather(1, ids[row, position, None].to(logits.device))[:, 0]
+    hidden = hooks.residual_stream(model, ids, mask, layer=model.n_layers - 1)
+    logits = hooks.at_least_float32(hooks.unembed(model, hidden[row, position - 1]))
+    each = logits.log_softmax(-1).gather(1, ids[row, position, None].to(logits.device))[:, 0]
     return torch.zeros(len(rows), dtype=each.dtype, device=each.device).index_add_(0, row.to(each.device), each)
 
 
-def accuracy(model: hooks.HookedModel, pairs: MinimalPairs, batch_size: int = 256, whole: bool = False) -> float:
+def accuracy(model: hooks.HookedModel, pairs: MinimalPairs, whole: bool = False) -> float:
     """Share of pairs whose right token has the higher logit; a tie counts as wrong.
 
     With `whole`, whose right continuation is more probable, all its tokens together (see `make_pairs`).
     """
-    differences = whole_differences if whole else logit_differences
-    return float((differences(model, pairs, batch_size) > 0).double().mean())
+    return float((logit_differences(model, pairs, whole) > 0).double().mean())
+
+
+def twins(pairs: MinimalPairs, words: Sequence[str] = ("head", "attractor", "verb")) -> Int[np.ndarray, " pairs"]:
+    """One number a pair, the same for pairs made of the same words (singular and plural, say): one observation.
+
+    Without any of these columns in `pairs.table`, each pair stands by itself.
+    """
+    there = [w for w in words if w in pairs.table]
+    return pairs.table.groupby(there, dropna=False).ngroup().to_numpy() if there else np.arange(len(pairs))
 
 
 def accuracy_curve(
@@ -260,7 +265,6 @@ def accuracy_curve(
     tasks: Mapping[str, MinimalPairs],
     revisions: Sequence[str] | None = None,
     device: str = "auto",
-    batch_size: int = 256,
     whole: bool = False,
 ) -> pd.DataFrame:
     """Accuracy of every task at every revision, one model in memory at a time.
@@ -270,10 +274,9 @@ def accuracy_curve(
         `whole` the mean difference of log-probabilities).
     """
     checkpoints, rows = suite.checkpoints(revisions, device=device), []
-    differences = whole_differences if whole else logit_differences
     for model in progress(checkpoints.one_by_one(), "accuracy", total=len(checkpoints)):
         for task, pairs in tasks.items():
-            difference = differences(model, pairs, batch_size)
+            difference = logit_differences(model, pairs, whole)
             share, n = float((difference > 0).double().mean()), len(pairs)
             stderr = (share * (1 - share) / n) ** 0.5
             rows.append((model.label, model.tokens_seen, task, share, stderr, n, float(difference.mean())))

@@ -32,10 +32,8 @@ PACKED = (".gz", ".xz", ".bz2", ".zst")
 
 def sources() -> pd.DataFrame:
     """The texts that have a name: where they are, whether the paper used them, what stands in for them."""
-    table = pd.DataFrame.from_dict(SOURCES, orient="index").rename_axis("name").reset_index()
-    table["where"] = [" ".join(where.values()).replace("{}", "<language>") for where in table["where"]]
-    table = table.fillna({"fallback": ""}).rename(columns={"paper": "in the paper"})
-    return table[["name", "where", "in the paper", "what", "fallback"]]
+    table = pd.DataFrame.from_dict(SOURCES, orient="index").rename_axis("name")
+    return table.assign(where=[" ".join(w.values()).replace("{}", "<language>") for w in table["where"]])
 
 
 def default_source(repository: str) -> str:
@@ -108,8 +106,7 @@ def _stream(where: dict[str, Any], seed: int) -> Iterator[str]:
 
     for row in load_dataset(**where, split="train", streaming=True).shuffle(seed=seed, buffer_size=1000):
         if "text" not in row:
-            file = where.get("data_files", where["path"])
-            raise ValueError(f"{file} has no column 'text'; it has: {', '.join(row)}.")
+            raise ValueError(f"{[*where.values()][-1]} has no column 'text'; it has: {', '.join(row)}.")
         yield row["text"]
 
 

@@ -1,79 +1,22 @@
-"""Training a crosscoder: the settings, the loop, and a run that can be stopped and taken up again."""
+"""Training a crosscoder: the loop, and a run that can be stopped and taken up again."""
 
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
+from ctt_helpers.activations import TensorStream
 from ctt_helpers.crosscoder import Crosscoder
-from ctt_helpers.optimisation import FIGURES, TrainingRun, check_same_run
+from ctt_helpers.optimisation import FIGURES, TrainConfig, TrainingRun, check_same_run
 from ctt_helpers.runtime import atomic_path, pick_device, progress, read_json, versions, write_json
 
-if TYPE_CHECKING:
-    from ctt_helpers.activations import TensorStream
-
 LOG_EVERY = 20  # steps
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a training run. The defaults suit the embedded suite; the paper's values stand beside them.
-
-    Attributes:
-        steps: optimiser steps (paper: 100k steps of 4096 tokens).
-        lr: Adam's learning rate (paper: 5e-5).
-        betas: Adam's decay rates.
-        grad_clip: largest norm of the gradient over all parameters.
-        lr_decay: last share of the steps, over which the learning rate falls linearly to 0.
-        l1: weight of E[sum_i f_i u_i] for an "l1" crosscoder.
-        decoder_norm_penalty: weight of the same term for a "batch_topk" crosscoder: fewer dead latents (paper: 0).
-        penalty_warmup: first share of the steps, over which that weight rises linearly from 0 (paper: 0.05).
-        aux_weight: weight of the loss by which dead latents rebuild the error, "batch_topk" only; 0: off (paper: 1/32).
-        aux_k: dead latents used for it per token; None: half of d_model.
-        dead_after_tokens: a latent silent for this many training tokens counts as dead (paper: 10M).
-        k_start: k at the first step, falling linearly to the crosscoder's own; None: six times that (paper: 1000 to
-            200).
-        k_anneal: first share of the steps, over which k falls; 0: k stays the same (paper: 5,000 steps).
-        checkpoint_every: steps between two checkpoints of the run on disk.
-    """
-
-    steps: int = 600
-    lr: float = 2e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    grad_clip: float = 1.0
-    lr_decay: float = 0.2
-    l1: float = 2.0
-    decoder_norm_penalty: float = 0.5
-    penalty_warmup: float = 0.2
-    aux_weight: float = 1 / 4
-    aux_k: int | None = None
-    dead_after_tokens: int = 20_000
-    k_start: int | None = None
-    k_anneal: float = 0.5
-    checkpoint_every: int = 200
-
-    def __post_init__(self):
-        object.__setattr__(self, "betas", tuple(self.betas))
-        self._require("steps checkpoint_every dead_after_tokens", lambda v: v >= 1, "at least 1")
-        self._require("lr grad_clip", lambda v: v > 0, "above 0")
-        share = "a share of the steps, 0 to below 1: the threshold is learnt after it"
-        self._require("k_anneal", lambda v: 0 <= v < 1, share)
-        self._require("lr_decay penalty_warmup", lambda v: 0 <= v <= 1, "a share of the steps, 0 to 1")
-        self._require("l1 decoder_norm_penalty aux_weight", lambda v: v >= 0, "0 or more")
-        self._require("aux_k k_start", lambda v: v is None or v >= 1, "None, or at least 1")
-        self._require("betas", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in [0, 1)")
-
-    def _require(self, names: str, fine: Callable[[Any], bool], accepted: str) -> None:
-        for name in names.split():
-            if not fine(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)!r}: it must be {accepted}.")
 
 
 @dataclass
@@ -97,7 +40,7 @@ class TrainResult:
 
 def train(
     crosscoder: Crosscoder,
-    stream: "TensorStream",
+    stream: TensorStream,
     config: TrainConfig | None = None,
     out: str | Path | None = None,
     device: str = "auto",
@@ -185,7 +128,7 @@ def _finished_run(crosscoder: Crosscoder, out: Path, settings: dict[str, Any]) -
     return TrainResult(crosscoder.eval(), history, there["seconds"], settings["config"]["steps"])
 
 
-def _check(crosscoder: Crosscoder, stream: "TensorStream", config: TrainConfig) -> None:
+def _check(crosscoder: Crosscoder, stream: TensorStream, config: TrainConfig) -> None:
     if crosscoder.scaled_norms is not None:
         raise ValueError("A folded crosscoder is for export and is not trained on: train the one it was made from.")
     sizes = (crosscoder.n_checkpoints, crosscoder.d_model)

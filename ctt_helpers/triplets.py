@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -20,7 +19,6 @@ def similarity_matrix(
     layer: int | None = None,
     revisions: Sequence[str] | None = None,
     device: str = "auto",
-    batch_size: int = 256,
 ) -> pd.DataFrame:
     """Mean cosine similarity of the layer's outputs between every two revisions (Crosscoding Through Time, sec. 3).
 
@@ -33,14 +31,11 @@ def similarity_matrix(
     checkpoints, unit = suite.checkpoints(revisions, layer=layer, device=device), []
     for model in progress(checkpoints.one_by_one(), "similarity", total=len(checkpoints)):
         rows = []
-        for batch in pairs.batches(batch_size):
+        for batch in pairs.batches(256):
             x = hooks.residual_stream(model, batch.input_ids, batch.attention_mask).float().cpu()
             rows.append(x[:, 1:][batch.attention_mask[:, 1:].bool().cpu()])
         unit.append(torch.nn.functional.normalize(torch.cat(rows), dim=-1))
-    n = len(unit)
-    values = np.eye(n)
-    for a, b in itertools.combinations(range(n), 2):
-        values[a, b] = values[b, a] = float((unit[a] * unit[b]).sum(-1).mean())
+    values = [[float((a * b).sum(-1).mean()) for b in unit] for a in unit]
     return pd.DataFrame(values, index=checkpoints.revisions, columns=checkpoints.revisions)
 
 

@@ -8,6 +8,7 @@ pulled towards equal shares, and its draws even more so, having the noise twice.
 finding and be none; its interval is wide then, and its class undecided.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 
 from ctt_helpers.effects import Effects
 from ctt_helpers.metrics import LABELS, PER_LATENT, check_ratios, members, places, rel_ie
-from ctt_helpers.tasks import MinimalPairs
+from ctt_helpers.tasks import twins as twins
 
 DRAWS = Float[np.ndarray, "draws checkpoints latents"]
 
@@ -63,15 +64,6 @@ def resample(
     return draws
 
 
-def twins(pairs: MinimalPairs, words: Sequence[str] = ("head", "attractor", "verb")) -> Int[np.ndarray, " pairs"]:
-    """Labels for `resample`: one number a pair, the same for pairs made of the same words (singular and plural, say).
-
-    Without any of these columns in `pairs.table`, each pair stands by itself.
-    """
-    there = [w for w in words if w in pairs.table]
-    return pairs.table.groupby(there, dropna=False).ngroup().to_numpy() if there else np.arange(len(pairs))
-
-
 def interval(
     draws: Float[np.ndarray, "draws ..."], level: float = 0.95
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
@@ -82,13 +74,9 @@ def interval(
     """
     if not 0 < level < 1:
         raise ValueError(f"level={level} is the share of draws inside an interval: take 0 < level < 1, such as 0.95.")
-    ordered = np.sort(draws, axis=0)  # NaN come last; np.nanquantile is much slower
-    last = np.maximum((~np.isnan(ordered)).sum(0) - 1, 0)
-    ends = []
-    for at in ((1 - level) / 2 * last, (1 + level) / 2 * last):
-        below, above = (np.take_along_axis(ordered, f(at).astype(int)[None], 0)[0] for f in (np.floor, np.ceil))
-        ends.append(below + at % 1 * (above - below))
-    return tuple(ends)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")  # a latent that is inactive in every draw
+        return tuple(np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0))
 
 
 def rel_ie_draws(
@@ -113,12 +101,7 @@ def rel_ie_draws(
 
 
 def classify_draws(
-    ratios: DRAWS,
-    names: Sequence[str],
-    level: float = 0.95,
-    point: PER_LATENT | None = None,
-    specific: float = 0.7,
-    shared: float = 0.3,
+    ratios: DRAWS, names: Sequence[str], level: float = 0.95, point: PER_LATENT | None = None
 ) -> pd.DataFrame:
     """The classes of `metrics.classify`, with "undecided" where the sentences do not settle one.
 
@@ -140,8 +123,8 @@ def classify_draws(
             (0, 1).
     """
     ratios = check_ratios(ratios, names, draws=True)
-    code = _class_codes(ratios, specific, shared)
-    own = None if point is None else _class_codes(check_ratios(point, names)[None], specific, shared)[0]
+    code = _class_codes(ratios)
+    own = None if point is None else _class_codes(check_ratios(point, names)[None])[0]
     classes = _classes(names)
     own, probability = _vote(code, len(classes), own)
     candidate = np.array([label for label, _ in classes], dtype=object)[own]
@@ -182,8 +165,8 @@ def _classes(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
     return [*((LABELS[len(m)], m) for m in who), ("inactive", ())]
 
 
-def _class_codes(ratios: DRAWS, specific: float, shared: float) -> Int[np.ndarray, "draws latents"]:
-    belongs, n = members(ratios, specific, shared), ratios.shape[1]
+def _class_codes(ratios: DRAWS) -> Int[np.ndarray, "draws latents"]:
+    belongs, n = members(ratios), ratios.shape[1]
     code = sum(belongs[:, c] * np.uint8(2**c) for c in range(n))
     return np.where(np.isnan(ratios).any(1), np.uint8(2**n), code)
 

@@ -1,18 +1,19 @@
 """A hub cache as the client lays it out, and a small hub that answers as the real one does, for tests without network.
 
-The models have random weights, the true architectures, and a config.json with the published keys.
+The models have random or briefly trained weights, the true architectures, and a config.json with the published keys.
 """
 
 import hashlib
 import json
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 ARCHITECTURES = {
     "gpt_neox": ("GPTNeoXForCausalLM", torch.float16),
@@ -31,13 +32,47 @@ def shrunk(config: dict, layers: int, width: int = 32, vocabulary: int | None = 
     return {key: small.get(key, value) for key, value in config.items()}
 
 
-def published_files(config: dict, seed: int = 0, shards: int = 1) -> dict[str, bytes]:
-    """The files of one checkpoint as they are published: name -> content, without a tokenizer."""
-    architecture, dtype = ARCHITECTURES[config["model_type"]]
+def random_model(config: dict, seed: int = 0) -> PreTrainedModel:
     keys = dict(config)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(keys.pop("model_type"), **keys)).to(dtype)
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(keys.pop("model_type"), **keys))
+
+
+def briefly_trained(
+    config: dict, rows: torch.Tensor, steps: Sequence[int], batch: int = 16, lr: float = 3e-3
+) -> Iterator[PreTrainedModel]:
+    """One model after each number of steps, trained on rows of token ids in their order: [rows, length].
+
+    To be quick, only the tokens that occur in `rows` are trained and compete in the loss: a model with these few words
+    is trained, and its rows are put into the embeddings of a random model of full vocabulary.
+    """
+    words, rows = rows.unique(return_inverse=True)
+    model, whole = random_model(config | {"vocab_size": len(words)}), random_model(config)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+    for step in range(max(steps) + 1):
+        if step in steps:
+            state = model.state_dict()
+            for name, tensor in whole.state_dict().items():  # the tensors of `whole` itself
+                tensor[words if tensor.shape != state[name].shape else ...] = state[name]
+            yield whole
+        here = rows[torch.arange(step * batch, (step + 1) * batch) % len(rows)]
+        optimiser.param_groups[0]["lr"] = lr * min(1, (step + 1) / 20)  # a warm-up
+        optimiser.zero_grad()
+        model(here, labels=here).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+
+
+def published_files(
+    config: dict, seed: int = 0, shards: int = 1, model: PreTrainedModel | None = None
+) -> dict[str, bytes]:
+    """The files of one checkpoint as they are published: name -> content, without a tokenizer.
+
+    `model`: whose weights; None: random ones, by `seed`.
+    """
+    architecture, dtype = ARCHITECTURES[config["model_type"]]
+    model = model or random_model(config, seed)
+    state = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     files = {"config.json": {"architectures": [architecture], "torch_dtype": str(dtype)[6:], **config}}
     if config["model_type"] == "bloom":  # published as a pickle, of the model without its head
         state = {n.removeprefix("transformer."): t for n, t in state.items() if n != "lm_head.weight"}

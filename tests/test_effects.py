@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from models import random_suite, some_pairs, some_text
 
 import ctt_helpers as ctt
+from ctt_helpers import effects as effects_module
 from ctt_helpers import hooks
 from ctt_helpers.activations import stacked_activations
 from ctt_helpers.effects import Effects
@@ -317,7 +318,7 @@ def test_errors(setting, tmp_path):
         ctt.indirect_effects(crosscoder, ckpts, pairs, positions=pairs.attention_mask)
     with pytest.raises(ValueError, match="No pair of 'pairs' has a role 'subject'; there are: answer"):
         pairs.positions("subject")
-    with pytest.raises(ValueError, match="There is no latent 48: this crosscoder has 48, 0 to 47"):
+    with pytest.raises(ValueError, match="There is no feature 48: this crosscoder has 48, 0 to 47"):
         ctt.indirect_effects(crosscoder, ckpts, pairs, "ablation", features=[48])
     with pytest.raises(ValueError, match="2 groups of features for 3 checkpoints"):
         ctt.ablate(crosscoder, ckpts, pairs, [[1], [2]])
@@ -331,3 +332,11 @@ def test_errors(setting, tmp_path):
     with pytest.raises(ValueError, match="same names, different fingerprints"):
         ctt.indirect_effects(crosscoder, ckpts, pairs)
     assert hooks.check_layer(2, 3) is None
+
+
+def test_the_standard_error_counts_pairs_of_the_same_words_once():
+    values = np.random.default_rng(0).normal(size=40)
+    alone = values.std(ddof=1) / 40**0.5
+    assert effects_module._stderr(values, np.arange(40)) == pytest.approx(alone)
+    assert effects_module._stderr(np.repeat(values, 2), np.repeat(np.arange(40), 2)) == pytest.approx(alone)
+    assert np.isnan(effects_module._stderr(values, np.zeros(40, int)))

@@ -8,6 +8,7 @@ import torch
 from models import random_suite, some_text
 
 import ctt_helpers as ctt
+from ctt_helpers import evaluation
 from ctt_helpers.activations import stacked_activations
 
 
@@ -38,7 +39,7 @@ def plain_logits(model, ids, replacement=None):
 
 def test_every_figure_against_brute_force(setting):
     ckpts, crosscoder, text = setting
-    report = ctt.evaluate(crosscoder, ckpts, text, sequences_at_once=4)
+    report = ctt.evaluate(crosscoder, ckpts, text)
     x = stacked_activations(ckpts, text)[:, 1:]
     with torch.no_grad():
         f = torch.relu(
@@ -68,9 +69,11 @@ def test_every_figure_against_brute_force(setting):
         np.testing.assert_allclose(report.ce_recovered[c], 1 - (ce[1] - ce[0]) / (ce[2] - ce[0]), rtol=1e-4)
 
 
-def test_batch_size_does_not_matter_and_the_report_is_saved(setting, tmp_path):
+def test_batch_size_does_not_matter_and_the_report_is_saved(setting, tmp_path, monkeypatch):
     ckpts, crosscoder, text = setting
-    a, b = (ctt.evaluate(crosscoder, ckpts, text, sequences_at_once=n) for n in (3, 64))
+    a = ctt.evaluate(crosscoder, ckpts, text)
+    monkeypatch.setattr(evaluation, "TOKENS_AT_ONCE", 3 * text.shape[1])
+    b = ctt.evaluate(crosscoder, ckpts, text)
     np.testing.assert_allclose(a.explained_variance, b.explained_variance, rtol=1e-9)
     np.testing.assert_allclose(a.dce, b.dce, rtol=1e-4, atol=1e-6)
     a.save(tmp_path / "report.json")

@@ -6,7 +6,6 @@ import socket
 import time
 
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 from hub_cache import SmallHub, commit_of, published_files, put, shrunk
@@ -89,7 +88,7 @@ class quickly:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_from_the_cache(name, cache, no_network, real_tokenizer):
     preset = PRESETS[name]
-    small = name in ("pythia-14m", "pythia-70m")
+    small = name in ("pythia-14m", "pythia-31m", "pythia-70m", "pythia-160m")
     config = preset.config if small else shrunk(preset.config, layers=preset.layer + 2)
     revisions = preset.triplet[-2:] if name == "pythia-14m" else preset.triplet[-1:]
     for seed, revision in enumerate(revisions):
@@ -141,7 +140,7 @@ def test_nothing_above_the_layer_is_a_clear_error(cache, small_tokenizer):
     ckpts = load_suite("org/name", ["step1"]).checkpoints(layer=0, device="cpu", part="below")
     text = some_text(2)
     x = ctt.residual_stream(ckpts[0], text)
-    told = r"Only the embeddings and the blocks 0 to 0 are in memory \(part='below'\).*part='all'"
+    told = r"Only the embeddings and blocks 0 to 0 are in memory \(part='below'\).*part='all'"
     for use in (
         lambda: ctt.logits_above(ckpts[0], x),
         lambda: ctt.spliced_logits(ckpts[0], text, None, x),
@@ -151,7 +150,7 @@ def test_nothing_above_the_layer_is_a_clear_error(cache, small_tokenizer):
     ):
         with pytest.raises(Exception, match=told):
             use()
-    with pytest.raises(ValueError, match="part='bellow' does not exist; take 'all', or 'below'"):
+    with pytest.raises(ValueError, match="part='bellow' is not known; take one of all, below"):
         ckpts.suite.checkpoints(part="bellow", device="cpu")
 
 
@@ -323,7 +322,9 @@ def test_dtypes():
     assert estimates.pick_dtype("auto", "cpu") == estimates.pick_dtype("auto", "mps") == torch.float32
     assert estimates.pick_dtype("bfloat16", "cpu") == estimates.pick_dtype(torch.bfloat16, "cpu") == torch.bfloat16
     for wrong in ("float61", torch.int8):
-        with pytest.raises(ValueError, match=r"dtype='.*' is not known.*Use auto, float32, bfloat16, float16, float64"):
+        with pytest.raises(
+            ValueError, match=r"dtype='.*' is not known; take one of auto, float32, bfloat16, float16, float64"
+        ):
             estimates.pick_dtype(wrong, "cpu")
 
 
@@ -334,13 +335,19 @@ def test_dtype_on_a_gpu(monkeypatch, new):
 
 
 def test_an_estimate_reads_well():
-    estimate = estimates.Estimate("x", 162_322_944, 375_000_000, 1_125_000_000, 494e6, 1.48e9, 14e9, 4_000_000, 600)
+    sizes = (162_322_944, 375_000_000, 1_125_000_000, 494e6, 1.48e9, 14e9)
+    estimate = estimates.Estimate(
+        "x", *sizes, {"reading": 600, "training": 1200}, {"training": 1e9, "activations": 2e9}
+    )
     assert str(estimate).splitlines()[1:] == [
         "  model     162,322,944 parameters",
         "  download  about 375 MB, 9 s at 40 MB/s",
         "  memory    494 MB each, 1.48 GB together, 14.00 GB free: all at once",
         "  loading   about 2 s",
-        "  reading   4,000,000 tokens at each: about 10 min",
+        "  at peak   about 4.48 GB, of it 1.00 GB training, 2.00 GB activations",
+        "  work      reading 10 min, training 20 min",
+        "  in all    about 30 min",
+        f"  device    {estimates.NO_GPU}",
     ]
     assert [estimates.show_time(s) for s in (0.1, 89, 5300, 7200)] == ["1 s", "89 s", "88 min", "2.0 h"]
-    assert np.isfinite(estimates.reading_speed("cpu", torch.float32, 64)) and estimates.free_memory("cpu") > 0
+    assert estimates.free_memory("cpu") > 0

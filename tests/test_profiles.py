@@ -46,7 +46,9 @@ def test_what_is_set_by_hand_wins(capsys):
 
 def test_errors():
     namespace = {"__annotations__": {"profile": str, "n_pairs": int | None}, "profile": "colba", "n_pairs": None}
-    with pytest.raises(ValueError, match=r"There is no profile 'colba'\. Did you mean 'colab'"):
+    with pytest.raises(
+        ValueError, match=r"profile='colba' is not known; take one of tiny, colab, paper\. Did you mean 'colab'"
+    ):
         use_profile(namespace, "04")
     namespace["profile"] = "tiny"
     with pytest.raises(ValueError, match="Parameter n_pairs=300: too many"):

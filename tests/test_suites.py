@@ -223,5 +223,5 @@ def test_text_from_a_file(suite, tmp_path):
     assert not {tuple(r) for r in other.tolist()} & {tuple(r) for r in text.tolist()}
     with pytest.raises(ValueError, match=r"The text is too short: \d+ of 625 sequences"):
         suite.text(10_000, path=file, length=16)
-    with pytest.raises(ValueError, match="take 'train' or 'validation'"):
+    with pytest.raises(ValueError, match="take one of train, validation"):
         suite.text(10, split="test", path=file)

@@ -152,7 +152,7 @@ def test_splits_never_share_a_prefix(shared, tmp_path):
     find = {r["prefix"] for r in rows if tasks.in_split(r["prefix"], "find")}
     test = {r["prefix"] for r in rows if tasks.in_split(r["prefix"], "test")}
     assert not find & test and min(len(find), len(test)) > 0.4 * len(find | test)
-    with pytest.raises(ValueError, match="take 'find' or 'test'"):
+    with pytest.raises(ValueError, match="take one of find, test"):
         tasks.in_split("the", "train")
 
 
@@ -198,8 +198,9 @@ def test_whole_continuations_are_the_plain_models_sentences(architecture):
     both = [*SENTENCES, ("cats run", "cats runs")]
     expected = torch.tensor([log_probability(right) - log_probability(wrong) for right, wrong in both])
     for size in (1, 3, 64):
-        torch.testing.assert_close(tasks.whole_differences(model, pairs, size), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(tasks.whole_differences(model, pairs[[2, 0]]), expected[[2, 0]], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(tasks.logit_differences(model, pairs, True, size), expected, rtol=1e-4, atol=1e-4)
+    some = tasks.logit_differences(model, pairs[[2, 0]], whole=True)
+    torch.testing.assert_close(some, expected[[2, 0]], rtol=1e-4, atol=1e-4)
     assert tasks.accuracy(model, pairs, whole=True) == float((expected > 0).double().mean())
     # one token each: the same as its logits
     torch.testing.assert_close(tasks.logit_differences(model, pairs)[[0, 3]], expected[[0, 3]], rtol=1e-4, atol=1e-4)
@@ -212,7 +213,7 @@ def test_whole_and_first_are_told_apart(tmp_path):
     model = HookedModel(random_model(), word_tokenizer(), 1)
     with pytest.raises(ValueError, match="'pairs' hold first tokens only: make them with continuation='whole'"):
         tasks.accuracy(model, some_pairs(3), whole=True)
-    with pytest.raises(ValueError, match="continuation='last' does not exist; take 'first' or 'whole'"):
+    with pytest.raises(ValueError, match="continuation='last' is not known; take one of first, whole"):
         tasks.make_pairs([], word_tokenizer(), continuation="last")
 
 

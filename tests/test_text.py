@@ -128,9 +128,10 @@ def test_reading_ahead_is_bounded(monkeypatch):
 
 
 def test_the_table_of_sources_names_a_fallback_for_each_of_the_papers():
-    table = text.sources().set_index("name")
-    assert {"pile", "dolma", "mc4/<language>"} <= set(table.index[table["in the paper"]])
-    assert set(table["fallback"]) - {"", "mc4/en"} <= set(table.index)
+    table = text.sources()
+    assert {"pile", "dolma", "mc4/<language>"} <= set(table.index[table["paper"]])
+    assert set(table["fallback"].dropna()) - {"mc4/en"} <= set(table.index)
+    assert table.loc["mc4/<language>", "where"] == "allenai/c4 <language>"
     models = ("EleutherAI/pythia-1b", "allenai/OLMo-1B-0724-hf", "bigscience/bloom-1b1-intermediate")
     assert [text.default_source(model) for model in models] == ["pile", "dolma", "mc4"]
 

@@ -8,17 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import ctt_helpers as ctt
+from ctt_helpers import plots
 from ctt_helpers.effects import Effects
 from ctt_helpers.metrics import classify, rel_ie, trajectory
 from ctt_helpers.plots.effects import interval_plot
-from ctt_helpers.uncertainty import (
-    classify_draws,
-    interval,
-    rel_ie_draws,
-    resample,
-    trajectory_draws,
-    twins,
-)
+from ctt_helpers.uncertainty import classify_draws, interval, rel_ie_draws, resample, trajectory_draws, twins
 
 NAMES = ["early", "middle", "late"]
 
@@ -245,9 +239,13 @@ def test_interval_plot_draws_each_interval_and_marks_the_undecided(n):
     effects = effects_of(simulated(n=n, n_pairs=50))
     ratios = rel_ie_draws(resample(effects, 50))
     low, high = interval(ratios)
-    ax = interval_plot(rel_ie(effects.mean), low, high, [3, 0, 2], names, {0}, ratios=True, labels={3: "number"})
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["#3 number", "#0 ?", "#2"]
+    ax = interval_plot(rel_ie(effects.mean), low, high, [3, 0, 2], names, {0}, ratios=True)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["#3", "#0 ?", "#2"]
     drawn = [[tuple(s[:, 0]) for s in c.get_segments()] for c in ax.collections if hasattr(c, "get_segments")]
+    inside = [c.get_facecolor()[:, :3].tolist() for c in ax.collections if not hasattr(c, "get_segments")]
+    colors = [list(color[:3]) for color in plots.checkpoint_colors(names).values()]
+    for dots, color in zip(inside, colors, strict=True):
+        assert dots[1] == [1, 1, 1] and dots[0] == dots[2] == pytest.approx(color, abs=0.01)
     np.testing.assert_allclose(drawn, np.stack([low, high], -1)[:, [3, 0, 2]], rtol=1e-6)
     assert len(ax.lines) == (2 if n <= 3 else 0) and "undecided" in ax.get_xlabel()
     ax.figure.canvas.draw()

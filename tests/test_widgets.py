@@ -188,3 +188,24 @@ def test_no_widget_that_hangs_papermill():
     found = set(kinds(make_explorer("notes.csv").widget))
     assert {"Dropdown", "IntText", "HTML", "Text", "Button"} <= found
     assert not found & {"Output", "interactive"}
+
+
+def test_tokens_html_escapes_and_scales():
+    text = widgets.tokens_html(["<b>", " & co", "\n", " x"], [1.0, 2.0, 0.0, float("nan")])
+    assert "&lt;b&gt;" in text and " &amp; co" in text and "\u21b5" in text
+    assert "<b> &amp; co</b>" in text and 'title="2.000"' in text and "rgba(213,94,0,0.75)" in text
+    assert text.count("rgba(213,94,0,0.00)") == 2
+    assert "rgba(213,94,0,0.38)" in widgets.tokens_html(["a"], [1.0], max_activation=2.0)
+    with pytest.raises(ValueError, match="2 tokens and 1 activations"):
+        widgets.tokens_html(["a", "b"], [1.0])
+
+
+def test_examples_html_share_one_scale():
+    examples = [
+        {"tokens": ["a"], "activations": [4.0], "where": "<train>", "value": 4.0},
+        {"tokens": ["b"], "activations": [1.0]},
+    ]
+    text = widgets.examples_html(examples)
+    assert "rgba(213,94,0,0.75)" in text and "rgba(213,94,0,0.19)" in text
+    assert "where: &lt;train&gt;" in text and ">4.00</td>" in text and "value" not in text
+    assert "No examples" in widgets.examples_html([])

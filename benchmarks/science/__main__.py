@@ -6,10 +6,11 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 import ctt_helpers as ctt
 from benchmarks import report
 from benchmarks.science import causes, context, estimators, nulls, page, planted, scaling, seeds
-from ctt_helpers import runtime
 
 PARTS = {
     "planted": planted,
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path("runs/science"), help="folder of what is trained here")
     given = parser.parse_args(arguments)
-    runtime.set_threads(1 if given.model == "tiny" else None)
+    if given.model == "tiny":
+        torch.set_num_threads(1)
     setting = _context(given)
     told = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "benchmarks.science", *told])

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import rankdata
 
 import ctt_helpers as ctt
 from ctt_helpers.toy.dictionary import TRAIN_TOKENS
@@ -89,20 +90,9 @@ def short(task: str) -> str:
     return task.split("/")[-1]
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis, equal values sharing the mean of their ranks."""
-    values = np.asarray(values, float)
-    rows = values.reshape(-1, values.shape[-1])
-    out = np.empty_like(rows)
-    for out_row, row in zip(out, rows, strict=True):
-        _, place, count = np.unique(row, return_inverse=True, return_counts=True)
-        out_row[:] = (count.cumsum() - (count - 1) / 2)[place]
-    return out.reshape(values.shape)
-
-
 def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Rank correlation along the last axis; NaN where one side is constant."""
-    a, b = ranks(a), ranks(b)
+    a, b = rankdata(a, axis=-1), rankdata(b, axis=-1)
     a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
     with np.errstate(invalid="ignore"):
         return (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import ctt_helpers as ctt
 from benchmarks.report import markdown
+from benchmarks.science.context import spearman
 from ctt_helpers import effects, paths
 from ctt_helpers.paths import METHODS, ActivationPath
 
@@ -66,15 +67,11 @@ def agreement(estimate: np.ndarray, exact: np.ndarray) -> dict[str, float]:
     top = np.argsort(-np.abs(exact))[:20]
     return {
         "features": int(large.sum()),
-        "rank_large": spearman(estimate[large], exact[large]),
-        "rank_all": spearman(estimate[active], exact[active]),
+        "rank_large": float(spearman(estimate[large], exact[large])),
+        "rank_all": float(spearman(estimate[active], exact[active])),
         "sign": float(np.mean(np.sign(estimate[large]) == np.sign(exact[large]))),
         "size": float((estimate[top] @ exact[top]) / (exact[top] @ exact[top])),
     }
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    return float(pd.Series(a).rank().corr(pd.Series(b).rank()))
 
 
 def passes(method: str, nodes: float) -> float:
@@ -111,10 +108,10 @@ class FrozenNorm(ActivationPath):
         super().__init__(*arguments)
         self.sigma = None
         with torch.no_grad():
-            hidden = self._hidden(self.x, None)
+            hidden = self._hidden(self.x, paths.EVERY)
         self.sigma = self._divisor(hidden)
 
-    def _hidden(self, x: Tensor, rows: Tensor | None) -> Tensor:
+    def _hidden(self, x: Tensor, rows: paths.Rows) -> Tensor:
         caught = []
         handle = self.model.final_norm.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
         try:
@@ -130,10 +127,9 @@ class FrozenNorm(ActivationPath):
     def _divisor(self, hidden: Tensor) -> Tensor:
         return self._centred(hidden).pow(2).mean(-1, keepdim=True).sqrt()
 
-    def metric_of(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+    def metric_of(self, x: Tensor, rows: paths.Rows = paths.EVERY) -> Tensor:
         with torch.set_grad_enabled(x.requires_grad):
             hidden = self._centred(self._hidden(x, rows))
-            rows = torch.arange(len(x)) if rows is None else rows
             weight = getattr(self.model.final_norm, "weight", None)
             weight = 1.0 if weight is None else weight
             right, wrong = self.model.unembedding.weight[self.pair.answers[rows].to(hidden.device)].unbind(1)

@@ -6,8 +6,6 @@ An array whose shape does not fit `names`, or a feature that is not among the la
 """
 
 # ruff: noqa: F401 (reached as plots.interval_plot ...)
-from ctt_helpers.plots.effects import ablation_bars, effect_scatter, feature_heatmap, interval_plot, relie_vs_reldec
-from ctt_helpers.plots.look import checkpoint_colors, format_tokens, style, task_colors
-from ctt_helpers.plots.runs import accuracy_curves, signature_figure, similarity_heatmap, training_curves
-from ctt_helpers.plots.text import examples_html, tokens_html
-from ctt_helpers.plots.time import ternary, trajectories
+from ctt_helpers.plots.effects import feature_heatmap, interval_plot
+from ctt_helpers.plots.look import checkpoint_colors, format_tokens, set_title, style, task_colors
+from ctt_helpers.plots.time import accuracy_curves, ternary, trajectories

@@ -1,9 +1,8 @@
 """What the figures share: the look, the colours, the axes in tokens and in checkpoints, the checks."""
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +11,7 @@ import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from ctt_helpers.metrics import to_numpy
+from ctt_helpers.metrics import check_features, to_numpy
 
 # colours of Okabe and Ito and a few more that stay apart under colour blindness; grey is kept for baselines
 HUES = ("#0072B2", "#56B4E9", "#D55E00", "#8C6D00", "#CC79A7", "#009E73", "#332288", "#882255", "#44AA99", "#B8A038")
@@ -67,9 +66,7 @@ def as_matrix(values, names: Sequence[str], features: Sequence[int] = ()) -> Eff
     if values.ndim != 2 or len(values) != len(names):
         told = f"Got an array of shape {values.shape} for {len(names)} checkpoints {list(names)}"
         raise ValueError(f"{told}; it must be [checkpoints, latents]. Pass names=ckpts.labels, or transpose the array.")
-    h = values.shape[1]
-    if wrong := [f for f in features if not 0 <= f < h]:
-        raise ValueError(f"There is no feature {wrong[0]}: this crosscoder has {h} latents, 0 to {h - 1}.")
+    check_features(features, values.shape[1])
     return values.astype(float)
 
 
@@ -89,7 +86,7 @@ def new_axes(ax: Axes | None, width: float = 4.6, height: float = 3.1) -> Axes:
     return plt.subplots(figsize=(width, height))[1] if ax is None else ax
 
 
-def token_axis(ax: Axes, tokens: pd.Series) -> None:
+def token_axis(ax: Axes, tokens: Sequence[float]) -> None:
     seen = np.unique(tokens)
     positive = seen[seen > 0]
     if len(positive):
@@ -103,17 +100,10 @@ def token_axis(ax: Axes, tokens: pd.Series) -> None:
     ax.set_xlabel("tokens seen (log scale)")
 
 
-def set_title(ax: Axes, title: str, pad: float = 6) -> Axes:
+def set_title(ax: Axes, title: str) -> Axes:
     """A title folded to the width of its axes, so that a finding may take two lines; returns the axes."""
-    ax.set_title(textwrap.fill(title, max(20, int(ax.bbox.width / ax.figure.dpi / 0.078))), pad=pad)
+    ax.set_title(textwrap.fill(title, max(20, int(ax.bbox.width / ax.figure.dpi / 0.078))))
     return ax
-
-
-def accuracy_axis(ax: Axes) -> None:
-    """The y axis of every accuracy: 0 to 1, with chance drawn and named."""
-    ax.set_yticks((0, 0.25, 0.5, 0.75, 1), ("0", "0.25", "chance\n0.50", "0.75", "1"))
-    ax.set(ylim=(-0.02, 1.04), ylabel="accuracy (share of pairs)")
-    ax.axhline(0.5, color="black", lw=0.9, ls=":")
 
 
 def checkpoint_ticks(ax: Axes, names: Sequence[str], start: float = 0) -> None:
@@ -125,17 +115,5 @@ def checkpoint_ticks(ax: Axes, names: Sequence[str], start: float = 0) -> None:
         label.set(color=color, fontweight="bold")
 
 
-def end_labels(ax: Axes, x: float, ends: Mapping[str, float], colors: Mapping[str, Any]) -> None:
-    """Name each curve at its right end, pushed apart where they would overlap; `ends` in order, top first."""
-    low, high = ax.get_ylim()
-    gap = (high - low) * 0.16 * ax.figure.dpi / ax.bbox.height
-    spots = np.array(list(ends.values()), dtype=float)
-    for i in range(1, len(spots)):
-        spots[i] = min(spots[i], spots[i - 1] - gap)
-    spots += max(0.0, low - spots.min())
-    for (name, end), spot in zip(ends.items(), spots, strict=True):
-        ax.annotate(
-            name, (x, end), (1.04, spot), textcoords=ax.get_yaxis_transform(), color=colors[name], va="center",
-            fontsize=8, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colors[name], "lw": 0.6, "relpos": (0, 0.5)},
-        )  # fmt: skip
+def side_legend(ax: Axes) -> None:
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.2)

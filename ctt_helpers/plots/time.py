@@ -1,4 +1,4 @@
-"""Figures of when features matter: a triangle for three checkpoints, trajectories for many."""
+"""Figures of when: accuracy over training; features in a triangle for three checkpoints, as trajectories for many."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,55 @@ from ctt_helpers.plots import look
 from ctt_helpers.plots.look import Effects, style
 
 CORNERS = np.array([[0, 0], [0.5, 0.75**0.5], [1, 0]])  # the first checkpoint left, the last right: time runs right
+
+
+@style()
+def accuracy_curves(
+    curve: pd.DataFrame,
+    tasks: Sequence[str] | None = None,
+    highlight: Sequence[str] = (),
+    ax: Axes | None = None,
+    title: str = "Accuracy over pretraining",
+) -> Axes:
+    """Accuracy of each task over training, with its standard error and chance, as in Crosscoding Through Time.
+
+    Args:
+        curve: what `accuracy_curve` gives: revision, tokens_seen, task, accuracy, stderr, n_pairs.
+        tasks: those to draw (default: all of the curve's).
+        highlight: revisions to mark, in the order of training; give the same ones as elsewhere to get their colours.
+
+    Raises:
+        ValueError: a column, a task or a revision is not in the curve.
+    """
+    look.require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
+    colors = look.task_colors(list(curve["task"]))
+    tasks = list(colors if tasks is None else tasks)
+    look.require_names("task", tasks, list(colors))
+    look.require_names("revision", highlight, curve["revision"].unique())
+    shown = curve[curve["task"].isin(tasks)].sort_values("tokens_seen")
+    sizes = shown.groupby("task")["n_pairs"].max()
+    same = sizes.nunique() == 1
+    ax = look.new_axes(ax, 6.2)
+    look.token_axis(ax, shown["tokens_seen"])
+    last = shown.drop_duplicates("task", keep="last").set_index("task")["accuracy"]
+    for i, task in enumerate(sorted(tasks, key=lambda t: -last[t])):  # the legend in the order of the curves' ends
+        line = shown[shown["task"] == task]
+        x, y, e = (line[c].to_numpy(float) for c in ("tokens_seen", "accuracy", "stderr"))
+        # the second round of the palette is dashed, so that no two tasks look alike
+        dashes = "-" if list(colors).index(task) < len(look.HUES) else "--"
+        label = task if same else f"{task} ({sizes[task]:,} pairs)"
+        ax.plot(x, y, dashes, color=colors[task], marker=look.MARKERS[i % len(look.MARKERS)], label=label)
+        ax.fill_between(x, np.clip(y - e, 0, 1), np.clip(y + e, 0, 1), color=colors[task], alpha=0.18, lw=0)
+    at = curve.drop_duplicates("revision").set_index("revision")["tokens_seen"]
+    for name, color in look.checkpoint_colors(highlight).items():
+        ax.axvline(at[name], color=color, lw=1.3, ls=":", zorder=0.5, label=name)
+    ax.axhline(0.5, color="black", lw=0.9, ls=":")
+    ax.set_yticks((0, 0.25, 0.5, 0.75, 1), ("0", "0.25", "chance\n0.50", "0.75", "1"))
+    ax.set(ylim=(-0.02, 1.04), ylabel="accuracy (share of pairs)")
+    pairs = f"{sizes.iloc[0]:,} pairs a task; " if same else ""
+    ax.set_xlabel(f"tokens seen (log scale)\n{pairs}band: ± 1 standard error")
+    look.side_legend(ax)
+    return look.set_title(ax, title)
 
 
 @style()
@@ -63,8 +112,7 @@ def ternary(
     ax.text(0, 0.98, f"{len(active):,} active\nfeatures", transform=ax.transAxes, va="top", fontsize=8)
     ax.set(xlim=(-0.12, 1.12), ylim=(-0.1, 0.97), aspect="equal")
     ax.set_axis_off()
-    look.set_title(ax, title)
-    return ax
+    return look.set_title(ax, title)
 
 
 @style()
@@ -95,16 +143,14 @@ def trajectories(
     shown = look.as_matrix(values, names, features)
     if len(tokens) != len(names) or None in tokens:
         raise ValueError(f"tokens={list(tokens)}: give the number for each of the {len(names)} checkpoints.")
-    ax, called = look.new_axes(ax, 5.6, 3.2), {f: f"#{f}" for f in features}
-    colors = look.task_colors(list(called.values()))
-    look.token_axis(ax, pd.Series(tokens))
+    ax, colors = look.new_axes(ax, 5.6, 3.2), look.task_colors(features)
+    look.token_axis(ax, tokens)
     ax.axhline(0, color=look.GREY, lw=0.8, ls=":")
-    for i, (f, name) in enumerate(called.items()):
-        ax.plot(tokens, shown[:, f], marker=look.MARKERS[i % len(look.MARKERS)], color=colors[name], label=name)
+    # the legend in the order of the curves' ends
+    for i, f in enumerate(sorted(features, key=lambda f: -np.nan_to_num(shown[-1, f]))):
+        ax.plot(tokens, shown[:, f], marker=look.MARKERS[i % len(look.MARKERS)], color=colors[f], label=f"#{f}")
         if low is not None:
-            ax.fill_between(tokens, np.asarray(low)[:, f], np.asarray(high)[:, f], color=colors[name], alpha=0.18, lw=0)
-    ends = {called[f]: shown[-1, f] for f in sorted(called, key=lambda f: -np.nan_to_num(shown[-1, f]))}
-    look.end_labels(ax, max(tokens), ends, colors)
+            ax.fill_between(tokens, np.asarray(low)[:, f], np.asarray(high)[:, f], color=colors[f], alpha=0.18, lw=0)
+    look.side_legend(ax)
     ax.set_ylabel(quantity)
-    look.set_title(ax, title)
-    return ax
+    return look.set_title(ax, title)

@@ -4,8 +4,9 @@ import argparse
 import shutil
 from pathlib import Path
 
+import torch
+
 import ctt_helpers as ctt
-from ctt_helpers import runtime
 from ctt_helpers.toy.pretrain import sha256
 
 N_LATENTS, K, TRAIN_TOKENS, EVAL_TOKENS = 512, 16, 140_000, 110_000
@@ -19,7 +20,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.out.exists():
         parser.error(f"{arguments.out} exists. Give another folder, or delete it first.")
-    runtime.set_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads)
     suite = ctt.load_suite("tiny")
     ckpts = suite.checkpoints(suite.default_triplet, device="cpu")
     stream = ctt.ActivationStream(ckpts, suite.text(TRAIN_TOKENS, seed=arguments.seed), seed=arguments.seed)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.metrics import classify, rel_dec, rel_ie
-from ctt_helpers.paths import METHODS, NEAR, ActivationPath
+from ctt_helpers.paths import EVERY, METHODS, NEAR, ActivationPath, Rows
 from ctt_helpers.scaling import latent_scaling
 
 COUNTS = {"emerge": 10, "persist": 10, "fade": 10, "rotate": 6, "scale": 6, "decodable": 6}
@@ -127,7 +127,7 @@ class ReadOut(ActivationPath):
         self.planted, self.w = planted, planted.read_out[checkpoint].to(x)
         self.bias = planted.bias[checkpoint].to(x)
 
-    def metric_of(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+    def metric_of(self, x: Tensor, rows: Rows = EVERY) -> Tensor:
         return self.planted.metric(x[:, -1] @ self.w + self.bias)
 
 

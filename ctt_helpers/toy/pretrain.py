@@ -63,12 +63,7 @@ def make_tokenizer() -> Any:
 
 
 def pretrain(
-    out: str | Path,
-    seed: int = 0,
-    steps: int = STEPS,
-    threads: int = 1,
-    pairs: int = 400,
-    save_every: int = SAVE_EVERY,
+    out: str | Path, seed: int = 0, steps: int = STEPS, threads: int = 1, pairs: int = 400, save_every: int = SAVE_EVERY
 ) -> Path:
     """Make the whole suite in a folder: tokenizer, checkpoints, minimal pairs, suite.json and checksums.
 

@@ -41,27 +41,33 @@ layer: int | None = None
 crosscoder: str | None = None  # its folder; None: the one shipped with the suite
 tasks: list | None = None  # up to four tasks to follow; None: plain agreement, and agreement across attractors
 n_pairs: int | None = None  # pairs a task
+pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
+text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own
 n_features: int = 5  # features to show
 seed: int = 0
 device: str = "auto"
-out: str = "../runs/00_start_here"  # where the table of effects goes
+out: str | None = None  # where the table of effects goes; None: runs/00 of the project
 
 # %%
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
-from ctt_helpers import plots, runtime, widgets
+from ctt_helpers import plots, widgets
 
 ctt.use_profile(globals(), "00", n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs")
 suite = ctt.load_suite(model)
-runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
+if suite.name == "tiny":
+    torch.set_num_threads(1)  # a second thread slows small models down
 ours = ["agreement/simple", "agreement/pp", "agreement/subj_rel"]  # plain agreement first
 wanted = tasks or [t for t in ours if t in suite.task_names] or suite.task_names[:3]
-pairs = {t.split("/")[-1]: suite.pairs(t, split="find", n=n_pairs) for t in wanted}
+short = ctt.tasks.short_names(wanted)
+pairs = {short[t]: suite.pairs(t, split="find", n=n_pairs, path=pairs_path) for t in wanted}
 plain, hard = next(iter(pairs)), list(pairs)[1]
 print(f"{len(suite.revisions)} checkpoints of {suite.name!r}; tasks: {', '.join(pairs)}")
 
@@ -78,8 +84,9 @@ print(f"{len(suite.revisions)} checkpoints of {suite.name!r}; tasks: {', '.join(
 # Accuracy is the share of sentences in which the right word gets the higher score. Over training:
 
 # %%
-curve = ctt.accuracy_curve(suite, pairs, device=device)
-curve.pivot(index="task", columns="revision", values="accuracy").loc[list(pairs), suite.revisions].round(2)
+looked_at = suite.revisions if suite.is_local else revisions or suite.default_triplet  # the hub's are many and large
+curve = ctt.accuracy_curve(suite, pairs, looked_at, device=device)
+curve.pivot(index="task", columns="revision", values="accuracy").loc[list(pairs), looked_at].round(2)
 
 # %% [markdown]
 # **Question.** Guessing would give 0.5. Find the checkpoint where the model is good on the first row and far *below* 0.5
@@ -149,11 +156,16 @@ right = (
     f"{title.get(hard, hard)}: {bad} features hurt at {ckpts.labels[middle]}, {good} others help at {ckpts.labels[-1]}"
 )
 strong = on_words.gt(on_words.max(axis=1) / 2, axis=0)  # the words on which a feature is active
-labels = {i: ", ".join(strong.columns[strong.loc[f"#{i}"]]) for i in features}
+labels = [f"{i}\n" + ", ".join(strong.columns[strong.loc[i]]).replace(" ", "\n") for i in shown]
 with plots.style():
-    fig = plots.signature_figure(
-        curve, ie, features, ckpts.labels, feature_labels=labels, titles=(left, right[0].upper() + right[1:])
-    )
+    fig, (when, what) = plt.subplots(1, 2, figsize=(9.6, 3.8))
+    plots.accuracy_curves(curve, highlight=ckpts.labels, ax=when, title=left)
+    bars = pd.DataFrame(ie[:, features].T, columns=ckpts.labels)
+    bars.plot.bar(ax=what, width=0.8, color=plots.checkpoint_colors(ckpts.labels))
+    what.axhline(0, color="black", lw=0.8)
+    what.set_xticks(range(len(features)), labels, rotation=0)
+    what.set(ylabel="indirect effect (logits): > 0 helps, < 0 hurts")
+    plots.set_title(what, right[0].upper() + right[1:])
 
 # %% [markdown]
 # On the left, the behaviour. On the right, five features of the dictionary, and what each does for the hard task at the
@@ -162,7 +174,7 @@ with plots.style():
 # **5. Read them.** Where is each active? Darker is stronger.
 
 # %%
-text = suite.text(25_000, split="validation", seed=seed)
+text = suite.text(25_000, split="validation", seed=seed, path=text_path)
 examples = ctt.top_examples(dictionary, ckpts, text, features, k=4)
 norms = dictionary.decoder_norms().detach().cpu().numpy()
 for i in features[:3]:

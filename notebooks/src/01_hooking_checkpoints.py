@@ -24,9 +24,11 @@ revisions: list | None = None  # three checkpoints, in the order of training
 layer: int | None = None  # the block whose output we read, counted from 0
 task: str | None = None  # which minimal pairs to read
 n_pairs: int | None = None  # how many of them
+pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
+text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own
 seed: int = 0  # for the sample of text
 device: str = "auto"  # "cpu", "cuda" ...
-out: str = "../runs/01_hooking_checkpoints"  # where the table of norms goes
+out: str | None = None  # where the table of norms goes; None: runs/01 of the project
 
 # %%
 from pathlib import Path
@@ -36,11 +38,12 @@ import pandas as pd
 import torch
 
 import ctt_helpers as ctt
-from ctt_helpers import plots, runtime
+from ctt_helpers import plots
 
 ctt.use_profile(globals(), "01", n_pairs=lambda n: None if n >= 2 else "take at least 2 pairs")
 suite = ctt.load_suite(model)
-runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
+if suite.name == "tiny":
+    torch.set_num_threads(1)  # a second thread slows small models down
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
 print(f"{suite.name}: {len(suite.revisions)} checkpoints; here {', '.join(ckpts.labels)}; layer {ckpts.layer}")
 
@@ -81,7 +84,7 @@ print(f"{sum(p.numel() for p in late.hf_model.parameters()):,} weights; vocabula
 # they differ in nothing but the point in question. That is a **minimal pair**.
 
 # %%
-pairs = suite.pairs(task, split="test", n=n_pairs)
+pairs = suite.pairs(task, split="test", n=n_pairs, path=pairs_path)
 pairs.text[:5]
 
 # %% [markdown]
@@ -135,7 +138,7 @@ print("largest difference:", float((helper - plain).abs().max()))
 
 # %%
 early = ckpts[0]
-text = suite.text(4000, split="validation", seed=seed)
+text = suite.text(4000, split="validation", seed=seed, path=text_path)
 
 
 def next_token_loss(logits):

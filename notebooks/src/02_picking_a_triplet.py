@@ -20,15 +20,19 @@ revisions: list | None = None  # checkpoints to look at; None: all
 layer: int | None = None  # for the similarity
 split: str = "find"  # "find" to choose on; "test" stays untouched until notebook 04
 n_pairs: int | None = None  # pairs a task, at most
+pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
 seed: int = 0  # for the shuffled control
 device: str = "auto"
-out: str = "../runs/02_picking_a_triplet"  # where tables go
+out: str | None = None  # where tables go; None: runs/02 of the project
 
 # %%
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
@@ -36,10 +40,16 @@ from ctt_helpers import plots, runtime
 
 ctt.use_profile(globals(), "02", n_pairs=lambda n: None if n >= 2 else "take at least 2 pairs")
 suite = ctt.load_suite(model)
-runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
-names = tasks or suite.task_names
-pairs = {name.split("/")[-1]: suite.pairs(name, split=split, n=n_pairs) for name in names}
+if suite.name == "tiny":
+    torch.set_num_threads(1)  # a second thread slows small models down
+short = ctt.tasks.short_names(tasks or suite.task_names)
+pairs = {short[t]: suite.pairs(t, split=split, n=n_pairs, path=pairs_path) for t in short}
 print(f"{suite.name}: {len(revisions or suite.revisions)} checkpoints, {len(pairs)} tasks")
+
+# %% tags=["estimate"]
+if suite.name != "tiny":  # what it takes on this machine, before anything large is downloaded
+    ckpts = suite.checkpoints(revisions, layer=layer, device=device)
+    print(ckpts.estimate(pairs={"accuracy": (len(pairs) + 1) * n_pairs, "reading": 200}))
 
 # %% [markdown]
 # ## The tasks
@@ -47,6 +57,9 @@ print(f"{suite.name}: {len(revisions or suite.revisions)} checkpoints, {len(pair
 # number: singular or plural. What differs is what stands between the word that sets it and the word that shows it.
 
 # %%
+for name, p in pairs.items():
+    for reason, count in p.left_out.items():
+        print(f"{name}: {count:,} of the task's pairs are left out: {reason}")
 pd.DataFrame({name: {"example": p.text[0], "pairs": len(p)} for name, p in pairs.items()}).T
 
 # %% [markdown]
@@ -66,15 +79,16 @@ wide.round(2)
 
 # %%
 simple = next(iter(pairs))
-learned = [name for name in wide.index if wide.loc[name].iloc[-1] >= 0.75]  # the dip of what is learned in the end
 some = [t for t in (simple, "pp", "obj_rel", "sent_comp", "center_embed") if t in pairs]
 shown = some if len(some) > 2 else list(pairs)
-lowest = curve.loc[curve[curve["task"].isin(set(learned) & set(shown))]["accuracy"].idxmin()]
+learned = [name for name in wide.index if wide.loc[name].iloc[-1] >= 0.75] or list(wide.index)  # or all, if none is
+lowest = curve.loc[curve[curve["task"].isin({*learned} & {*shown} or shown)]["accuracy"].idxmin()]
+there = wide.loc[simple, lowest["revision"]]
 with plots.style():
     ax = plots.accuracy_curves(
         curve,
         tasks=shown,
-        title=f"{lowest['task']} falls to {lowest['accuracy']:.2f} at {lowest['revision']} while {simple} rises",
+        title=f"{lowest['task']} is at {lowest['accuracy']:.2f} at {lowest['revision']}, where {simple} is at {there:.2f}",
     )
 
 # %% [markdown]
@@ -98,7 +112,10 @@ def attractor_between(p):
 
 with_attractor = [name for name, p in pairs.items() if attractor_between(p)]
 nearest = curve[curve["task"].isin(with_attractor)].assign(nearest=lambda t: 1 - t["accuracy"])
-nearest.pivot(index="task", columns="revision", values="nearest").loc[:, list(wide.columns)].round(2)
+if with_attractor:
+    display(nearest.pivot(index="task", columns="revision", values="nearest").loc[:, list(wide.columns)].round(2))
+else:
+    print("Left out here: these tasks do not say where their nouns are. (Those of the embedded suite do.)")
 
 # %% [markdown]
 # Where is the gap between plain agreement and the worst task widest? (We leave out tasks that this model never learns.)
@@ -122,9 +139,10 @@ rows = []
 model_at_dip = suite.checkpoints([dip], device=device)[0]
 for name in [simple, *(t for t in with_attractor if t in learned), *({"sent_comp"} & set(pairs))]:
     right = ctt.logit_differences(model_at_dip, pairs[name]).numpy() > 0
-    number = pairs[name].table["head_number"].to_numpy()
-    rows.append({"task": name, **{f"{n} subject": right[number == n].mean() for n in sorted(set(number))}})
-pd.DataFrame(rows).set_index("task").round(2) if rows and len(rows[0]) > 1 else "no number in this task's table"
+    if "head_number" in pairs[name].table:
+        number = pairs[name].table["head_number"].to_numpy()
+        rows.append({"task": name, **{f"{n} subject": right[number == n].mean() for n in sorted(set(number))}})
+pd.DataFrame(rows).set_index("task").round(2) if rows else "Left out here: no task says the number of its subjects."
 
 # %% [markdown]
 # **What we saw.** Where the attractor is the last word before the verb (`pp`, `nested_pp`, `subj_rel`), the rise and the dip
@@ -152,7 +170,11 @@ sim = ctt.similarity_matrix(suite, pairs[simple][:100], layer=layer, revisions=r
 steps = {a: 1 - sim.loc[a, b] for a, b in zip(sim.index[:-1], sim.index[1:], strict=True)}
 biggest = max(steps, key=steps.get)
 with plots.style():
-    ax = plots.similarity_heatmap(sim, title=f"Activations turn most right after {biggest}")
+    fig, ax = plt.subplots(figsize=(5, 4))
+    above = np.triu(np.ones(sim.shape, dtype=bool), k=1)  # it says nothing that is not below the diagonal
+    sns.heatmap(sim, mask=above, ax=ax, cmap="mako_r", vmax=1, square=True, cbar_kws={"label": "cosine similarity"})
+    ax.set(xlabel="checkpoint", ylabel="checkpoint")
+    plots.set_title(ax, f"Activations turn most right after {biggest}")
 
 # %% [markdown]
 # A pale square means that the two checkpoints have little in common inside. Activations change long before a single
@@ -194,15 +216,14 @@ choice.table.head(6).round(2)
 
 # %%
 picked = {"suggested": choice.revisions, "default of the suite": suite.default_triplet}
+told = "The default triplet: as the dip begins, at its bottom, at the end" if model == "tiny" else "The default triplet"
+looked_at = set(suite.default_triplet) <= set(wide.columns)
 with plots.style():
-    title = (
-        "The default triplet: as the dip begins, at its bottom, at the end" if model == "tiny" else "Default triplet"
-    )
     ax = plots.accuracy_curves(
         curve,
-        tasks=[simple, *with_attractor[:3], *({"sent_comp"} & set(pairs))],
-        highlight=suite.default_triplet,
-        title=title,
+        tasks=[simple, *with_attractor[:3], *({"sent_comp"} & set(pairs))] if with_attractor else list(pairs)[:5],
+        highlight=suite.default_triplet if looked_at else choice.revisions,
+        title=told if looked_at else "The suggested triplet (the default one is not among these revisions)",
     )
 pd.DataFrame(picked)
 
@@ -249,9 +270,6 @@ pd.DataFrame(paper).T.rename_axis("Pythia-1B")
 # that show most at the end of training?
 
 # %%
-import matplotlib.pyplot as plt
-import seaborn as sns
-
 from ctt_helpers import published
 
 kinds = {

@@ -25,11 +25,12 @@ steps: int | None = None  # optimiser steps
 batch_size: int | None = None  # tokens a step
 n_tokens: int | None = None  # tokens of training text
 n_eval_tokens: int | None = None  # tokens of held-out text
+text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own
 training: dict | None = None  # further settings of TrainConfig, such as {"lr": 1e-3}
 train: bool = True  # False: load the crosscoder that is shipped with the suite
 seed: int = 0
 device: str = "auto"
-out: str = "../runs/03_the_crosscoder"  # where the crosscoder goes
+out: str | None = None  # where the crosscoder goes; None: runs/03 of the project
 
 # %%
 from pathlib import Path
@@ -41,28 +42,23 @@ import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
-from ctt_helpers import plots, runtime
+from ctt_helpers import plots, widgets
 
 ctt.use_profile(globals(), "03", steps=lambda n: None if n >= 20 else "take at least 20 steps")
 suite = ctt.load_suite(model)
-runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
+if suite.name == "tiny":
+    torch.set_num_threads(1)  # a second thread slows small models down
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
 print(f"{suite.name} at {', '.join(ckpts.labels)}, layer {ckpts.layer}")
 
 # %% [markdown]
 # Training is the slow part. With a real model, look at what it will take on *this* machine before you start it.
 
-# %%
+# %% tags=["estimate"]
 if suite.name != "tiny":
-    from ctt_helpers.estimates import reading_speed, show_time
-
-    print(ckpts.estimate(tokens=steps * batch_size + n_eval_tokens))
-    # products of the encoder and the decoder: forward, for the weights, and (decoder only) for the code
-    operations = 10 * len(ckpts) * ckpts.d_model * n_latents * steps * batch_size
-    seconds = operations / reading_speed(ckpts.device, torch.float32, ckpts.d_model)
-    print(f"  training  {steps:,} steps of {batch_size:,} tokens: about {show_time(seconds)}")
-    if ckpts.device == "cpu":
-        print("There is no GPU here. On Colab: Runtime > Change runtime type > T4 GPU. Or train=False, or fewer steps.")
+    made = {"n_latents": n_latents, "k": k, "steps": steps, "batch_size": batch_size}
+    made["bf16"] = training.get("bf16", False)
+    print(ckpts.estimate(tokens=steps * batch_size + n_eval_tokens, evaluated=n_eval_tokens, **made))
 
 # %% [markdown]
 # ## What goes in
@@ -72,7 +68,7 @@ if suite.name != "tiny":
 # `ActivationStream` serves such rows in shuffled batches, without end. The first token of each sequence is left out.
 
 # %%
-text = suite.text(n_tokens, split="train", seed=seed)
+text = suite.text(n_tokens, split="train", seed=seed, path=text_path)
 stream = ctt.ActivationStream(ckpts, text, batch_size=batch_size, seed=seed)
 x = next(stream.batches())
 x.shape
@@ -223,9 +219,13 @@ print(f"crosscoder from {folder}: {crosscoder}")
 if history is not None:
     last = history.iloc[-1]
     with plots.style():
-        fig = plots.training_curves(
-            history, title=f"k falls, and some features fall silent; at the end {last['dead']:.0f} are dead"
-        )
+        fig, axes = plt.subplots(1, 3, figsize=(9, 2.6))
+        labels = {"explained_variance": "share of variance explained", "l0": "L0", "dead": "dead latents"}
+        for ax, (column, label) in zip(axes, labels.items(), strict=True):
+            ax.plot(history["tokens"] / 1e6, history[column])
+            ax.set(xlabel="million tokens trained on", ylabel=label)
+        axes[0].set_ylim(max(0, history["explained_variance"].min()), 1)  # the first steps may be far below zero
+        fig.suptitle(f"k falls, and some features fall silent; at the end {last['dead']:.0f} are dead")
 
 # %% [markdown]
 # Look at the third panel. When few features may be active, some fall silent. The small extra loss brings most of them
@@ -246,7 +246,7 @@ if history is not None:
 # cross-entropy (CE) is asked too.
 
 # %%
-held_out = suite.text(n_eval_tokens, split="validation", seed=seed + 1)
+held_out = suite.text(n_eval_tokens, split="validation", seed=seed + 1, path=text_path)
 report = ctt.evaluate(crosscoder, ckpts, held_out)
 print(
     f"L0 {report.l0:.1f}; dead {report.dead:.1%} of {crosscoder.n_latents}, silent over {report.dead_tokens:,} tokens"
@@ -267,7 +267,8 @@ report.to_frame().round(3)
 # %%
 fresh = ctt.Crosscoder(len(ckpts), ckpts.d_model, n_latents, k=k, seed=seed, scales=scales).to(x.device).train()
 fresh.b_dec.data = (x.mean(0) * fresh.scales[:, None]).detach()
-sample, probe = (ctt.activations.stacked_activations(ckpts, t[:400])[:, 1:].flatten(0, 1) for t in (text, held_out))
+few = 25_600 // text.shape[1]  # sequences
+sample, probe = (ctt.activations.stacked_activations(ckpts, t[:few])[:, 1:].flatten(0, 1) for t in (text, held_out))
 
 
 def explained(target, rebuilt):
@@ -326,7 +327,7 @@ frequent = np.flatnonzero((report.frequency > 0.005) & (report.frequency < 0.05)
 chosen = np.random.default_rng(seed).choice(frequent, min(3, len(frequent)), replace=False)
 examples = ctt.top_examples(crosscoder, ckpts, held_out[:600], chosen, k=4)
 for feature in chosen:
-    display(HTML(f"<b>feature {feature}</b>" + plots.examples_html(examples[int(feature)])))
+    display(HTML(f"<b>feature {feature}</b>" + widgets.examples_html(examples[int(feature)])))
 
 # %% [markdown]
 # ## Where is a feature written? RelDec
@@ -363,8 +364,8 @@ if len(ckpts) <= 3:
 # borrow.
 
 # %%
-train_x, test_x = (ctt.activations.stacked_activations(ckpts, t[:400]) for t in (text, held_out))
-targets = held_out[:400, 2:].flatten().to(test_x.device)
+train_x, test_x = (ctt.activations.stacked_activations(ckpts, t[:few]) for t in (text, held_out))
+targets = held_out[:few, 2:].to(test_x.device)
 
 
 def with_one(x):
@@ -384,8 +385,11 @@ with torch.no_grad():
     streams = {"(the model's own stream)": inner[:, :, 0]}
     streams |= {label: crosscoder.decode(crosscoder.encode(read))[:, :, 0] for label, read in reads.items()}
     for label, stream_c in streams.items():
-        logits = ctt.logits_above(ckpts[0], torch.cat([test_x[:, :1, 0], stream_c], 1))[:, 1:-1]
-        losses[label] = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets))
+        whole, total = torch.cat([test_x[:, :1, 0], stream_c], 1), 0.0
+        for part, after in zip(whole.split(len(whole) // 20 + 1), targets.split(len(whole) // 20 + 1), strict=True):
+            logits = ctt.logits_above(ckpts[0], part)[:, 1:-1].flatten(0, 1).float()
+            total += float(torch.nn.functional.cross_entropy(logits, after.flatten(), reduction="sum"))
+        losses[label] = total / targets.numel()
 pd.Series(losses, name=f"loss of {ckpts.labels[0]} (nats a token)").rename_axis("code read from").to_frame().round(3)
 
 # %% [markdown]

@@ -21,11 +21,14 @@ crosscoder: str | None = None  # its folder; None: the one shipped with the suit
 task: str | None = None  # agreement across an attractor: "The author near the guards laughs"
 plain_task: str | None = None  # the same without one: "The author laughs"
 n_pairs: int | None = None  # pairs to find features with, and as many others to test them on
+pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
+text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own
+n_tokens: int = 40_000  # tokens of text to look for examples in
 n_features: int = 12  # how many to show
 method: str | None = None  # effects that RelIE is taken of: "ablation", "atp", "ig", "ig_near" or "ig_own"
 seed: int = 0
 device: str = "auto"
-out: str = "../runs/04_relie_and_reldec"
+out: str | None = None  # where effects and tables go; None: runs/04 of the project
 
 # %%
 from dataclasses import replace
@@ -38,7 +41,7 @@ import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
-from ctt_helpers import plots, runtime, uncertainty, widgets
+from ctt_helpers import plots, uncertainty, widgets
 from ctt_helpers.paths import METHODS
 
 ctt.use_profile(
@@ -48,16 +51,28 @@ ctt.use_profile(
     n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs",
 )
 suite = ctt.load_suite(model)
-runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
+if suite.name == "tiny":
+    torch.set_num_threads(1)  # a second thread slows small models down
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
-dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder).to(ckpts[0].device)
+dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder)
+
+# %% tags=["estimate"]
+if suite.name != "tiny":  # what it takes on this machine, before anything is downloaded
+    todo = {"ablation": 3 * n_pairs, "ig": 2 * n_pairs, "atp": 2 * n_pairs, "accuracy": 41 * 60}
+    print(ckpts.estimate(tokens=40_000, pairs=todo, n_latents=dictionary.n_latents, k=dictionary.k or 64))
+
+# %%
+dictionary.to(ckpts[0].device)
 ctt.evaluation.check_match(dictionary, ckpts)  # an error here: it was trained on other checkpoints
 names, colors = ckpts.labels, plots.checkpoint_colors(ckpts.labels)
-find = {t: suite.pairs(t, split="find", n=n_pairs) for t in (task, plain_task)}
-test = {t: suite.pairs(t, split="test", n=n_pairs) for t in (task, plain_task)}
-short = {task: task.split("/")[-1], plain_task: plain_task.split("/")[-1]}
+find = {t: suite.pairs(t, split="find", n=n_pairs, path=pairs_path) for t in (task, plain_task)}
+test = {t: suite.pairs(t, split="test", n=n_pairs, path=pairs_path) for t in (task, plain_task)}
+short = ctt.tasks.short_names([task, plain_task])
 print(dictionary)
 print(f"{', '.join(names)}; {len(find[task])} pairs to find, {len(test[task])} others to test: {find[task].text[0]}")
+for t, half in find.items():
+    for reason, count in half.left_out.items():
+        print(f"{short[t]}: {count:,} of the task's pairs are left out: {reason}")
 
 # %% [markdown]
 # We look for features on one half of the sentences (**find**) and check them on the other (**test**). The words are partly
@@ -189,7 +204,7 @@ pd.DataFrame(
 
 # %%
 def rank_correlation(a, b):
-    return pd.Series(a).corr(pd.Series(b), method="spearman")
+    return pd.Series(a).rank().corr(pd.Series(b).rank())
 
 
 rows = []
@@ -210,9 +225,12 @@ large = np.abs(truth) > 1e-3
 with plots.style():
     fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.4), layout="constrained")
     for ax, (label, e) in zip(axes, (("AtP", atp), ("IG", ig)), strict=True):
-        strongest_ratio = e[task].mean[-1, np.abs(truth).argmax()] / truth[np.abs(truth).argmax()]
-        title = f"{label} at {names[-1]}: the strongest feature gets {strongest_ratio:.1f} times its exact effect"
-        plots.effect_scatter(truth[large], e[task].mean[-1, large], ylabel=f"{label} (logits)", ax=ax, title=title)
+        found, strongest = e[task].mean[-1], np.abs(truth).argmax()
+        ax.axline((0, 0), slope=1, color="0.5", lw=1, ls=":")
+        ax.scatter(truth[large], found[large], 14, alpha=0.6)
+        ax.set(xlabel=f"exact ablation (logits), {large.sum()} features", ylabel=f"{label} (logits)")
+        times = found[strongest] / truth[strongest]
+        plots.set_title(ax, f"{label} at {names[-1]}: the strongest feature gets {times:.1f} times its exact effect")
 
 # %% [markdown]
 # Two lessons. **Ranking**: over the features that count, AtP is closer to the exact order than IG, most of all late in
@@ -350,22 +368,18 @@ caught
 # %%
 tested = {t: ctt.indirect_effects(dictionary, ckpts, test[t], "ablation", features=candidates) for t in test}
 
-
-def mean_and_error(e, c, i):
-    """Mean over pairs and its standard error."""
-    values = e.per_pair[c].to_dense()[:, i]
-    return float(values.mean()), float(values.std() / len(values) ** 0.5)
-
+# standard errors; pairs of the same words are drawn together
+error = {t: uncertainty.resample(tested[t], 1000, seed, clusters=uncertainty.twins(test[t])).std(0) for t in test}
 
 rows = []
 for name, group in caught.items():
     t, c = where[name]
     for i in group:
         row = {"hunt": name, "feature": i, "on": short[t], "at": names[c], "IE on find": effects[t].mean[c, i]}
-        on_test = {u: mean_and_error(tested[u], c, i) for u in (task, plain_task)}
-        row |= {f"test, {short[u]}": f"{mean:+.3f} ± {error:.3f}" for u, (mean, error) in on_test.items()}
-        mean, error = on_test[t]
-        row["holds"] = mean * effects[t].mean[c, i] > 0 and abs(mean) > 2 * error
+        for u in (task, plain_task):
+            row[f"test, {short[u]}"] = f"{tested[u].mean[c, i]:+.3f} ± {error[u][c, i]:.3f}"
+        again = tested[t].mean[c, i]
+        row["holds"] = again * effects[t].mean[c, i] > 0 and abs(again) > 2 * error[t][c, i]
         own = ratios if t == task else plain_ratios
         rows.append(row | {f"RelIE {n}": own[k, i] for k, n in enumerate(names)})
 hunted = pd.DataFrame(rows)
@@ -406,7 +420,7 @@ if "head_number" in table and len(candidates):
 # decoder norms, and the tokens on which they are most active.
 
 # %%
-text = suite.text(40_000, split="validation", seed=seed + 2)
+text = suite.text(n_tokens, split="validation", seed=seed + 2, path=text_path)
 examples = ctt.top_examples(dictionary, ckpts, text, [int(i) for i in {*top, *candidates}], k=5)
 norms = dictionary.decoder_norms().detach().cpu().numpy()
 for name, group in caught.items():
@@ -429,14 +443,20 @@ widgets.feature_explorer(
 # %% [markdown]
 # ## RelIE against RelDec
 # RelDec asks only *where a feature is written*. Does it tell us where the feature *matters*? Each dot is a feature with
-# an effect; dots on the diagonal would mean that the two agree.
+# an effect, its area the size of that; dots on the diagonal would mean that the two agree.
 
 # %%
 reldec = ctt.rel_dec(norms)
 with plots.style():
     more = np.nanmean(np.where(np.isnan(ratios[last]), np.nan, ratios[last] > reldec[last]))
-    title = f"{more:.0%} of active features matter more at {names[last]} than their norm says"
-    ax = plots.relie_vs_reldec(ratios, reldec, ie, last, names, title=title)
+    fig, ax = plt.subplots(figsize=(4.2, 3.8))
+    x, y, size = reldec[last], ratios[last], np.abs(ie[last])
+    ax.scatter(x, y, 4 + 160 * size / size.max(), color=colors[names[last]], alpha=0.55, linewidths=0)
+    for i in np.argsort(-size)[:6]:
+        ax.annotate(f"#{i}", (x[i], y[i]), (4, 4), textcoords="offset points", fontsize=7.5)
+    ax.axline((0, 0), slope=1, color="0.5", lw=1, ls=":")
+    ax.set(xlabel=f"RelDec at {names[last]} (share of decoder norm)", ylabel=f"RelIE at {names[last]} (share of |IE|)")
+    plots.set_title(ax, f"{more:.0%} of active features matter more at {names[last]} than their norm says")
 
 # %% [markdown]
 # Which of the two predicts effects on *new* sentences? We take the exact effects on the test half, form their shares, and

@@ -24,9 +24,10 @@ other_task: str | None = None  # something else, to see whether the features are
 top_k: int = 10  # features a group
 n_random: int = 5  # random groups to compare with
 n_pairs: int | None = None  # pairs to find with, and as many others to test on
+pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
 seed: int = 0
 device: str = "auto"
-out: str = "../runs/05_does_it_hold"
+out: str | None = None  # where tables go; None: runs/05 of the project
 
 # %%
 from pathlib import Path
@@ -34,9 +35,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 
 import ctt_helpers as ctt
-from ctt_helpers import controls, plots, runtime
+from ctt_helpers import controls, plots
 
 ctt.use_profile(
     globals(),
@@ -46,15 +48,24 @@ ctt.use_profile(
     n_random=lambda n: None if n >= 1 else "take at least 1 random group",
 )
 suite = ctt.load_suite(model)
-runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
+if suite.name == "tiny":
+    torch.set_num_threads(1)  # a second thread slows small models down
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
-dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder).to(ckpts[0].device)
+dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder)
+
+# %% tags=["estimate"]
+if suite.name != "tiny":  # what it takes on this machine, before anything is downloaded
+    todo = {"ablation": n_pairs, "ablate": (12 + 11 * n_random) * n_pairs, "accuracy": n_pairs}
+    print(ckpts.estimate(pairs=todo, n_latents=dictionary.n_latents, k=dictionary.k or 64))
+
+# %%
+dictionary.to(ckpts[0].device)
 ctt.evaluation.check_match(dictionary, ckpts)  # an error here: it was trained on other checkpoints
 names, colors = ckpts.labels, plots.checkpoint_colors(ckpts.labels)
 tasks = [task, plain_task, other_task]
-short = {t: t.split("/")[-1] for t in tasks}
-find = {t: suite.pairs(t, split="find", n=n_pairs) for t in tasks}
-test = {t: suite.pairs(t, split="test", n=n_pairs) for t in tasks}
+short = ctt.tasks.short_names(tasks)
+find = {t: suite.pairs(t, split="find", n=n_pairs, path=pairs_path) for t in tasks}
+test = {t: suite.pairs(t, split="test", n=n_pairs, path=pairs_path) for t in tasks}
 assert not {*find[task].text} & {*test[task].text}
 print(f"{', '.join(names)}; {len(find[task])} pairs of {task} to find with, {len(test[task])} others to test on")
 
@@ -120,11 +131,18 @@ together[columns].round(3)
 drop = together["accuracy_before"] - together["accuracy_after"]
 is_top, is_matched = (together["group"] == g for g in (f"top {top_k}", f"random {top_k}, matched"))
 with plots.style():
-    ax = plots.ablation_bars(
-        together,
-        title=f"Without its top {top_k}, {names[-1]} falls by {drop[is_top].iloc[-1]:.2f}; "
-        f"without {top_k} matched ones by {drop[is_matched].iloc[-1]:.2f}",
-    )
+    fig, ax = plt.subplots(figsize=(7, 3))
+    after = together.pivot(index="checkpoint", columns="group", values="accuracy_after")
+    after = after.loc[names, [f"top {top_k}", *kinds]]
+    after.insert(0, "untouched", together[is_top].set_index("checkpoint")["accuracy_before"])
+    error = (after * (1 - after) / len(test[task])) ** 0.5
+    after.plot.bar(ax=ax, yerr=error, color=["0.85", "#0072B2", "0.4", "0.6"], width=0.8, rot=0, error_kw={"lw": 1})
+    ax.axhline(0.5, color="0.4", lw=0.8, ls="--")
+    ax.set(ylabel="accuracy (lines: ± 1 standard error)", xlabel=f"{len(test[task])} pairs", ylim=(0, 1.05))
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    fall, control = drop[is_top].iloc[-1], drop[is_matched].iloc[-1]
+    title = f"Without its top {top_k}, {names[-1]} falls by {fall:.2f}; without {top_k} matched ones by {control:.2f}"
+    plots.set_title(ax, title)
 
 # %% [markdown]
 # How much do the random groups vary? If one of them came close to the top group, the claim would be weak. (A negative

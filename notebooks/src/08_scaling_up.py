@@ -26,19 +26,20 @@ steps: int | None = None
 batch_size: int | None = None
 n_tokens: int | None = None  # tokens of training text
 n_eval_tokens: int | None = None
+text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own
 training: dict | None = None  # further settings of TrainConfig
 task: str | None = None  # agreement across an attractor
 n_pairs: int | None = None
 method: str | None = None  # of the effects: "ablation" (exact), or "atp" where that takes too long
 crosscoder: str | None = None  # folder of the triplet's crosscoder; None: the one shipped with the suite
 tasks: list | None = None  # pairs whose features are compared: of several tasks, or of several languages
-pairs_path: str | None = None  # folder of published pairs, where they shall not come from the hub
+pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
 other_models: list | None = None  # suites of the hub for the cell on architectures
 n_features: int = 8  # how many to draw
 n_draws: int = 500  # bootstrap draws
 seed: int = 0
 device: str = "auto"
-out: str = "../runs/08_scaling_up"
+out: str | None = None  # where effects and tables go; None: runs/08 of the project
 
 # %%
 import tempfile
@@ -47,14 +48,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from IPython.display import display
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ctt_helpers as ctt
-from ctt_helpers import plots, runtime, uncertainty
+from ctt_helpers import plots, uncertainty
 from ctt_helpers.estimates import count_parameters, show_size, show_time
-from ctt_helpers.plots.time import ternary, trajectories
 from ctt_helpers.presets import PRESETS
 from ctt_helpers.profiles import PROFILES
 
@@ -66,8 +67,20 @@ ctt.use_profile(
     n_features=lambda n: None if 1 <= n <= 10 else "take 1 to 10, one colour each",
 )
 suite = ctt.load_suite(model)
-runtime.set_threads(1 if suite.name == "tiny" else None)  # a second thread slows small models down
+if suite.name == "tiny":
+    torch.set_num_threads(1)  # a second thread slows small models down
 ckpts = suite.checkpoints(revisions, layer=layer, device=device)
+
+# %% tags=["estimate"]
+if suite.name != "tiny":  # what it takes on this machine, before anything is downloaded
+    share = 1 + 3 / len(ckpts)  # the second crosscoder, over a triplet
+    made = {"n_latents": n_latents, "k": k, "batch_size": batch_size, "buffer_tokens": 2**16}
+    made |= {"steps": int(share * steps), "tokens": int(share * steps * batch_size), "evaluated": n_eval_tokens}
+    made["bf16"] = training.get("bf16", False)
+    todo = {"atp": (1 + len(tasks)) * n_pairs, "accuracy": (1 + len(tasks)) * n_pairs}
+    print(ckpts.estimate(pairs=todo | {method: todo.get(method, 0) + 2 * n_pairs}, **made))
+
+# %%
 names, tokens = ckpts.labels, ckpts.tokens_seen
 pairs = suite.pairs(task, split="find", n=n_pairs, path=pairs_path)
 short = task.split("/")[-1]
@@ -99,7 +112,10 @@ turns = int(to_next.argmin())
 with plots.style():
     fig, ax = plt.subplots(figsize=(5.4, 4.6), layout="constrained")
     title = f"The stream turns most from {names[turns]} to {names[turns + 1]} (cosine {to_next[turns]:.2f})"
-    plots.similarity_heatmap(pd.DataFrame(similar, names, names), ax=ax, title=title)
+    above = np.triu(np.ones(similar.shape, dtype=bool), k=1)
+    sns.heatmap(pd.DataFrame(similar, names, names), mask=above, ax=ax, cmap="mako_r", vmax=1, square=True,
+                cbar_kws={"label": "mean cosine similarity"})  # fmt: skip
+    plots.set_title(ax, title)
 
 # %% [markdown]
 # Early checkpoints are published at powers of two. On a clock that counts tokens, these are many looks at the very
@@ -111,15 +127,15 @@ with plots.style():
 # The same three lines as in notebook 03.
 
 # %%
-text = suite.text(n_tokens, split="train", seed=seed)
-stream = ctt.ActivationStream(ckpts, text, batch_size=batch_size, seed=seed)
+text = suite.text(n_tokens, split="train", seed=seed, path=text_path)
+stream = ctt.ActivationStream(ckpts, text, batch_size=batch_size, seed=seed, buffer_tokens=2**16)
 many = ctt.Crosscoder(len(ckpts), ckpts.d_model, n_latents=n_latents, k=k, seed=seed)
 config = ctt.TrainConfig(steps=steps, **training)
 result = ctt.train(many, stream, config, out=Path(out), device=device)
 result.history.tail(3).round(3)
 
 # %%
-held_out = suite.text(n_eval_tokens, split="validation", seed=seed)
+held_out = suite.text(n_eval_tokens, split="validation", seed=seed, path=text_path)
 report = ctt.evaluate(many, ckpts, held_out)
 quality = report.to_frame().set_index("checkpoint")
 print(f"L0 {report.l0:.1f}; {report.dead:.0%} of the features are silent over {report.dead_tokens:,} tokens")
@@ -206,7 +222,7 @@ with plots.style():
     peak = names[int(np.abs(effects.mean[:, top[0]]).argmax())]
     at_end = np.abs(effects.mean[-1, top[0]]) / strength[top[0]]
     title = f"The strongest feature peaks at {peak}; at the end {at_end:.0%} of that is left"
-    trajectories(effects.mean, tokens, top, names, low, high, ax=below, title=title)
+    plots.trajectories(effects.mean, tokens, top, names, low, high, ax=below, title=title)
 
 # %% [markdown]
 # Look at the log axis: most of it is silence. What the task hangs on comes within about the last decade of tokens.
@@ -267,7 +283,7 @@ with plots.style():
     centre = {"RelDec": written["centre_of_mass"], "RelIE": when["centre_of_mass"]}
     for ax, (label, shares) in zip(axes, (("RelDec", reldec), ("RelIE", ratios)), strict=True):
         title = f"{label}: centre of mass at checkpoint {np.nanmean(centre[label][top[:4]]):.1f} on average"
-        trajectories(shares, tokens, top[:4], names, quantity=f"{label} (share)", ax=ax, title=title)
+        plots.trajectories(shares, tokens, top[:4], names, quantity=f"{label} (share)", ax=ax, title=title)
 
 # %% [markdown]
 # The same features twice: where they are **written** (left) and where they are **used** (right). Writing spreads over
@@ -287,7 +303,7 @@ moves = pd.DataFrame(
     {"accuracy": accuracy, "change": np.diff(accuracy, prepend=accuracy[0]), "begins": weight_at("onset"),
      "ends": weight_at("end")}, index=names
 )  # fmt: skip
-alike = moves["change"].abs().corr(moves["begins"], method="spearman")
+alike = moves["change"].abs().rank().corr(moves["begins"].rank())
 print(f"rank correlation of |change of accuracy| with what begins there: {alike:.2f} ({len(names)} checkpoints)")
 moves[(moves["begins"] > 0) | (moves["ends"] > 0)].round(2)
 
@@ -310,7 +326,7 @@ for label, other in cheap.items():
         "same onset": (apart == 0).mean(),
         "at most one apart": (apart.abs() <= 1).mean(),
         "mean distance": apart.mean(),
-        "rank correlation, centre of mass": theirs["centre_of_mass"].corr(ours["centre_of_mass"], method="spearman"),
+        "rank correlation, centre of mass": theirs["centre_of_mass"].rank().corr(ours["centre_of_mass"].rank()),
     }
 pd.DataFrame(rows).T.round(2)
 
@@ -415,7 +431,7 @@ if three is not None:
             corner = (shares[:, there] > 0.7).any(0)
             weight = alive[there][corner].sum() / alive[there].sum()
             title = f"{label}: {corner.sum()} of {there.sum()} in a corner, with {weight:.0%} of the effect"
-            ternary(shares, alive, three.labels, ax=ax, title=title)
+            plots.ternary(shares, alive, three.labels, ax=ax, title=title)
 
 # %% [markdown]
 # A feature can be written at two checkpoints and matter at one. That is what moves dots from an edge into a corner.
@@ -510,8 +526,12 @@ def same_path(other, some):
     change = (spliced[:, 0] - spliced[:, 1]).cpu() - torch.as_tensor(plain)
     code = ctt.Crosscoder(2, two.d_model, n_latents=64, k=8, seed=seed).to(x.device)
     exact, fast = (ctt.indirect_effects(code, two, some, m).mean.ravel() for m in ("ablation", "atp"))
-    rank = pd.Series(exact).corr(pd.Series(fast), method="spearman")
-    return {"class": type(two[0].hf_model).__name__, "largest change": float(change.abs().max()), "AtP: rank": rank}
+    rank = pd.Series(exact).rank().corr(pd.Series(fast).rank())
+    return {
+        "class": type(two[0].hf_model).__name__,
+        "largest change": float(change.abs().max()),
+        "AtP: rank": float(rank),
+    }
 
 
 # %%
@@ -592,7 +612,7 @@ if len(sets) > 1:
             for (r, s), value in np.ndenumerate(table.to_numpy()):
                 ax.text(s, r, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color="w" if value > 0.5 else "k")
             shared = np.nanmean(between(c)) if np.isfinite(between(c)).any() else np.nan
-            plots.look.set_title(ax, f"{names[c]}: two of them share {shared:.0%} of their features on average")
+            plots.set_title(ax, f"{names[c]}: two of them share {shared:.0%} of their features on average")
         fig.colorbar(image, ax=axes, label="share in common", shrink=0.8)
 
 # %% [markdown]
