@@ -179,14 +179,14 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
     device, begin = pick_device(given.device), time.perf_counter()
     if given.paper and device == "cpu" and not given.shrink:
         parser.error("--paper needs a GPU (it would take hours here); add --shrink to try the code.")
+    if device == "cpu":
+        torch.set_num_threads(1)
     about = {
         "command": "python -m benchmarks.estimates" + " --paper" * given.paper,
         **report.machine(),
         "device": device,
     }
     about |= {"gpu": torch.cuda.get_device_name()} if device.startswith("cuda") else {}
-    if device == "cpu":
-        torch.set_num_threads(1)
     sizes = SIZES["shrunk" if given.shrink else "paper" if given.paper else "cpu"]
     frames = []
     for name in ["pythia-1b"] if given.paper else given.model:

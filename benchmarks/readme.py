@@ -27,7 +27,10 @@ def block(results: Path = ROOT / "benchmarks" / "results") -> str:
     settings.columns = [c.replace("_", " ") for c in settings]
     speed = pd.read_csv(results / "speed.csv")[["what", "against", "on", "ratio"]]
     n_pairs, tokens = story["n_pairs"].max(), pd.read_csv(results / "settings.csv")["dead_tokens"].max()
-    about = machine["speed"]
+    about, measured = machine["speed"], machine["estimates"]
+    estimates = pd.read_csv(results / "estimates.csv")
+    models = estimates["model"].unique()
+    ratios = estimates.pivot(index="what", columns="model", values="ratio").loc[estimates["what"].unique(), models]
     digits = {c: 3 for c in settings if c.startswith(("dead", "explained", "ce "))} | {"l0": 1}
     return "\n\n".join(
         [
@@ -42,7 +45,10 @@ def block(results: Path = ROOT / "benchmarks" / "results") -> str:
             "Ratios from one half of the sentences against exact effects on the other, by rank correlation (more on "
             "[one page](benchmarks/results/science/FOUND.md)).",
             causes.brief({"prediction": pd.read_csv(results / "science" / "prediction.csv")}),
-            f"Measured by `make bench` and `make science` on {about['cpu']}, {about['cores']} cores, "
+            "What `ckpts.estimate(...)` says of the time before a slow cell, divided by what it then takes (three "
+            f"models of random weights; `{measured['command']}`, {measured['cpu']}, {measured['cores']} cores):",
+            markdown(ratios.reset_index()),
+            f"Otherwise measured by `make bench` and `make science` on {about['cpu']}, {about['cores']} cores, "
             f"{about['threads']} torch thread, torch {about['torch']}. All rows: "
             "[benchmarks/results/RESULTS.md](benchmarks/results/RESULTS.md).",
         ]

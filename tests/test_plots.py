@@ -121,6 +121,12 @@ def test_accuracy_curves_subset_keeps_colors_and_log_axis_without_step0():
     assert line.get_color() == plots.task_colors(["simple", "pp", "rel"])["rel"]
 
 
+def test_few_of_many_tasks_get_colors_of_their_own():
+    ax = plots.accuracy_curves(make_curve([f"t{i}" for i in range(14)]), tasks=["t3", "t13", "t2"])
+    colors = {line.get_color() for line in ax.lines if line.get_label() in ("t3", "t13", "t2")}
+    assert len(colors) == 3
+
+
 def test_accuracy_curves_many_tasks_use_a_legend_with_each_number_of_pairs():
     curve = make_curve([f"t{i}" for i in range(12)])
     curve.loc[curve.task == "t3", "n_pairs"] = 7

@@ -32,9 +32,10 @@ def accuracy_curves(
         ValueError: a column, a task or a revision is not in the curve.
     """
     look.require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
-    colors = look.task_colors(list(curve["task"]))
-    tasks = list(colors if tasks is None else tasks)
-    look.require_names("task", tasks, list(colors))
+    known = list(curve["task"].unique())
+    tasks = known if tasks is None else list(tasks)
+    look.require_names("task", tasks, known)
+    colors = look.task_colors(known if len(known) <= len(look.HUES) else tasks)  # the same in every figure, if they can
     look.require_names("revision", highlight, curve["revision"].unique())
     shown = curve[curve["task"].isin(tasks)].sort_values("tokens_seen")
     sizes = shown.groupby("task")["n_pairs"].max()

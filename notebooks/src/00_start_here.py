@@ -145,16 +145,16 @@ on_words.round(2)
 
 # %% [markdown]
 # A feature that is active on both nouns of one number knows *a noun is plural*. One that is active on plural nouns in the
-# middle only, after a singular subject, knows more: *the subject, further back, was singular*.
+# middle only, after a singular subject, knows more: *the subject, further back, was singular*. And one that is active on
+# nouns in the middle of either number? It seems to know that *a noun stands between*, whatever its number.
 
 # %% tags=["figure-signature"]
 low = curve[(curve["task"] == hard) & (curve["revision"] == ckpts.labels[middle])]["accuracy"].item()
 title = {t["name"].split("/")[-1]: t["title"] for t in suite.meta.get("tasks", [])}
 left = f"Agreement {title.get(hard, hard)} dips to {low:.2f} while {title.get(plain, plain)} rises"
-bad, good = (ie[middle, features] < -0.05).sum(), (ie[-1, features] > 0.05).sum()
-right = (
-    f"{title.get(hard, hard)}: {bad} features hurt at {ckpts.labels[middle]}, {good} others help at {ckpts.labels[-1]}"
-)
+hurt, (then, late) = (ie[middle, features] < -0.05).sum(), [(ie[c, features] > 0.05).sum() for c in (middle, -1)]
+at_middle = f"{hurt} hurt and {then} {'helps' if then == 1 else 'help'} at {ckpts.labels[middle]}"
+right = f"Of {len(features)} features {at_middle}; {late} {'helps' if late == 1 else 'help'} at {ckpts.labels[-1]}"
 strong = on_words.gt(on_words.max(axis=1) / 2, axis=0)  # the words on which a feature is active
 labels = [f"{i}\n" + ", ".join(strong.columns[strong.loc[i]]).replace(" ", "\n") for i in shown]
 with plots.style():
@@ -165,7 +165,7 @@ with plots.style():
     what.axhline(0, color="black", lw=0.8)
     what.set_xticks(range(len(features)), labels, rotation=0)
     what.set(ylabel="indirect effect (logits): > 0 helps, < 0 hurts")
-    plots.set_title(what, right[0].upper() + right[1:])
+    plots.set_title(what, right)
 
 # %% [markdown]
 # On the left, the behaviour. On the right, five features of the dictionary, and what each does for the hard task at the

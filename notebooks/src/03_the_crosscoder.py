@@ -386,9 +386,10 @@ with torch.no_grad():
     streams |= {label: crosscoder.decode(crosscoder.encode(read))[:, :, 0] for label, read in reads.items()}
     for label, stream_c in streams.items():
         whole, total = torch.cat([test_x[:, :1, 0], stream_c], 1), 0.0
-        for part, after in zip(whole.split(len(whole) // 20 + 1), targets.split(len(whole) // 20 + 1), strict=True):
+        few_rows = len(whole) // 20 + 1  # at a time: whole vocabularies take room
+        for part, target in zip(whole.split(few_rows), targets.split(few_rows), strict=True):
             logits = ctt.logits_above(ckpts[0], part)[:, 1:-1].flatten(0, 1).float()
-            total += float(torch.nn.functional.cross_entropy(logits, after.flatten(), reduction="sum"))
+            total += float(torch.nn.functional.cross_entropy(logits, target.flatten(), reduction="sum"))
         losses[label] = total / targets.numel()
 pd.Series(losses, name=f"loss of {ckpts.labels[0]} (nats a token)").rename_axis("code read from").to_frame().round(3)
 

@@ -55,6 +55,7 @@ dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder)
 
 # %% tags=["estimate"]
 if suite.name != "tiny":  # what it takes on this machine, before anything is downloaded
+    # 12 ablations of groups, and 11 for each random group
     todo = {"ablation": n_pairs, "ablate": (12 + 11 * n_random) * n_pairs, "accuracy": n_pairs}
     print(ckpts.estimate(pairs=todo, n_latents=dictionary.n_latents, k=dictionary.k or 64))
 
@@ -198,7 +199,7 @@ with plots.style():
 # remove all and the answer goes. A single effect then *understates* what a feature carries. Where it runs below, they need
 # each other: losing one is already enough.
 #
-# Careful: $m$ is flat at first and then falls (the curve in notebook 04). That alone can make a group do more than its
+# Careful: $m$ is flat at first and then goes steeply to 0 (the curve in notebook 04). That alone can make a group do more than its
 # parts.
 
 # %% [markdown]

@@ -60,6 +60,7 @@ dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder)
 
 # %% tags=["estimate"]
 if suite.name != "tiny":  # what it takes on this machine, before anything is downloaded
+    # six sets of exact effects; the side-by-side table takes 420 pairs more
     todo = {"ablation": 6 * n_pairs, "ig": n_pairs + 420, "ig_near": n_pairs, "ig_own": 60, "atp": n_pairs + 420}
     print(ckpts.estimate(tokens=40_000, pairs=todo, n_latents=dictionary.n_latents, k=dictionary.k or 64))
 
@@ -115,7 +116,7 @@ scores.round(2)
 
 # %%
 causal = (known["kind"] != "decodable")[known["found"]].to_numpy()
-shares = np.geomspace(1e-5, 3e-2, 15)
+shares = np.sort([*np.geomspace(1e-5, 3e-2, 15), 1e-3])  # with the default
 false, lost = [], []
 for share in shares:
     ratios = measures(student, crowded, test_x, inactive_below=share)["RelIE"]
@@ -134,8 +135,8 @@ with plots.style():
     ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.25))
 
 # %% [markdown]
-# There is a window between the two curves, to the right of the default, and only because we planted the truth do we know
-# where it lies. (The default loses no feature that has an effect. It lets some through that have none.)
+# No bound brings both to zero. A little to the right of the default both are small, and only because we planted the
+# truth do we know where. (The default loses no feature that has an effect. It lets some through that have none.)
 #
 # **Question.** Would a bootstrap over the test tokens reveal these false features? Or more training? Guess first.
 
@@ -301,11 +302,11 @@ with plots.style():
 
 # %% [markdown]
 # There it is. Near the clean point the gradient ranks the features rightly. Far along the path the stream is something
-# the model never sees, and *there* the gradients are steepest: just where $m$ falls. IG adds these up. Two things work
+# the model never sees, and *there* the gradients are steepest: just where $m$ goes to 0. IG adds these up. Two things work
 # together:
 #
 # - **The final norm.** It divides by the stream's size. While everything shrinks together, the divisor shrinks along, and $m$
-#   hardly moves. Only when the constant $b_{dec}$ is what is left does it fall, all at once. So the slope at the clean
+#   hardly moves. Only when the constant $b_{dec}$ is what is left does it move, all at once. So the slope at the clean
 #   point is too small (AtP), and most of IG's sum comes from far away. The dashed lines show it: with the divisor frozen,
 #   $m$ moves from the start.
 # - **A joint path.** IG removes feature A while B, C and D are going too. Ablation removes A while they are there.
@@ -320,7 +321,7 @@ def table_of(name):
     path = Path(results or runtime.top_folder() / "benchmarks/results/science") / f"{name}.csv"
     if path.is_file():
         return pd.read_csv(path)
-    print(f"{path} is not there, so this table is not shown. To make it: python -m benchmarks.science")
+    print(f"{path} is not there, so this table is not shown: in a checkout, `make science` makes it.")
 
 
 frozen = table_of("frozen_norm")
@@ -546,13 +547,14 @@ if start is not None:
 # checkpoint, as they should: a model that knows nothing can do nothing. Over the *whole* dictionary RelDec finds hundreds:
 # it asks where something is written, and random activations have to be written too.
 #
-# How often did the swapped labels fool us, over several tosses and tasks? The last two columns ask for more and more: a
-# class that 95 % of the draws agree on, and an effect whose own interval leaves out zero as well.
+# How often did the swapped labels fool us, over several tosses and tasks? From "specific" on, each column asks for more
+# than the one before: a class that 95 % of the draws agree on ("decided"), and an effect whose own interval leaves out
+# zero as well. (They are shares of the active features.)
 
 # %%
 labels = table_of("null_labels")
 if labels is not None:
-    columns = ["sum of |IE|", "specific", "specific, decided", "specific, decided, IE not 0", "IE interval without 0"]
+    columns = ["sum of |IE|", "specific", "specific, decided", "specific, decided, IE not 0"]
     display(labels.set_index(["task", "labels"])[columns].round(3))
 
 # %% [markdown]
@@ -615,7 +617,8 @@ with plots.style():
         ax.axvline(0.2, color="0.6", lw=0.8, ls=":")
         ax.axhline(0.5, color="0.6", lw=0.8, ls=":")
         ax.set(xlabel="largest nu_error elsewhere", ylabel="largest nu_rec elsewhere", xlim=(-0.5, 1.5), ylim=(-1, 2))
-        ax.set_title(f"{k}: {(v['verdict'] == 'genuine').sum()} of {len(v)} 'specific' features are below both bounds")
+        below = (v["verdict"] == "genuine").sum()
+        plots.set_title(ax, f"{k}: {below} of {len(v)} 'specific' features are below both bounds")
     axes[0].legend(frameon=False)
 
 # %% [markdown]
@@ -632,8 +635,9 @@ if null is not None:
 
 # %% [markdown]
 # It is a hard lesson. With many more features than dimensions, *everything else* writes along any direction, so
-# $\nu_{rec}$ is high for a random direction too: here it is no evidence of a twin. $\nu_{error}$ carries a little: its
-# median is above that of a random direction. Trust the number, not the verdict.
+# $\nu_{rec}$ is high for a random direction too: here it is no evidence of a twin. What was **missed** ($\nu_{error}$
+# without what the feature itself writes there) carries a little: its median is above that of a random direction. But
+# above the bound of 0.2 there are as many random directions. Trust the number, not the verdict.
 #
 # What matters for RelIE: does it change when what was missed is removed along with the feature?
 
@@ -707,8 +711,8 @@ if removed is not None:
 # exact ablation, from IG only a little better than RelDec, and on some tasks not surely so. And RelDec, which never saw a
 # task, is not bad at all.
 #
-# In the second table ten features do nearly all that a hundred do *at the last checkpoint*. Earlier the work is spread
-# wider. Mind the floor, too: with *every* feature gone many answers stay right, since what the dictionary misses (the error,
+# In the second table, look at the logits of the last checkpoint: ten features do nearly all that a hundred do. In
+# accuracy they do less of it. Mind the floor, too: with *every* feature gone many answers stay right, since what the dictionary misses (the error,
 # which we keep) knows something of the answer.
 
 # %% [markdown]
@@ -730,7 +734,8 @@ if stable is not None:
 # RelDec: on plain agreement its classes come back *more* often than those of RelIE, although RelIE predicts causes better.
 # (Across the attractor the difference is within its interval.) What is reproducible need not be what matters.
 #
-# The strongest features come back with the same story. Their *sizes* do not: a standard deviation of half the mean is
+# Most of the strongest features come back with the same story; not all: look in the second table for #247, the second
+# strongest of notebook 04. It is not there. And their *sizes* do not come back: a standard deviation of half the mean is
 # common, since one seed splits what another keeps together. To compare a second *model* with a second crosscoder, look at
 # rows that match in the same way, by activations and with one partner. That is the honest limit of a statement like
 # "feature 278 appears at the end".

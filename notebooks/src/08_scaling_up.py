@@ -12,7 +12,7 @@
 # - what the real models cost, before you pay;
 # - to run other architectures, other languages and whole sweeps with the code you know.
 #
-# **Time:** 30 minutes to read, about two minutes to run. **You need:** notebooks 03 to 05. Cells marked **[hub]** need
+# **Time:** 30 minutes to read, about a minute to run. **You need:** notebooks 03 to 05. Cells marked **[hub]** need
 # a model or data from the hub; without it they say what they would show, and the rest runs.
 
 # %% tags=["parameters"]
@@ -227,7 +227,7 @@ with plots.style():
 # %% [markdown]
 # Look at the log axis: most of it is silence. What the task hangs on comes within about the last decade of tokens.
 #
-# **Question.** In notebook 04 each feature of the triplet had its time, and its sign. Does that still hold?
+# **Question.** In notebook 04 each strong feature of the triplet had its time, and its sign. Does that still hold?
 
 # %%
 helps, hurts = (low > 0) & (effects.mean > 0.05), (high < 0) & (effects.mean < -0.05)
@@ -670,10 +670,10 @@ else:
 # combinations, one folder each, goes on where it was cut off, and the second line makes one table of them all:
 #
 # ```
-# python tools/sweep.py notebooks/03_the_crosscoder.ipynb --name seeds -p seed 0 1 2
-# python tools/collect_runs.py runs/seeds
+# .venv/bin/python tools/sweep.py notebooks/03_the_crosscoder.ipynb --name seeds -p seed 0 1 2
+# .venv/bin/python tools/collect_runs.py runs/seeds
 #
-# python tools/sweep.py notebooks/08_scaling_up.ipynb --name length -p steps 150 300 600 -p seed 0 1
+# .venv/bin/python tools/sweep.py notebooks/08_scaling_up.ipynb --name length -p steps 150 300 600 -p seed 0 1
 # ```
 #
 # The last one is worth your while: which of the features that the large dictionary *joined* come apart when it is
