@@ -230,3 +230,11 @@ def test_the_widgets_work_with_colabs_ipywidgets(tmp_path):
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code, *tests], capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def test_nothing_is_used_that_errs_in_colabs_pandas():
+    """unstack(sort=False) puts values under wrong names in pandas 2.2."""
+    folders = (ROOT / "notebooks" / "src", ROOT / "ctt_helpers", ROOT / "benchmarks", ROOT / "tools")
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    used = [path.name for path in files if re.search(r"\.unstack\([^)]*sort=False", path.read_text(encoding="utf-8"))]
+    assert len(files) > 50 and used == []

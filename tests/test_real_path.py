@@ -136,7 +136,7 @@ def test_02_on_blimp_and_clams(real, tmp_path):
     pairs = {name: real.suite.pairs(t, split="test", path=real.pairs, n=60) for name, t in looked_at.items()}
     for checkpoint in real.suite.checkpoints(list(STEPS), device="cpu").one_by_one():
         for name, p in pairs.items():
-            assert table.loc[name, checkpoint.label] == ctt.accuracy(checkpoint, p)
+            assert table.loc[name, checkpoint.label] == pytest.approx(ctt.accuracy(checkpoint, p))
     assert pairs["distractor_agreement_relational_noun"].left_out
     for name, p in pairs.items():
         check_left_out(text, name, p)

@@ -200,11 +200,12 @@ def section(frames: dict[str, pd.DataFrame]) -> str:
     figures = ["rank_large", "rank_all", "sign", "size", "relie_error", "passes", "seconds"]
     mean = table.groupby(by, sort=False)[figures].mean().reset_index()
     budget = frames["budget"].groupby(["way", "checkpoint"], sort=False)[["rank_large", "passes"]].mean()
-    budget = (
-        budget["rank_large"].unstack("checkpoint", sort=False).assign(passes=budget["passes"].groupby("way").mean())
-    )
+    in_order = budget.index.unique("way"), budget.index.unique("checkpoint")  # unstack(sort=False) errs in pandas 2
+    passes = budget["passes"].groupby("way").mean()
+    budget = budget["rank_large"].unstack("checkpoint").loc[in_order].assign(passes=passes)
     norm = frames["frozen_norm"].groupby(["method", "checkpoint", "norm"], sort=False)["rank_all"].mean()
-    norm = norm.unstack("norm", sort=False).reset_index()
+    in_order = norm.index.droplevel("norm").unique(), norm.index.unique("norm")
+    norm = norm.unstack("norm").loc[in_order].reset_index()
     gaps = frames["completeness"]
     sizes = f"Mean over {table['task'].nunique()} tasks. Features with an exact effect above {LARGE} logits: "
     sizes += f"{table['features'].min()} to {table['features'].max()}."

@@ -341,10 +341,12 @@ if frozen is not None:
 estimators, budget = table_of("estimators"), table_of("budget")
 if estimators is not None:
     off = estimators.groupby(["method", "checkpoint"], sort=False)[["relie_error", "passes"]].mean()
-    wide = off["relie_error"].unstack("checkpoint", sort=False).assign(passes=off["passes"].groupby("method").mean())
+    wide = off["relie_error"].unstack("checkpoint").loc[off.index.unique("method"), off.index.unique("checkpoint")]
+    wide = wide.assign(passes=off["passes"].groupby("method").mean())
     display(wide.dropna().rename_axis("RelIE off by, with effects from").round(3))
 if budget is not None:
-    rank = budget.groupby(["way", "checkpoint"], sort=False)["rank_large"].mean().unstack("checkpoint", sort=False)
+    rank = budget.groupby(["way", "checkpoint"], sort=False)["rank_large"].mean().unstack("checkpoint")
+    rank = rank.loc[budget["way"].unique(), budget["checkpoint"].unique()]
     rank["passes a pair"] = budget.groupby("way")["passes"].mean().round(0)
     display(rank.rename_axis("rank correlation with exact effects on other sentences").round(2))
 
