@@ -1,46 +1,71 @@
 """Crosscoding Through Time, hands-on: watch features appear, settle and fade during pretraining.
 
-One picture: checkpoints -> activations -> crosscoder -> effects -> RelIE. The modules follow it in that order.
-Everything public is reachable from here (``import ctt_helpers as ctt``) and loaded only when it is used.
+One picture: checkpoints -> activations -> crosscoder -> effects -> RelIE. The modules of this
+folder follow it; `sources` is where checkpoints, pairs and text come from, `notebook` what only
+notebooks use, `toy` where the embedded suite comes from. Everything public is reachable from here
+(``import ctt_helpers as ctt``) and loaded only when it is used.
 """
 
 import importlib
+from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
+# module -> what of it is public
 _EXPORTS = {
-    "runtime": ["check_parameters", "pick_device"],
-    "profiles": ["use_profile"],
-    "hooks": ["HookedModel", "logits_above", "residual_stream", "spliced_logits"],
-    "suites": ["Suite", "load_suite"],
-    "checkpoints": ["Checkpoints", "fingerprint"],
-    "tasks": ["MinimalPairs", "accuracy", "accuracy_curve", "logit_differences", "make_pairs"],
-    "triplets": ["TripletChoice", "similarity_matrix", "suggest_triplet"],
+    "hooks": ["HookedModel", "logits_above", "pick_device", "residual_stream", "spliced_logits"],
+    "pairs": ["MinimalPairs", "make_pairs", "twins"],
+    "behaviour": [
+        "TripletChoice", "accuracy", "accuracy_curve", "logit_differences", "similarity_matrix",
+        "suggest_triplet",
+    ],
     "activations": ["ActivationStream", "TensorStream"],
     "crosscoder": ["Crosscoder"],
     "training": ["TrainConfig", "TrainResult", "train"],
     "evaluation": ["Report", "evaluate", "promoted_tokens", "top_examples"],
-    "paths": ["effects_from_gradient"],
-    "effects": ["Effects", "ablate", "indirect_effects"],
+    "attribution": ["effects_from_gradient"],
+    "effects": ["Effects", "Metric", "ablate", "indirect_effects", "readout_of"],
     "metrics": [
-        *("activation_similarity", "classify", "decoder_similarity", "match_features", "pairwise", "rel_dec"),
-        *("rel_ie", "trajectory"),
+        "activation_similarity", "classify", "decoder_similarity", "match_features", "pairwise",
+        "rank_correlation", "rel_dec", "rel_ie", "trajectory",
     ],
-    "uncertainty": ["classify_draws", "interval", "rel_ie_draws", "resample", "trajectory_draws", "twins"],
-    "controls": ["control_groups", "random_directions"],
-    "scaling": ["artefacts", "latent_scaling"],
+    "uncertainty": [
+        "classify_draws", "interval", "rel_ie_draws", "resample", "trajectory_draws",
+    ],
+    "controls": ["artefacts", "control_groups", "latent_scaling", "random_directions"],
+    "sources.suites": ["Suite", "load_suite"],
+    "sources.checkpoints": ["Checkpoints", "fingerprint"],
+    "notebook.parameters": ["check_parameters", "use_profile"],
+    "notebook.forecast": ["Forecast", "estimate"],
+}  # fmt: skip
+# name -> where the module is
+_MODULES = {name.rpartition(".")[2]: name for name in _EXPORTS} | {
+    "files": "files",
+    "hub": "sources.hub",
+    "messages": "messages",
+    "notebook": "notebook",
+    "planted": "planted",
+    "plots": "notebook.plots",
+    "presets": "sources.presets",
+    "published": "sources.published",
+    "sources": "sources",
+    "text": "sources.text",
+    "toy": "toy",
+    "widgets": "notebook.widgets",
 }
 _WHERE = {name: module for module, names in _EXPORTS.items() for name in names}
-_SUBMODULES = {*_EXPORTS, "hub", "plots", "presets", "published", "text", "toy", "widgets"}
 
-__all__ = ["__version__", *sorted(_WHERE), *sorted(_SUBMODULES)]
+# Modules of version 0.1 that have moved: `from ctt_helpers.tasks import make_pairs` still works.
+__path__.append(str(Path(__file__).parent / "_moved"))
+
+__all__ = ["__version__", *sorted(_WHERE), *sorted(_MODULES)]
 
 
 def __getattr__(name: str):
     if name in _WHERE:
         return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
     raise AttributeError(f"ctt_helpers has no {name!r}; dir(ctt_helpers) lists what it has")
 
 

@@ -1,13 +1,24 @@
-"""Controls: other latents in place of a group, and other directions in place of a dictionary's."""
+"""Is it real? Other latents in place of a group, other directions in place of a dictionary's, and
+whether a latent that looks exclusive to one checkpoint is really absent at the others."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from ctt_helpers.crosscoder import Crosscoder
+from ctt_helpers.messages import whole_number
+from ctt_helpers.metrics import PER_LATENT
+
+# Minder et al. take latents with nu below these for truly exclusive
+MAX_ERROR, MAX_RECONSTRUCTION = 0.2, 0.5
+
+# ---- other latents, other directions
 
 
 def control_groups(
@@ -22,51 +33,62 @@ def control_groups(
 
     Args:
         group: the latents to be compared with.
-        eligible: latents to draw from, without those of the group; for a fair control those active on the task.
+        eligible: latents to draw from, without those of the group; for a fair control those active
+            on the task.
         n_groups: how many groups.
         seed: of the draws.
-        size: a number above 0 for each latent, for instance how much it writes where the answer is read (mean
-            activation times decoder norm). Each member is replaced by one of the `among` latents closest in log size
-            that the control group does not hold yet. None: any eligible latent.
+        size: a number above 0 for each latent, for instance how much it writes where the answer is
+            read (mean activation times decoder norm). Each member is replaced by one of the `among`
+            latents closest in log size that the control group does not hold yet. None: any eligible
+            latent.
         among: how many to choose from; fewer match better, more differ more.
 
     Returns:
         `n_groups` lists, in the order of the group, each without repeats.
 
     Raises:
-        ValueError: fewer latents to draw from than the group has, a size that is not above 0, or counts below 1.
+        ValueError: fewer latents to draw from than the group has, a size that is not above 0, or
+            counts below 1.
     """
-    group = list(dict.fromkeys(map(int, group)))
-    pool = np.array(sorted({*map(int, eligible)} - {*group}), int)
+    group = list(dict.fromkeys(int(latent) for latent in group))
+    pool = np.array(sorted({int(latent) for latent in eligible} - set(group)), int)
     if len(pool) < len(group):
-        told = f"{len(pool)} eligible latents outside the group cannot replace its {len(group)}"
-        raise ValueError(f"{told}: take a smaller group, or more eligible latents.")
-    if n_groups < 1 or among < 1:
-        raise ValueError(f"n_groups={n_groups}, among={among}: both must be at least 1.")
+        raise ValueError(
+            f"{len(pool)} eligible latents outside the group cannot replace its {len(group)}: take "
+            "a smaller group, or more eligible latents."
+        )
+    n_groups, among = whole_number("n_groups", n_groups), whole_number("among", among)
     rng = np.random.default_rng(seed)
     if size is None:
         return [rng.choice(pool, len(group), replace=False).tolist() for _ in range(n_groups)]
     size = np.asarray(size, float)
-    if not (size[[*group, *pool]] > 0).all() or not np.isfinite(size[[*group, *pool]]).all():
-        raise ValueError("A size is not a number above 0: leave latents of size 0 out of `eligible`, or add a little.")
-    away = np.abs(np.log(size[pool]) - np.log(size[group])[:, None])
+    used = size[[*group, *pool]]
+    if not (np.isfinite(used) & (used > 0)).all():
+        raise ValueError(
+            "A size is not a number above 0: leave latents of size 0 out of `eligible`, or add a "
+            "little."
+        )
+    distance = np.abs(np.log(size[pool]) - np.log(size[group])[:, None])  # [group, pool]
     groups = []
     for _ in range(n_groups):
-        left, chosen = np.ones(len(pool), bool), {}
+        left = np.ones(len(pool), bool)
+        chosen = {}
         for member in rng.permutation(len(group)):  # no member always chooses first
-            nearest = np.argsort(np.where(left, away[member], np.inf), kind="stable")
+            nearest = np.argsort(np.where(left, distance[member], np.inf), kind="stable")
             pick = rng.choice(nearest[: min(among, left.sum())])
-            left[pick], chosen[member] = False, int(pool[pick])
+            left[pick] = False
+            chosen[member] = int(pool[pick])
         groups.append([chosen[member] for member in range(len(group))])
     return groups
 
 
 @torch.no_grad()
 def random_directions(crosscoder: Crosscoder, seed: int = 0) -> Crosscoder:
-    """A copy whose latents write in random directions: features of the same norm and frequency, without meaning.
+    """A copy whose latents write in random directions: features of the same norm and frequency.
 
-    Each latent's decoder vectors are turned together, so their norms and the angles between checkpoints stay, and f
-    is the same on every input. Only effects are meant to be taken of it: it reconstructs nothing.
+    Each latent's decoder vectors are turned together, so their norms and the angles between
+    checkpoints stay, and f is the same on every input. Only effects are meant to be taken of it: it
+    reconstructs nothing.
 
     Args:
         crosscoder: any; it is left as it is.
@@ -76,8 +98,181 @@ def random_directions(crosscoder: Crosscoder, seed: int = 0) -> Crosscoder:
     vectors = crosscoder.W_dec.detach().cpu().double().mT  # [latents, d_model, checkpoints]
     inner = torch.linalg.qr(vectors)[1]  # the vectors in a basis of their own
     draw = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(*vectors.shape[:2], inner.shape[1], generator=draw, dtype=torch.float64)
-    basis, turned = torch.linalg.qr(drawn)
+    sizes = (*vectors.shape[:2], inner.shape[1])
+    basis, turned = torch.linalg.qr(torch.randn(sizes, generator=draw, dtype=torch.float64))
     basis *= turned.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # else not uniform over directions
     other.W_dec.copy_((basis @ inner).mT)
     return other
+
+
+# ---- latent scaling
+
+
+@dataclass
+class LatentScaling:
+    """How much of each latent is found at each checkpoint, along d_i, its longest decoder vector.
+
+    Attributes:
+        nu_error: [n, latents] what the latent itself writes and what the reconstruction misses, 1
+            at `strongest`. High elsewhere, although the latent hardly writes there: shrinkage, the
+            decoder is too short.
+        nu_reconstruction: [n, latents] what all latents together write, 1 at `strongest`. High
+            elsewhere: decoupled, others write the same there. But others write along any direction:
+            with many more latents than dimensions most directions come out high, so compare with
+            `nu_reconstruction` of shuffled directions before believing it (`experiments`, scaling).
+        written: [n, latents] what the latent itself writes, d_i . d_{i,c} / ||d_i||^2: 1 at
+            `strongest`. What nu_error has beyond that was missed.
+        beta_error, beta_reconstruction: [n, latents] the least-squares factors of which the nu are
+            ratios. beta_error above 1 at `strongest`: f is too small there.
+        strongest: [latents] the checkpoint with the largest decoder norm.
+        n_tokens: tokens it was measured on.
+
+    NaN: nu and beta of latents that were never active; nu of latents whose beta at `strongest` is
+    not above 0.
+    """
+
+    nu_error: PER_LATENT
+    nu_reconstruction: PER_LATENT
+    written: PER_LATENT
+    beta_error: PER_LATENT
+    beta_reconstruction: PER_LATENT
+    strongest: Int[np.ndarray, " latents"]
+    n_tokens: int
+
+
+@torch.no_grad()
+def latent_scaling(
+    crosscoder: Crosscoder, batches: Iterable[Float[Tensor, "tokens n d"]]
+) -> LatentScaling:
+    """Latent scaling for any number of checkpoints, in one pass (Minder et al. 2025).
+
+    A decoder norm near zero says that the crosscoder does not write the latent there. Training for
+    sparsity, or a second latent, can bring that about although the activations hold it. So ask the
+    activations:
+
+    beta_{i,c} = argmin_b sum_t ||y_c - b f_i d_i||^2 = d_i . (Y_c^T f_i) / (||f_i||^2 ||d_i||^2),
+    in scaled space, with d_i the longest decoder vector of latent i and as target y_c either
+    x~_c - x^_c + f_i d_{i,c} (error) or x^_c (reconstruction). nu is beta divided by beta at the
+    checkpoint of d_i. Only active latents cost anything.
+
+    From models, without the first tokens; an `ActivationStream` is endless, so cut
+    `stream.batches()` with `islice`:
+
+        batches = (stacked_activations(ckpts, ids)[:, 1:].flatten(0, 1) for ids in text.split(64))
+        scaling = latent_scaling(crosscoder, batches)
+        artefacts(ctt.rel_dec(crosscoder.decoder_norms()), scaling, ckpts.labels)
+
+    Args:
+        crosscoder: used in evaluation mode.
+        batches: raw activations; how tokens are split into batches does not matter.
+
+    Raises:
+        ValueError: a folded crosscoder, no tokens, or activations that do not fit the crosscoder.
+    """
+    if crosscoder.scaled_norms is not None:
+        raise ValueError(
+            "This crosscoder is folded: its scaled space is gone. Give the original, before "
+            "folded()."
+        )
+    crosscoder.eval()
+    W_dec, norms = crosscoder.W_dec, crosscoder.decoder_norms()
+    n, n_latents = norms.shape
+    strongest = norms.argmax(0)
+    d = W_dec[torch.arange(n_latents, device=W_dec.device), strongest]
+    # sums over tokens of f_i (d_i . y_c), for both targets
+    missed = torch.zeros(n, n_latents, dtype=torch.float64)
+    rebuilt = torch.zeros_like(missed)
+    square = torch.zeros(n_latents, dtype=torch.float64)  # sums over tokens of f_i^2
+    tokens = 0
+    for x in batches:
+        f = crosscoder.encode(x)
+        reconstruction = crosscoder.decode_scaled(f)
+        error = x * crosscoder.scales[:, None] - reconstruction
+        by_latent = f.T if f.device.type == "mps" else f.T.to_sparse()  # few sparse products on MPS
+        for total, y in ((missed, error), (rebuilt, reconstruction)):
+            product = (by_latent @ y.flatten(1)).unflatten(1, (n, -1))  # Y^T f
+            # some devices have no float64
+            total += torch.einsum("hnd,hd->nh", product, d).cpu().double()
+        square += f.square().sum(0).cpu().double()
+        tokens += len(x)
+    if not tokens:
+        raise ValueError(
+            "There are no tokens in the batches; an iterator can be run through only once."
+        )
+    length = d.square().sum(1).cpu().double()
+    written = torch.einsum("hnd,hd->nh", W_dec, d).cpu().double() / length
+    weight = square * length
+    weight = torch.where(weight > 0, weight, torch.nan)
+    beta_error = missed / weight + written
+    beta_reconstruction = rebuilt / weight
+    at = strongest.cpu()[None]
+
+    def relative(beta: Float[Tensor, "n latents"]) -> Float[np.ndarray, "n latents"]:
+        own = beta.gather(0, at)
+        return (beta / torch.where(own > 0, own, torch.nan)).numpy()
+
+    return LatentScaling(
+        nu_error=relative(beta_error),
+        nu_reconstruction=relative(beta_reconstruction),
+        written=written.numpy(),
+        beta_error=beta_error.numpy(),
+        beta_reconstruction=beta_reconstruction.numpy(),
+        strongest=at[0].numpy(),
+        n_tokens=tokens,
+    )
+
+
+def artefacts(
+    ratios: PER_LATENT, scaling: LatentScaling, names: Sequence[str], specific: float = 0.7
+) -> pd.DataFrame:
+    """Latents that look specific to one checkpoint: RelDec or RelIE crossed with latent scaling.
+
+    Args:
+        ratios: [n, latents] RelDec or RelIE.
+        scaling: of the same crosscoder.
+        names: labels of the checkpoints.
+        specific: a ratio above this makes the latent specific to its checkpoint.
+
+    Returns:
+        One row a specific latent: feature; checkpoint and ratio, where it is specific; written,
+        nu_error and nu_reconstruction, each the largest at the other checkpoints; verdict, the
+        first of these that holds: "undefined" (never active, or nu is NaN), "written elsewhere"
+        (the latent itself writes there, above 0.2: not exclusive, but no artefact; a latent may be
+        there and not be used, if `ratios` is RelIE), "shrinkage" (nu_error above 0.2), "decoupled"
+        (nu_reconstruction above 0.5), "genuine".
+
+    Raises:
+        ValueError: ratios, scaling and names of different sizes.
+    """
+    ratios = np.asarray(ratios)
+    if ratios.shape != scaling.nu_error.shape or len(names) != len(ratios):
+        raise ValueError(
+            f"ratios are {ratios.shape}, scaling is {scaling.nu_error.shape}, and there are "
+            f"{len(names)} names: give [checkpoints, latents] twice, of the same crosscoder, and "
+            "one name a checkpoint."
+        )
+    checkpoint, latent = np.nonzero(ratios > specific)
+    others = np.arange(len(ratios))[:, None] != checkpoint
+
+    def highest_elsewhere(values: PER_LATENT) -> Float[np.ndarray, " specific"]:
+        return np.where(others, values[:, latent], -np.inf).max(0)
+
+    written = highest_elsewhere(scaling.written)
+    nu_error = highest_elsewhere(scaling.nu_error)
+    nu_reconstruction = highest_elsewhere(scaling.nu_reconstruction)
+    verdicts = {
+        "undefined": np.isnan(nu_error + nu_reconstruction),
+        "written elsewhere": written > MAX_ERROR,
+        "shrinkage": nu_error > MAX_ERROR,
+        "decoupled": nu_reconstruction > MAX_RECONSTRUCTION,
+    }
+    table = {
+        "feature": latent,
+        "checkpoint": np.array(names, object)[checkpoint],
+        "ratio": ratios[checkpoint, latent],
+        "written": written,
+        "nu_error": nu_error,
+        "nu_reconstruction": nu_reconstruction,
+        "verdict": np.select(list(verdicts.values()), list(verdicts), "genuine"),
+    }
+    return pd.DataFrame(table).sort_values("feature", ignore_index=True)

@@ -1,7 +1,8 @@
-"""The crosscoder: one sparse dictionary for several checkpoints, with a decoder for each of them."""
+"""The crosscoder: one sparse dictionary for several checkpoints, with a decoder for each."""
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ctt_helpers.runtime import choose, load_tensors, read_json, save_folder
+from ctt_helpers.files import load_folder, save_folder
+from ctt_helpers.messages import choose, whole_number
 
 SPARSITIES = ("batch_topk", "l1")
 SETTINGS = ("n_checkpoints", "d_model", "n_latents", "sparsity", "k", "seed", "decoder_norm")
+FILES = ("crosscoder.safetensors", "config.json")
 
 
 class Crosscoder(nn.Module):
-    """A sparse crosscoder over checkpoints (Crosscoding Through Time, sec. 3; Sparse Crosscoders, Anthropic 2024).
+    """A sparse crosscoder over checkpoints (Crosscoding Through Time, sec. 3; Anthropic 2024).
 
     With x~_c = s_c x_c, where s_c brings the mean norm of checkpoint c to sqrt(d_model):
-    f = ReLU(sum_c x~_c W_enc^c + b_enc), and x~_c is rebuilt as f W_dec^c + b_dec^c. The parameters live in this scaled
-    space; `encode` takes raw activations and `decode` gives them back raw.
+    f = ReLU(sum_c x~_c W_enc^c + b_enc), and x~_c is rebuilt as f W_dec^c + b_dec^c. The parameters
+    live in this scaled space; `encode` takes raw activations and `decode` gives them back raw.
 
-    "l1" leaves f as it is and is trained with a penalty. "batch_topk" keeps, in training mode, the k largest code sizes
-    f_i u_i a token on average over the batch (u_i = sum_c ||W_dec,i^c||), and in evaluation mode those above
-    `threshold`, so that a token's features do not depend on its batch (Minder et al. 2025).
+    "l1" leaves f as it is and is trained with a penalty. "batch_topk" keeps, in training mode, the
+    k largest code sizes f_i u_i a token on average over the batch (u_i = sum_c ||W_dec,i^c||), and
+    in evaluation mode those above `threshold`, so that a token's features do not depend on its
+    batch (Minder et al. 2025).
 
     Args:
         n_checkpoints: at least 2.
@@ -34,9 +38,10 @@ class Crosscoder(nn.Module):
         sparsity: "batch_topk" or "l1".
         k: latents kept for a token on average, "batch_topk" only.
         seed: of the initial weights.
-        decoder_norm: norm of each initial decoder vector; W_enc starts as its transpose. The paper takes 0.08.
+        decoder_norm: norm of each initial decoder vector; W_enc starts as its transpose. The paper
+            takes 0.08.
         scales: [n_checkpoints] s_c; None: all 1, until `train` sets them from its stream.
-        source: what it was trained on: suite, revisions, layer, fingerprints.
+        source: what it was trained on: suite, revisions, layer, fingerprints ...
 
     Attributes:
         W_enc: [n_checkpoints, d_model, n_latents].
@@ -61,30 +66,39 @@ class Crosscoder(nn.Module):
         source: dict[str, Any] | None = None,
     ):
         super().__init__()
+        self.n_checkpoints = whole_number("n_checkpoints", n_checkpoints)
         if n_checkpoints < 2:
-            raise ValueError(f"n_checkpoints={n_checkpoints}: a crosscoder compares checkpoints, so take at least 2.")
-        if d_model < 1 or n_latents < 1:
-            raise ValueError(f"d_model={d_model}, n_latents={n_latents}: both must be at least 1.")
+            raise ValueError(
+                f"n_checkpoints={n_checkpoints}: a crosscoder compares checkpoints, so take at "
+                "least 2."
+            )
+        self.d_model = whole_number("d_model", d_model)
+        self.n_latents = whole_number("n_latents", n_latents)
         choose("sparsity", sparsity, SPARSITIES)
-        if sparsity == "batch_topk" and not 1 <= (k or 0) <= n_latents:
-            raise ValueError(f"k={k}: take 1 <= k <= n_latents, here {n_latents}.")
-        if not decoder_norm > 0:
-            raise ValueError(f"decoder_norm={decoder_norm} must be above 0: from zero weights nothing is learnt.")
-        self.n_checkpoints, self.d_model, self.n_latents = n_checkpoints, d_model, n_latents
-        self.sparsity, self.k = sparsity, k if sparsity == "batch_topk" else None
-        self.seed, self.decoder_norm, self.source = seed, decoder_norm, source or {}
-        W_dec = torch.randn(n_latents, n_checkpoints, d_model, generator=torch.Generator().manual_seed(seed))
+        self.sparsity = sparsity
+        self.k = None
+        if sparsity == "batch_topk":
+            self.k = whole_number("k", k)
+            if k > n_latents:
+                raise ValueError(f"k={k}: take 1 <= k <= n_latents, here {n_latents}.")
+        if not 0 < decoder_norm < float("inf"):
+            raise ValueError(
+                f"decoder_norm={decoder_norm} must be above 0: from zero weights nothing is learnt."
+            )
+        self.seed, self.decoder_norm = whole_number("seed", seed, 0), decoder_norm
+        self.source = source or {}
+
+        draw = torch.Generator().manual_seed(seed)
+        W_dec = torch.randn(n_latents, n_checkpoints, d_model, generator=draw)
         W_dec *= decoder_norm / W_dec.norm(dim=-1, keepdim=True)
         self.W_dec = nn.Parameter(W_dec)
         self.W_enc = nn.Parameter(W_dec.permute(1, 2, 0).contiguous())
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
         self.b_dec = nn.Parameter(torch.zeros(n_checkpoints, d_model))
-        scales = torch.ones(n_checkpoints) if scales is None else torch.as_tensor(scales, dtype=torch.float32).clone()
-        if scales.shape != (n_checkpoints,) or not (scales > 0).all():
-            raise ValueError(f"scales={scales.tolist()}: give {n_checkpoints} numbers above 0, one a checkpoint.")
-        self.register_buffer("scales", scales)
+        self.register_buffer("scales", _checked_scales(scales, n_checkpoints))
         self.register_buffer("threshold", torch.zeros(()))
-        self.register_buffer("scaled_norms", None)  # decoder norms from before folding, [checkpoints, latents]
+        # decoder norms from before folding, [checkpoints, latents]
+        self.register_buffer("scaled_norms", None)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -92,16 +106,22 @@ class Crosscoder(nn.Module):
         return {name: getattr(self, name) for name in SETTINGS}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.config.items() if value is not None)
+        return ", ".join(f"{k}={value!r}" for k, value in self.config.items() if value is not None)
 
-    def pre_activations(self, x: Float[Tensor, "*tokens checkpoints d_model"]) -> Float[Tensor, "*tokens latents"]:
+    # ---- there and back
+
+    def pre_activations(
+        self, x: Float[Tensor, "*tokens checkpoints d_model"]
+    ) -> Float[Tensor, "*tokens latents"]:
         """What goes into the ReLU, from raw activations."""
         self._check(x)
         scaled = (x * self.scales[:, None]).flatten(-2)
-        return nn.functional.linear(scaled, self.W_enc.flatten(0, 1).T, self.b_enc)
+        return _affine(scaled, self.W_enc.flatten(0, 1).T, self.b_enc)
 
-    def encode(self, x: Float[Tensor, "*tokens checkpoints d_model"]) -> Float[Tensor, "*tokens latents"]:
-        """Latents of raw activations; in evaluation mode those of one token do not depend on the others.
+    def encode(
+        self, x: Float[Tensor, "*tokens checkpoints d_model"]
+    ) -> Float[Tensor, "*tokens latents"]:
+        """Latents of raw activations; in evaluation mode a token's do not depend on its batch.
 
         Raises:
             ValueError: the last two sizes, the device or the dtype of `x` are not the crosscoder's.
@@ -110,47 +130,60 @@ class Crosscoder(nn.Module):
         if self.sparsity == "l1":
             return pre.relu()
         if self.training:
-            flat, _ = batch_topk(pre.reshape(-1, self.n_latents), self.code_norms().detach(), self.k)
-            return flat.view(pre.shape)
+            flat = pre.reshape(-1, self.n_latents)
+            kept, _ = batch_topk(flat, self.code_norms().detach(), self.k)
+            return kept.view(pre.shape)
         f = pre.relu()
         return f * (f * self.code_norms() > self.threshold)
 
-    def decode(self, f: Float[Tensor, "*tokens latents"]) -> Float[Tensor, "*tokens checkpoints d_model"]:
+    def decode(
+        self, f: Float[Tensor, "*tokens latents"]
+    ) -> Float[Tensor, "*tokens checkpoints d_model"]:
         """Raw reconstruction at every checkpoint."""
         return self.decode_scaled(f) / self.scales[:, None]
 
-    def decode_scaled(self, f: Float[Tensor, "*tokens latents"]) -> Float[Tensor, "*tokens checkpoints d_model"]:
+    def decode_scaled(
+        self, f: Float[Tensor, "*tokens latents"]
+    ) -> Float[Tensor, "*tokens checkpoints d_model"]:
         """Reconstruction in scaled space, where the loss is measured."""
-        flat = nn.functional.linear(f, self.W_dec.flatten(1).T, self.b_dec.flatten())
+        flat = _affine(f, self.W_dec.flatten(1).T, self.b_dec.flatten())
         return flat.unflatten(-1, (self.n_checkpoints, self.d_model))
 
-    def forward(self, x: Float[Tensor, "*tokens checkpoints d_model"]) -> Float[Tensor, "*tokens checkpoints d_model"]:
+    def forward(
+        self, x: Float[Tensor, "*tokens checkpoints d_model"]
+    ) -> Float[Tensor, "*tokens checkpoints d_model"]:
         """Raw reconstruction of raw activations."""
         return self.decode(self.encode(x))
+
+    # ---- norms and spaces
 
     def decoder_norms(self) -> Float[Tensor, "checkpoints latents"]:
         """||W_dec,i^c|| in scaled space; folding does not change them."""
         return self.W_dec.norm(dim=-1).T if self.scaled_norms is None else self.scaled_norms
 
     def code_norms(self) -> Float[Tensor, " latents"]:
-        """u_i = sum_c ||W_dec,i^c|| in scaled space: what turns f_i into a size that can be compared."""
+        """u_i = sum_c ||W_dec,i^c|| in scaled space: turns f_i into a size that can be compared."""
         return self.decoder_norms().sum(0)
 
-    def raw_decoder(self) -> tuple[Float[Tensor, "latents checkpoints d_model"], Float[Tensor, "checkpoints d_model"]]:
-        """(W_dec / s, b_dec / s): what a latent writes into each residual stream, and where it starts from."""
+    def raw_decoder(
+        self,
+    ) -> tuple[Float[Tensor, "latents checkpoints d_model"], Float[Tensor, "checkpoints d_model"]]:
+        """(W_dec / s, b_dec / s): what a latent writes into each residual stream, and to what."""
         return self.W_dec / self.scales[:, None], self.b_dec / self.scales[:, None]
 
     def folded(self) -> "Crosscoder":
         """A copy with the scales folded into the weights, for tools that know no scales.
 
-        Its `encode`, `decode` and `decoder_norms` give the same as before: the norms in scaled space, on which the
-        threshold and RelDec rest, travel along.
+        Its `encode`, `decode` and `decoder_norms` give the same as before: the norms in scaled
+        space, on which the threshold and RelDec rest, travel along.
 
         Raises:
             ValueError: it is folded already.
         """
         if self.scaled_norms is not None:
-            raise ValueError("This crosscoder is folded already: its scales are all 1. Fold the original, once.")
+            raise ValueError(
+                "This crosscoder is folded already: its scales are all 1. Fold the original, once."
+            )
         other = copy.deepcopy(self).requires_grad_(False)
         other.scaled_norms = self.decoder_norms().detach().clone().contiguous()
         other.W_enc.mul_(self.scales[:, None, None])
@@ -159,21 +192,84 @@ class Crosscoder(nn.Module):
         other.scales.fill_(1)
         return other
 
-    def check_source(self, suite: str, revisions: Sequence[str], layer: int) -> None:
-        """Raise ValueError where this crosscoder was trained on other checkpoints, or on another layer, than these."""
-        here = {"suite": suite, "revisions": list(revisions), "layer": layer}
+    # ---- where it belongs
+
+    def check_source(self, here: Mapping[str, Any]) -> None:
+        """Raise ValueError where this crosscoder was not trained on what `here` describes.
+
+        Content decides: where both sides have fingerprints of the weights, equal fingerprints in
+        the same order are enough, whatever suite and revisions are called. Names decide only where
+        a fingerprint is missing.
+
+        Args:
+            here: suite, revisions, layer, fingerprints, as `Checkpoints.source` gives them, and
+                begins_with, the token that the sequences to be read begin with. What is missing on
+                either side is not compared.
+        """
+        revisions = list(here["revisions"])
         if len(revisions) != self.n_checkpoints:
-            raise ValueError(f"This crosscoder reads {self.n_checkpoints} checkpoints, and here are {list(revisions)}.")
-        differ = [name for name in here if name in self.source and self.source[name] != here[name]]
-        if differ:
-            told = "; ".join(f"{name}: trained on {self.source[name]!r}, given {here[name]!r}" for name in differ)
-            advice = "Load the checkpoints that it was trained on, in the same order, or train one on these."
-            raise ValueError(f"This crosscoder belongs to other checkpoints ({told}). {advice}")
+            raise ValueError(
+                f"This crosscoder reads {self.n_checkpoints} checkpoints, and here are {revisions}."
+            )
+
+        def differ(name: str) -> bool:
+            known = self.source.get(name) is not None and here.get(name) is not None
+            return known and self.source[name] != here[name]
+
+        advice = (
+            "Load the checkpoints that it was trained on, in the same order, or train one on these."
+        )
+        told = [name for name in ("layer",) if differ(name)]
+        marks = self.source.get("fingerprints"), here.get("fingerprints")
+        comparable = all(marks) and {len(m) for m in marks[0]} == {len(m) for m in marks[1]}
+        if comparable:
+            if differ("fingerprints"):
+                if sorted(marks[0]) == sorted(marks[1]):
+                    raise ValueError(
+                        "This crosscoder was trained on these checkpoints in another order: "
+                        f"{self.source.get('revisions')}, and here are {revisions}."
+                    )
+                if not differ("suite") and not differ("revisions"):
+                    raise ValueError(
+                        f"This crosscoder was trained on other weights than those of "
+                        f"{here.get('suite')!r} at {', '.join(revisions)}: same names, different "
+                        "fingerprints. Was the suite made anew? Train again."
+                    )
+                told += [name for name in ("suite", "revisions") if differ(name)]
+        else:
+            told += [name for name in ("suite", "revisions") if differ(name)]
+            if all(marks) and not told:
+                warnings.warn(
+                    "This crosscoder was trained with fingerprints of another version: that it "
+                    "belongs to these weights goes by their names alone.",
+                    stacklevel=3,
+                )
+        if told:
+            listed = "; ".join(
+                f"{name}: trained on {self.source[name]!r}, given {here[name]!r}" for name in told
+            )
+            raise ValueError(f"This crosscoder belongs to other checkpoints ({listed}). {advice}")
+        if differ("begins_with"):
+            raise ValueError(
+                f"This crosscoder was trained on text that begins with token "
+                f"{self.source['begins_with']}, and these sequences begin with token "
+                f"{here['begins_with']}. The first token draws the attention of all others, so "
+                "their activations would be none that it has seen: make pairs and text with one "
+                "tokenizer, by suite.pairs(...) and suite.text(...)."
+            )
+
+    # ---- files
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder: crosscoder.safetensors and config.json (settings, source, versions)."""
+        """Write crosscoder.safetensors and config.json (settings, source, versions, checksums).
+
+        What else is in the folder stays.
+
+        Raises:
+            FileExistsError: the folder holds a file of one of these names that is no crosscoder's.
+        """
         settings = {**self.config, "folded": self.scaled_norms is not None, "source": self.source}
-        save_folder(folder, "crosscoder", self.state_dict(), "config", settings)
+        save_folder(folder, "crosscoder", self.state_dict(), settings, FILES, _is_config)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Crosscoder":
@@ -181,37 +277,74 @@ class Crosscoder(nn.Module):
 
         Raises:
             FileNotFoundError: there is no crosscoder in the folder.
-            ValueError: a file is cut short, or weights and settings do not fit.
+            ValueError: a file is damaged, or weights and settings do not fit.
         """
-        folder = Path(folder)
-        config = read_json(folder / "config.json")
-        state = load_tensors(folder / "crosscoder.safetensors")
-        if missing := [name for name in (*SETTINGS, "source", "folded") if name not in config]:
-            raise ValueError(f"{folder / 'config.json'} lacks {', '.join(missing)}: it is not a crosscoder's.")
-        crosscoder = cls(**{name: config[name] for name in (*SETTINGS, "source")})
+        folder = Path(folder).expanduser()
+        config, state = load_folder(folder, "crosscoder", FILES)
+        needed = (*SETTINGS, "source", "folded")
+        if missing := [name for name in needed if name not in config]:
+            raise ValueError(
+                f"{folder / FILES[1]} lacks {', '.join(missing)}: it is not a crosscoder's."
+            )
+        settings = {name: config[name] for name in SETTINGS}
+        crosscoder = cls(**settings, source=config["source"])
         if config["folded"]:
-            crosscoder.scaled_norms = torch.zeros(crosscoder.n_checkpoints, crosscoder.n_latents)
+            norms = torch.zeros(crosscoder.n_checkpoints, crosscoder.n_latents)
+            crosscoder.scaled_norms = norms
         try:
             crosscoder.to(next(iter(state.values())).dtype).load_state_dict(state)
         except RuntimeError as error:
-            told = f"The weights in {folder} do not fit its config.json. Make or fetch it again. {error}"
-            raise ValueError(told) from error
+            raise ValueError(
+                f"The weights in {folder} do not fit its {FILES[1]}. Make or fetch it again. "
+                f"{error}"
+            ) from error
         return crosscoder.eval()
 
     def _check(self, x: Tensor) -> None:
         if x.shape[-2:] != (self.n_checkpoints, self.d_model):
-            takes = f"[..., {self.n_checkpoints} checkpoints, {self.d_model} d_model], with the tokens in front"
-            raise ValueError(f"Activations of shape {tuple(x.shape)} do not fit this crosscoder; it takes {takes}.")
+            raise ValueError(
+                f"Activations of shape {tuple(x.shape)} do not fit this crosscoder; it takes "
+                f"[..., {self.n_checkpoints} checkpoints, {self.d_model} d_model], with the tokens "
+                "in front."
+            )
         mine = self.W_enc
         if (x.device, x.dtype) != (mine.device, mine.dtype):
-            told = f"Activations are {x.dtype} on {x.device}, this crosscoder is {mine.dtype} on {mine.device}"
-            raise ValueError(f"{told}: use crosscoder.to(x.device, x.dtype).")
+            raise ValueError(
+                f"Activations are {x.dtype} on {x.device}, this crosscoder is {mine.dtype} on "
+                f"{mine.device}: use crosscoder.to(x.device, x.dtype)."
+            )
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W^T + b; under autocast only the product is rounded, not the bias."""
+    if torch.is_autocast_enabled(x.device.type):
+        return nn.functional.linear(x, weight).to(bias.dtype) + bias
+    return nn.functional.linear(x, weight, bias)
+
+
+def _is_config(settings: Mapping[str, Any]) -> bool:
+    """Whether a JSON file without a kind is a crosscoder's config of version 0.1."""
+    return {"n_checkpoints", "n_latents", "sparsity", "folded"} <= set(settings)
+
+
+def _checked_scales(
+    scales: Sequence[float] | Tensor | None, n_checkpoints: int
+) -> Float[Tensor, " checkpoints"]:
+    if scales is None:
+        return torch.ones(n_checkpoints)
+    scales = torch.as_tensor(scales, dtype=torch.float32).clone()
+    if scales.shape != (n_checkpoints,) or not ((scales > 0) & scales.isfinite()).all():
+        raise ValueError(
+            f"scales={scales.tolist()}: give {n_checkpoints} finite numbers above 0, one a "
+            "checkpoint."
+        )
+    return scales
 
 
 def batch_topk(
     pre: Float[Tensor, "tokens latents"], code_norms: Float[Tensor, " latents"], k: int
 ) -> tuple[Float[Tensor, "tokens latents"], Float[Tensor, ""]]:
-    """BatchTopK: of all f_i u_i in the batch keep the k * tokens largest (Bussmann et al. 2024; Minder et al. 2025).
+    """BatchTopK: of all f_i u_i in the batch keep the k * tokens largest (Bussmann et al. 2024).
 
     Args:
         pre: what goes into the ReLU.
@@ -219,14 +352,15 @@ def batch_topk(
         k: latents kept for a token, on average.
 
     Returns:
-        f with all others set to 0, at most k * tokens of them active however many are equal; and the smallest kept
-        f_i u_i above 0 (infinite if there is none).
+        f with all others set to 0, at most k * tokens of them active however many are equal; and
+        the smallest kept f_i u_i above 0 (infinite if there is none).
     """
     with torch.no_grad():
         sizes = (pre * code_norms).flatten()
         count = min(k * len(pre), len(sizes))
         if sizes.device.type == "cpu":  # several times faster than topk, which sorts
-            kept = torch.from_numpy(np.argpartition(sizes.numpy(), len(sizes) - count)[-count:].copy())
+            order = np.argpartition(sizes.numpy(), len(sizes) - count)
+            kept = torch.from_numpy(order[-count:].copy())
         else:
             kept = sizes.topk(count, sorted=False).indices
         smallest = sizes[kept]

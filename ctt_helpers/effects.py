@@ -1,14 +1,18 @@
 """Indirect effects (IE): how much a task depends on each latent at each checkpoint.
 
-The metric of a pair is m = logit(wrong) - logit(right) after its prefix, so a positive effect means that the latent
-helps: without it m would rise. An activation is written x_c = f W_dec^c + b_dec^c + e_c with the reconstruction error
-e_c kept, so the clean run is exactly the model's own. The first token of a sequence and padding are never touched.
+The metric of a pair is m = logit(wrong) - logit(right) after its prefix (or another one), so a
+positive effect means that the latent helps: without it m would rise. An activation is written
+x_c = f W_dec^c + b_dec^c + e_c with the reconstruction error e_c kept, so the clean run is exactly
+the model's own. The first token of a sequence and padding are never touched.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,34 +20,149 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ctt_helpers.activations import stacked_activations
-from ctt_helpers.checkpoints import Checkpoints
+from ctt_helpers import hooks
+from ctt_helpers.attribution import EVERY, METHODS, Options, Readout, Rows
 from ctt_helpers.crosscoder import Crosscoder
-from ctt_helpers.evaluation import check_match
-from ctt_helpers.metrics import check_features
-from ctt_helpers.paths import METHODS, ActivationPath, estimate, touched
-from ctt_helpers.runtime import choose, load_tensors, progress, read_json, save_folder
-from ctt_helpers.tasks import MinimalPairs, twins
+from ctt_helpers.files import load_folder, save_folder
+from ctt_helpers.messages import choose, progress
+from ctt_helpers.metrics import check_features, share_right
+from ctt_helpers.pairs import MinimalPairs, check_tokenizer, twins
+
+if TYPE_CHECKING:
+    from ctt_helpers.sources.checkpoints import Checkpoints
 
 ARRAYS = ("mean", "abs_mean", "error", "total", "gap", "n_nodes")
+FILES = ("effects.safetensors", "effects.json")
+
+# ---- what is measured: a metric of the answer logits
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a metric is told beside the logits.
+
+    Attributes:
+        right, wrong: [items] token ids of the right and the wrong answer.
+        clean: [items, vocabulary] logits of the clean run.
+    """
+
+    right: Int[Tensor, " items"]
+    wrong: Int[Tensor, " items"]
+    clean: Float[Tensor, "items vocabulary"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric m of the logits at the answer position; it should fall as the model gets better.
+
+    Attributes:
+        name: for tables and files.
+        of: (logits [items, vocabulary], answers) -> [items], differentiable in the logits.
+        unit: of m.
+        of_answers: instead, (logits [items, 2] of the right and the wrong answer) -> [items]: no
+            other logit is computed then, which is much quicker.
+        flat_at_clean: its gradient is 0 at the clean run, so that "atp" finds nothing.
+    """
+
+    name: str
+    of: Callable[[Float[Tensor, "items vocabulary"], Answers], Float[Tensor, " items"]] | None
+    unit: str = "logits"
+    of_answers: Callable[[Float[Tensor, "items 2"]], Float[Tensor, " items"]] | None = None
+    flat_at_clean: bool = False
+
+
+def wrong_minus_right(logits: Float[Tensor, "items 2"]) -> Float[Tensor, " items"]:
+    """logit(wrong) - logit(right), from [right, wrong]: below 0 where the model is right."""
+    return logits[:, 1] - logits[:, 0]
+
+
+def surprisal(
+    logits: Float[Tensor, "items vocabulary"], answers: Answers
+) -> Float[Tensor, " items"]:
+    """-log P(right answer), in nats."""
+    return -logits.log_softmax(-1).gather(1, answers.right[:, None])[:, 0]
+
+
+def divergence(
+    logits: Float[Tensor, "items vocabulary"], answers: Answers
+) -> Float[Tensor, " items"]:
+    """KL(clean run || now), in nats: how far the whole prediction moves, right or wrong."""
+    clean = answers.clean.log_softmax(-1)
+    return (clean.exp() * (clean - logits.log_softmax(-1))).sum(-1)
+
+
+METRICS: dict[str, Metric] = {
+    "wrong_minus_right": Metric("wrong_minus_right", None, of_answers=wrong_minus_right),
+    "log_probability": Metric("log_probability", surprisal, unit="nats"),
+    "kl": Metric("kl", divergence, unit="nats", flat_at_clean=True),
+}
+
+
+def as_metric(metric: str | Metric | Callable | None) -> Metric:
+    """The metric that is meant: None, a name in METRICS, a Metric, or a function of one's own."""
+    if metric is None:
+        return METRICS["wrong_minus_right"]
+    if isinstance(metric, Metric):
+        return metric
+    if callable(metric):
+        return Metric(getattr(metric, "__name__", "own"), metric, unit="units of the metric")
+    choose("metric", metric, METRICS)
+    return METRICS[metric]
+
+
+def metric_of_stream(
+    metric: Metric,
+    answer_logits: Callable[[Tensor, Rows], Float[Tensor, "items 2"]],
+    all_logits: Callable[[Tensor, Rows], Float[Tensor, "items vocabulary"]],
+    right: Int[Tensor, " pairs"],
+    wrong: Int[Tensor, " pairs"],
+    x: Float[Tensor, "pairs t d_model"],
+) -> Callable[[Float[Tensor, "items t d_model"], Rows], Float[Tensor, " items"]]:
+    """A metric of the answer logits as a metric of the residual stream, as `Readout` takes it.
+
+    Args:
+        metric: of the logits.
+        answer_logits, all_logits: logits at the answer position of activations that belong to the
+            pairs `rows`: of the right and the wrong answer, and of the whole vocabulary.
+        right, wrong: token ids of the answers.
+        x: the clean activations.
+    """
+    if metric.of_answers is not None:
+        return lambda x, rows=EVERY: metric.of_answers(answer_logits(x, rows))
+    with torch.no_grad():
+        clean = all_logits(x, EVERY)
+    right, wrong = right.to(clean.device), wrong.to(clean.device)
+
+    def m(x: Float[Tensor, "items t d_model"], rows: Rows = EVERY) -> Float[Tensor, " items"]:
+        told = Answers(right=right[rows], wrong=wrong[rows], clean=clean[rows])
+        return metric.of(all_logits(x, rows), told)
+
+    return m
+
+
+# ---- the result
 
 
 @dataclass
 class Effects:
-    """Indirect effects of every latent at every checkpoint on one task. Arrays are [n_checkpoints, n_latents].
+    """Indirect effects of every latent at every checkpoint on one task.
+
+    Arrays are [n_checkpoints, n_latents], in the unit of the metric (logits, if none was given).
 
     Attributes:
-        mean: signed IE in logits, summed over a pair's tokens, mean over pairs; positive: the latent helps.
+        mean: signed IE, summed over a pair's tokens, mean over pairs; positive: the latent helps.
         abs_mean: the same with the absolute value taken per pair, before the mean.
         error: [n] effect of the reconstruction error (NaN for "ablation" and "ig_own").
         total: [n] mean of m(all latents and the error off: x = b_dec) - m(clean).
-        gap: [n] completeness gap |sum of effects + error - total| / mean |m(b_dec) - m(clean)|, over pairs (NaN where
-            effects need not add up: for "ablation" and "ig_own", and with `positions`).
+        gap: [n] completeness gap |sum of effects + error - total| / mean |m(b_dec) - m(clean)|,
+            over pairs (NaN where effects have no such sum: for "ablation" and "ig_own", and with
+            `positions`).
         n_nodes: [n] mean number of gradient evaluations a pair ("ablation": of forward passes).
         per_pair: sparse [n, pairs, latents]: IE of each latent that is active in the pair.
         names: labels of the checkpoints.
-        info: method, task, tolerance, sizes, where it comes from; gap_per_pair, [n] mean |difference| of a pair in the
-            same units as `gap`, in which differences of mirrored pairs cannot cancel.
+        info: method, metric and its unit, task, tolerance, sizes, where it comes from;
+            gap_per_pair, [n] mean |difference| of a pair in the same units as `gap`, in which
+            differences of mirrored pairs cannot cancel.
     """
 
     mean: Float[np.ndarray, "checkpoints latents"]
@@ -57,20 +176,136 @@ class Effects:
     info: dict[str, Any]
 
     def save(self, folder: str | Path) -> None:
-        """Write effects.safetensors and effects.json into `folder`, atomically."""
+        """Write effects.safetensors and effects.json (with checksums); what else is there stays.
+
+        Raises:
+            FileExistsError: the folder holds a file of one of these names that holds no effects.
+        """
         sparse = self.per_pair.coalesce()
         tensors = {name: torch.from_numpy(getattr(self, name)) for name in ARRAYS}
         tensors |= {"index": sparse.indices().int(), "value": sparse.values()}
-        meta = {"names": self.names, "shape": list(sparse.shape), "info": self.info}
-        save_folder(folder, "effects", tensors, "effects", meta)
+        about = {"names": self.names, "shape": list(sparse.shape), "info": self.info}
+        save_folder(folder, "effects", tensors, about, FILES, _is_effects)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Effects":
-        """Read what `save` wrote."""
-        meta, tensors = read_json(Path(folder) / "effects.json"), load_tensors(Path(folder) / "effects.safetensors")
+    def load(cls, folder: str | Path) -> Effects:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there are no effects in the folder.
+            ValueError: a file is damaged.
+        """
+        about, tensors = load_folder(folder, "effects", FILES)
         index, value = tensors["index"].long(), tensors["value"]
-        sparse = torch.sparse_coo_tensor(index, value, meta["shape"], check_invariants=True).coalesce()
-        return cls(*(tensors[name].numpy() for name in ARRAYS), sparse, meta["names"], meta["info"])
+        per_pair = torch.sparse_coo_tensor(index, value, about["shape"], check_invariants=True)
+        arrays = {name: tensors[name].numpy() for name in ARRAYS}
+        return cls(**arrays, per_pair=per_pair.coalesce(), names=about["names"], info=about["info"])
+
+
+def _is_effects(settings: dict[str, Any]) -> bool:
+    """Whether a JSON file without a kind holds effects of version 0.1."""
+    return {"names", "shape", "info"} <= set(settings)
+
+
+# ---- pairs, read once
+
+
+def touched(pairs: MinimalPairs) -> Bool[Tensor, "pairs t"]:
+    """The positions that the method touches: neither padding nor the first token."""
+    keep = pairs.attention_mask.bool()
+    keep[:, 0] = False
+    return keep
+
+
+@dataclass
+class _Reading:
+    """A batch of pairs, its activations at every checkpoint, and its latents.
+
+    Attributes:
+        rows: which of the pairs they are.
+        pairs: the batch.
+        x: [pairs, t, checkpoints, d_model] raw activations.
+        sparse: [pairs, t, latents] latents, zero where nothing is touched; sparse where the device
+            has sparse tensors, for few are active.
+    """
+
+    rows: slice
+    pairs: MinimalPairs
+    x: Float[Tensor, "pairs t checkpoints d_model"]
+    sparse: Tensor
+
+    @property
+    def f(self) -> Float[Tensor, "pairs t latents"]:
+        return self.sparse.to_dense()
+
+
+@torch.no_grad()
+def _read(
+    crosscoder: Crosscoder, ckpts: Checkpoints, pairs: MinimalPairs, batch_size: int
+) -> list[_Reading]:
+    """All pairs in batches, with their activations; each checkpoint is gone through once.
+
+    Raises:
+        ValueError: pairs, checkpoints and crosscoder do not belong together, or a pair has no
+            prefix.
+    """
+    if not len(pairs) or int(pairs.answer_position.min()) < 1:
+        raise ValueError(
+            f"{pairs.name!r} has {len(pairs)} pairs, and effects need a prefix in each: the first "
+            "token is never touched. Whole sentences can be compared by accuracy(..., whole=True)."
+        )
+    check_tokenizer(pairs, ckpts.tokenizer, ckpts.labels[0])
+    crosscoder.check_source({**ckpts.source, "begins_with": pairs.begins_with})
+    crosscoder.eval()
+    batches = list(pairs.batches(batch_size))
+    ids = [(batch.input_ids, batch.attention_mask) for batch in batches]
+    readings, done = [], 0
+    for batch, x in zip(batches, hooks.stacked_batches(ckpts, ids), strict=True):
+        keep = touched(batch).to(x.device)
+        f = x.new_zeros(*x.shape[:2], crosscoder.n_latents)
+        f[keep] = crosscoder.encode(x[keep])
+        sparse = f if x.device.type == "mps" else f.to_sparse()
+        rows = slice(done, done + len(batch))
+        readings.append(_Reading(rows=rows, pairs=batch, x=x, sparse=sparse))
+        done += len(batch)
+    return readings
+
+
+def readout_of(
+    model: hooks.HookedModel,
+    pairs: MinimalPairs,
+    x: Float[Tensor, "pairs t d_model"],
+    b_dec: Float[Tensor, " d_model"],
+    metric: str | Metric | Callable | None = None,
+) -> Readout:
+    """The metric of pairs at one checkpoint, as a function of the residual stream.
+
+    Args:
+        model: the checkpoint.
+        pairs: as many as `x` has rows.
+        x: the residual stream on them, after the model's layer.
+        b_dec: the decoder's bias at this checkpoint, in raw space: where the joint line leads.
+        metric: as for `indirect_effects`.
+    """
+    mask, position, answers = pairs.attention_mask, pairs.answer_position, pairs.answers
+
+    def answer_logits(x: Tensor, rows: Rows) -> Float[Tensor, "items 2"]:
+        return hooks.logits_above(model, x, mask[rows], position[rows], answers[rows])
+
+    def all_logits(x: Tensor, rows: Rows) -> Float[Tensor, "items vocabulary"]:
+        return hooks.logits_above(model, x, mask[rows], position[rows])
+
+    m = metric_of_stream(as_metric(metric), answer_logits, all_logits, pairs.right, pairs.wrong, x)
+    return Readout(
+        metric=m,
+        x=x,
+        baseline=b_dec.to(x),
+        touched=touched(pairs).to(x.device),
+        eps=torch.finfo(model.dtype).eps,
+    )
+
+
+# ---- effects of single latents
 
 
 def indirect_effects(
@@ -82,76 +317,182 @@ def indirect_effects(
     features: Sequence[int] | None = None,
     positions: Bool[Tensor, "pairs tokens"] | None = None,
     batch_size: int = 128,
+    metric: str | Metric | Callable | None = None,
 ) -> Effects:
-    """IE of each latent at each checkpoint on a task (Crosscoding Through Time, sec. 4; Marks et al. 2024).
+    """IE of each latent at each checkpoint on a task (Crosscoding Through Time, sec. 4).
 
-    "ablation", the default, sets one latent to zero at all positions and runs the layers above: the exact effect of
-    that latent alone. It is the truth that the others estimate, and what its cost buys was measured (notebook 06,
-    `benchmarks.science`): late in training the others are off by factors, each in its own direction. It takes one
-    forward pass for each latent that is active in a pair. Where that is too much, rank with "atp" on all pairs, and
-    take the exact effect of the first few hundred with `features`; or of all latents on fewer pairs.
-    "atp" takes the gradient at the clean point: one backward pass, exact for small changes. Right order, wrong size.
-    "ig" integrates the gradient along the joint path (1 - a)(f, e) from a = 0 (clean) to 1 (x = b_dec), so that the
-    effects and the error term add up to m(b_dec) - m(clean): completeness (the paper's choice). Since the path in x is
-    a straight line, the gradient is taken with respect to x alone, with only the layers above it. Five Gauss-Legendre
-    nodes a piece; a piece whose integral misses the difference of m at its ends by more than `tol` is halved, for
+    "ablation", the default, sets one latent to zero at all positions and runs the layers above: the
+    exact effect of that latent alone. It is the truth that the others estimate, and what its cost
+    buys was measured (notebook 06, `experiments`): late in training the others are off by factors,
+    each in its own direction. It takes one forward pass for each latent that is active in a pair.
+    Where that is too much, rank with "atp" on all pairs, and take the exact effect of the first few
+    hundred with `features`; or of all latents on fewer pairs.
+    "atp" takes the gradient at the clean point: one backward pass, exact for small changes. Right
+    order, wrong size.
+    "ig" integrates the gradient along the joint line (1 - a)(f, e) from a = 0 (clean) to 1
+    (x = b_dec), so that the effects and the error term add up to m(b_dec) - m(clean): completeness
+    (the paper's choice; Marks et al. 2024). Since the line is straight in x, the gradient is taken
+    with respect to x alone, with only the layers above it. Five Gauss-Legendre nodes a piece; a
+    piece whose integral misses the difference of m at its ends by more than `tol` is halved, for
     that pair alone.
-    "ig_near" is "ig" on the first half of that path, and `total` is what its slope extends to: the best of the cheap
-    ones in size, nearly as good as "atp" in order.
-    "ig_own" integrates along each latent's own path, all else kept (five nodes): the exact ablation, written as a sum
-    over positions.
+    "ig_near" is "ig" on the first half of that line, and `total` is what its slope extends to: the
+    best of the cheap ones in size, nearly as good as "atp" in order.
+    "ig_own" integrates along each latent's own line, all else kept (five nodes): the exact
+    ablation, written as a sum over positions.
 
     Args:
         crosscoder: trained on these checkpoints and layer.
         ckpts: the checkpoints, in the order of the crosscoder.
         pairs: the task.
-        method: "ablation", "atp", "ig", "ig_near" or "ig_own".
-        tol: "ig", "ig_near": largest error of a piece, as a share of the mean |m(b_dec) - m(clean)|.
+        method: one of `attribution.METHODS`.
+        tol: "ig", "ig_near": largest error of a piece, as a share of the mean
+            |m(b_dec) - m(clean)|. In half precision pieces are held to what it can resolve, where
+            that is coarser.
         features: "ablation", "ig_own": the latents to take; None: all that are active.
-        positions: only these positions count (`pairs.positions("subject")`): "ablation" intervenes there alone, the
-            others give the share of these positions, and shares add up. None: all.
+        positions: only these positions count (`pairs.positions("subject")`): "ablation" intervenes
+            there alone, the others give the share of these positions, and shares add up. None: all.
         batch_size: pairs read at once; results do not depend on it.
+        metric: what is measured: None (wrong minus right), a name in METRICS, a `Metric`, or a
+            function (logits [items, vocabulary], answers) -> [items] of one's own.
 
     Raises:
-        ValueError: an unknown method, pairs of another tokenizer, or a crosscoder of other checkpoints.
+        ValueError: an unknown method or metric, pairs of another tokenizer or without a prefix, or
+            a crosscoder of other checkpoints.
+        hooks.NotFinite: a metric or an effect is NaN or infinite.
     """
     choose("method", method, METHODS)
-    if not tol > 0 or not len(pairs):
-        raise ValueError(f"tol={tol} must be above 0, and there must be a pair; here are {len(pairs)}.")
-    if method not in ("ablation", "ig_own") and features is not None:
-        raise ValueError(f"features= goes with 'ablation' and 'ig_own'; {method!r} gives all latents at once.")
-    if positions is not None and (positions.shape != pairs.input_ids.shape or positions.dtype != torch.bool):
-        raise ValueError(
-            f"positions is {positions.dtype} {tuple(positions.shape)}; it must be a mask (bool) like input_ids, "
-            f"{tuple(pairs.input_ids.shape)}: pairs.positions('subject') makes one."
-        )
-    check_match(crosscoder, ckpts, pairs)
-    crosscoder.eval()
-    W_dec = crosscoder.raw_decoder()[0].detach()
-    n, h, n_pairs = W_dec.shape[1], W_dec.shape[0], len(pairs)
+    chosen, metric = METHODS[method], as_metric(metric)
+    _check_request(method, metric, tol, features, positions, pairs)
+    readings = _read(crosscoder, ckpts, pairs, batch_size)
+    W_dec, b_dec = (weights.detach() for weights in crosscoder.raw_decoder())
+    n_latents, n, _ = W_dec.shape
+    features = None if features is None else check_features(list(features), n_latents)
+    sums = {name: np.full((n, len(pairs)), np.nan) for name in ("error", "total", "evaluations")}
     index, value = [], []  # of the sparse effects
-    error, total, nodes = (np.zeros((n, n_pairs)) for _ in range(3))
-    scales = _path_lengths(crosscoder, ckpts, pairs, batch_size) if method in ("ig", "ig_near") else [1.0] * n
-    for rows, f, runs in _runs(crosscoder, ckpts, pairs, batch_size, f"effects ({method})"):
-        counted = None if positions is None else positions[rows, : f.shape[1]].to(f.device)
-        for c, run in enumerate(runs):
-            found = estimate(run, f, W_dec[:, c].to(f), method, tol * scales[c], features, counted)
-            error[c, rows], nodes[c, rows] = found.error.cpu().double().numpy(), found.nodes
-            total[c, rows] = found.total.cpu().double().numpy() if positions is None else np.nan
-            where = found.ie.nonzero().T.cpu()
-            value.append(found.ie.cpu()[where[0], where[1]])
-            index.append(torch.stack([torch.full_like(where[0], c), where[0] + rows.start, where[1]]))
-    info = {"method": method, "task": pairs.name, "n_pairs": n_pairs, "source": crosscoder.source}
-    info |= {"tol": tol} if method in ("ig", "ig_near") else {}
-    shape = (n, n_pairs, h)
-    sparse = torch.sparse_coo_tensor(torch.cat(index, 1), torch.cat(value), shape, check_invariants=True).coalesce()
-    mean, abs_mean = (torch.sparse.sum(s.double(), 1).to_dense().numpy() / n_pairs for s in (sparse, sparse.abs()))
-    missed = torch.sparse.sum(sparse.double(), 2).to_dense().numpy() + error - total
+    coarse = {}
+    bar = progress(range(n * len(readings)), f"effects ({method})")
+    for c, model in enumerate(ckpts):
+        readouts = [
+            readout_of(model, reading.pairs, reading.x[:, :, c], b_dec[c], metric)
+            for reading in readings
+        ]
+        tolerance = 0.0
+        if chosen.integrates:
+            length = torch.cat([readout.change.abs().cpu() for readout in readouts])
+            hooks.check_finite(length, model, f"The metric on {pairs.name!r}")
+            tolerance = tol * float(length.mean())
+            finest = max(float(readout.resolution.max()) for readout in readouts)
+            if finest > tolerance:
+                coarse[model.label] = finest
+        for reading, readout in zip(readings, readouts, strict=True):
+            f = reading.f
+            counted = None if positions is None else positions[reading.rows, : f.shape[1]]
+            options = Options(
+                features=features,
+                positions=None if counted is None else counted.to(f.device),
+                tolerance=tolerance,
+            )
+            found = chosen.attribute(readout, f, W_dec[:, c].to(f), options)
+            hooks.check_finite(found.ie, model, f"Effects on {pairs.name!r}")
+            sums["error"][c, reading.rows] = found.error.cpu().double().numpy()
+            sums["evaluations"][c, reading.rows] = found.evaluations
+            if positions is None:
+                sums["total"][c, reading.rows] = found.total.cpu().double().numpy()
+            pair, latent = found.ie.nonzero().T.cpu()
+            value.append(found.ie.cpu()[pair, latent])
+            checkpoint = torch.full_like(pair, c)
+            index.append(torch.stack([checkpoint, pair + reading.rows.start, latent]))
+            bar.update()
+    bar.close()
+    if coarse:
+        _tell_coarse(coarse, ckpts.dtype, tol)
+    shape = (n, len(pairs), n_latents)
+    indices, values = torch.cat(index, 1), torch.cat(value)
+    per_pair = torch.sparse_coo_tensor(indices, values, shape, check_invariants=True).coalesce()
+    info = {
+        "method": method,
+        "metric": metric.name,
+        "unit": metric.unit,
+        "task": pairs.name,
+        "n_pairs": len(pairs),
+        "source": crosscoder.source,
+    }
+    if chosen.integrates:
+        info["tol"] = tol
+    return _summed(per_pair, sums, ckpts.labels, info)
+
+
+def _check_request(
+    method: str,
+    metric: Metric,
+    tol: float,
+    features: Sequence[int] | None,
+    positions: Bool[Tensor, "pairs tokens"] | None,
+    pairs: MinimalPairs,
+) -> None:
+    """Raise ValueError where what is asked for makes no sense."""
+    chosen = METHODS[method]
+    if not 0 < tol < float("inf"):
+        raise ValueError(f"tol={tol} must be above 0.")
+    if features is not None and not chosen.one_by_one:
+        able = " and ".join(repr(name) for name, other in METHODS.items() if other.one_by_one)
+        raise ValueError(f"features= goes with {able}; {method!r} gives all latents at once.")
+    if metric.flat_at_clean and chosen.at_clean_point:
+        raise ValueError(
+            f"metric={metric.name!r} is flat at the clean run, where method={method!r} takes its "
+            "gradient: every effect would be 0. Take 'ablation' or 'ig'."
+        )
+    if positions is not None and (
+        positions.shape != pairs.input_ids.shape or positions.dtype != torch.bool
+    ):
+        raise ValueError(
+            f"positions is {positions.dtype} {tuple(positions.shape)}; it must be a mask (bool) "
+            f"like input_ids, {tuple(pairs.input_ids.shape)}: pairs.positions('subject') makes one."
+        )
+
+
+def _tell_coarse(coarse: dict[str, float], dtype: torch.dtype, tol: float) -> None:
+    finest = ", ".join(f"{size:.2g} at {label}" for label, size in coarse.items())
+    warnings.warn(
+        f"{str(dtype).removeprefix('torch.')} resolves the metric to {finest}: there pieces of the "
+        f"line were held to that, and not to tol={tol}. The completeness gap tells how far they "
+        "are off; dtype='float32' goes further.",
+        stacklevel=3,
+    )
+
+
+def _summed(
+    per_pair: Tensor,
+    sums: dict[str, Float[np.ndarray, "checkpoints pairs"]],
+    names: list[str],
+    info: dict[str, Any],
+) -> Effects:
+    """Means over pairs, and how far effects and error are from what they should add up to."""
+    n_pairs = per_pair.shape[1]
+
+    def over_pairs(sparse: Tensor) -> Float[np.ndarray, "checkpoints latents"]:
+        return torch.sparse.sum(sparse.double(), 1).to_dense().numpy() / n_pairs
+
+    total, error = sums["total"], sums["error"]
+    effects = torch.sparse.sum(per_pair.double(), 2).to_dense().numpy()
+    missed = effects + error - total
     length = np.abs(total).mean(1)
-    gap, gap_per_pair = np.abs(missed.mean(1)) / length, np.abs(missed).mean(1) / length
-    info["gap_per_pair"] = [None if np.isnan(g) else float(g) for g in gap_per_pair]
-    means = (values.mean(1) for values in (error, total))
-    return Effects(mean, abs_mean, *means, gap, nodes.mean(1), sparse, ckpts.labels, info)
+    gap_per_pair = np.abs(missed).mean(1) / length
+    info["gap_per_pair"] = [None if np.isnan(gap) else float(gap) for gap in gap_per_pair]
+    return Effects(
+        mean=over_pairs(per_pair),
+        abs_mean=over_pairs(per_pair.abs()),
+        error=error.mean(1),
+        total=total.mean(1),
+        gap=np.abs(missed.mean(1)) / length,
+        n_nodes=sums["evaluations"].mean(1),
+        per_pair=per_pair,
+        names=names,
+        info=info,
+    )
+
+
+# ---- effects of groups
 
 
 def ablate(
@@ -161,84 +502,76 @@ def ablate(
     features: Iterable[int] | Sequence[Iterable[int]],
     batch_size: int = 128,
 ) -> pd.DataFrame:
-    """Set a group of latents to zero together, everywhere but at the first token, and run each checkpoint.
+    """Set a group of latents to zero together, everywhere but at the first token.
 
     Args:
         features: the latents to ablate; or a list of such groups, one a checkpoint.
 
     Returns:
-        One row a checkpoint: checkpoint, n_features, accuracy_before, accuracy_after, logit_difference_before and
-        _after (right - wrong, mean), effect (the rise of m: before - after), effect_stderr (pairs made of
-        the same words, see `tasks.twins`, count as one observation; NaN for a single one), n_pairs.
+        One row a checkpoint: checkpoint, n_features, accuracy_before, accuracy_after (a tie counts
+        as half), logit_difference_before and _after (right - wrong, mean), effect (the rise of m:
+        before - after), effect_stderr (pairs made of the same words, see `pairs.twins`, count as
+        one observation; NaN for a single one), n_pairs.
+
+    Raises:
+        ValueError: a feature that does not exist, another number of groups than of checkpoints, or
+            what does not belong together.
+        hooks.NotFinite: a logit is NaN or infinite.
     """
-    check_match(crosscoder, ckpts, pairs)
-    crosscoder.eval()
-    W_dec = crosscoder.raw_decoder()[0].detach()
-    features = list(features)
-    shared = all(np.ndim(g) == 0 for g in features)
-    groups = [list(dict.fromkeys(map(int, g))) for g in ([features] * len(ckpts) if shared else features)]
-    if len(groups) != len(ckpts):
-        raise ValueError(f"{len(groups)} groups of features for {len(ckpts)} checkpoints: give one group, or one each.")
-    for group in groups:
-        check_features(group, len(W_dec))
-    before, after = ([[] for _ in ckpts] for _ in range(2))
-    for _, f, runs in _runs(crosscoder, ckpts, pairs, batch_size, "ablation"):
-        for c, run in enumerate(runs):
-            before[c].append(-run.metric_of(run.x).cpu())
-            after[c].append(-run.metric_of(run.x - f[..., groups[c]] @ W_dec[groups[c], c].to(f)).cpu())
-    clean, ablated = (np.stack([torch.cat(part).double().numpy() for part in side]) for side in (before, after))
-    change = clean - ablated
-    return pd.DataFrame(
-        {
-            "checkpoint": ckpts.labels,
-            "n_features": [len(group) for group in groups],
-            "accuracy_before": (clean > 0).mean(1),
-            "accuracy_after": (ablated > 0).mean(1),
-            "logit_difference_before": clean.mean(1),
-            "logit_difference_after": ablated.mean(1),
-            "effect": change.mean(1),
-            "effect_stderr": [_stderr(row, twins(pairs)) for row in change],
-            "n_pairs": len(pairs),
-        }
-    )
+    W_dec, b_dec = (weights.detach() for weights in crosscoder.raw_decoder())
+    groups = _groups_of(list(features), len(ckpts), len(W_dec))
+    readings = _read(crosscoder, ckpts, pairs, batch_size)
+    labels, rows = twins(pairs), []
+    bar = progress(range(len(ckpts) * len(readings)), "ablation")
+    for c, model in enumerate(ckpts):
+        before, after = [], []
+        for reading in readings:
+            readout = readout_of(model, reading.pairs, reading.x[:, :, c], b_dec[c])
+            removed = reading.f[..., groups[c]] @ W_dec[groups[c], c].to(reading.x)
+            before.append(-readout.clean.cpu())
+            after.append(-readout.value(readout.x - removed).cpu())
+            bar.update()
+        clean, ablated = torch.cat(before).double(), torch.cat(after).double()
+        hooks.check_finite(torch.stack([clean, ablated]), model, f"Logits on {pairs.name!r}")
+        clean, ablated = clean.numpy(), ablated.numpy()
+        rows.append(
+            {
+                "checkpoint": model.label,
+                "n_features": len(groups[c]),
+                "accuracy_before": share_right(clean),
+                "accuracy_after": share_right(ablated),
+                "logit_difference_before": clean.mean(),
+                "logit_difference_after": ablated.mean(),
+                "effect": (clean - ablated).mean(),
+                "effect_stderr": clustered_stderr(clean - ablated, labels),
+                "n_pairs": len(pairs),
+            }
+        )
+    bar.close()
+    return pd.DataFrame(rows)
 
 
-def _stderr(values: Float[np.ndarray, " pairs"], clusters: Int[np.ndarray, " pairs"]) -> float:
-    """Standard error of the mean, robust to dependence inside clusters (the sandwich of Liang and Zeger 1986)."""
+def _groups_of(features: list, n_checkpoints: int, n_latents: int) -> list[list[int]]:
+    """One group of latents a checkpoint, each latent once."""
+    one_for_all = all(np.ndim(group) == 0 for group in features)
+    groups = [features] * n_checkpoints if one_for_all else features
+    if len(groups) != n_checkpoints:
+        raise ValueError(
+            f"{len(groups)} groups of features for {n_checkpoints} checkpoints: give one group, or "
+            "one each."
+        )
+    return [list(dict.fromkeys(check_features(list(group), n_latents))) for group in groups]
+
+
+def clustered_stderr(
+    values: Float[np.ndarray, " pairs"], clusters: Int[np.ndarray, " pairs"]
+) -> float:
+    """Standard error of the mean where values of one cluster depend on each other.
+
+    The sandwich of Liang and Zeger 1986; NaN for a single cluster.
+    """
     sums = np.bincount(clusters, values - values.mean())
     n = len(sums)
-    return float((sums @ sums * n / (n - 1)) ** 0.5 / len(values)) if n > 1 else float("nan")
-
-
-def _runs(
-    crosscoder: Crosscoder, ckpts: Checkpoints, pairs: MinimalPairs, batch_size: int, desc: str
-) -> Iterator[tuple[slice, Float[Tensor, "b t h"], Iterator[ActivationPath]]]:
-    """For each batch: its rows among the pairs, its latents, and the path of each checkpoint, one after another."""
-    b_dec, done = crosscoder.raw_decoder()[1].detach(), 0
-    for pair in progress(list(pairs.batches(batch_size)), desc):
-        x, f, keep = _activations(crosscoder, ckpts, pair)
-        paths = ((model, pair, x[:, :, c], b_dec[c].to(x), keep) for c, model in enumerate(ckpts))
-        yield slice(done, done + len(pair)), f, (ActivationPath(*path) for path in paths)
-        done += len(pair)
-
-
-def _path_lengths(crosscoder: Crosscoder, ckpts: Checkpoints, pairs: MinimalPairs, batch_size: int) -> list[float]:
-    """Mean |m(b_dec) - m(clean)| of each checkpoint: what a tolerance is a share of."""
-    lengths = [[] for _ in ckpts.revisions]
-    for _, _, runs in _runs(crosscoder, ckpts, pairs, batch_size, "path lengths"):
-        for run, parts in zip(runs, lengths, strict=True):
-            clean, bias = run.metric(torch.tensor([0.0, 1.0]))
-            parts.append((bias - clean).abs().cpu())
-    return [float(torch.cat(parts).mean()) for parts in lengths]
-
-
-@torch.no_grad()
-def _activations(
-    crosscoder: Crosscoder, ckpts: Checkpoints, pair: MinimalPairs
-) -> tuple[Float[Tensor, "b t n d"], Float[Tensor, "b t h"], Bool[Tensor, "b t"]]:
-    """Activations, latents (zero at the first token and at padding), and which positions the method touches."""
-    x = stacked_activations(ckpts, pair.input_ids, pair.attention_mask)
-    keep = touched(pair).to(x.device)
-    f = x.new_zeros(*x.shape[:2], crosscoder.n_latents)
-    f[keep] = crosscoder.encode(x[keep]).detach()
-    return x, f, keep
+    if n < 2:
+        return float("nan")
+    return float((sums @ sums * n / (n - 1)) ** 0.5 / len(values))

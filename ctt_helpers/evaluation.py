@@ -1,9 +1,11 @@
 """Is the crosscoder any good? And what does a latent react to, and write?"""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,29 +14,41 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
-from ctt_helpers.activations import stacked_activations
-from ctt_helpers.checkpoints import Checkpoints
 from ctt_helpers.crosscoder import Crosscoder
+from ctt_helpers.files import versions, write_json
+from ctt_helpers.messages import progress, whole_number
 from ctt_helpers.metrics import check_features
-from ctt_helpers.runtime import progress, versions, write_json
-from ctt_helpers.tasks import MinimalPairs, check_tokenizer
+from ctt_helpers.pairs import MinimalPairs, check_tokenizer
+
+if TYPE_CHECKING:
+    from ctt_helpers.sources.checkpoints import Checkpoints
 
 TOKENS_AT_ONCE = 2**14  # the codes of more fill a GPU's memory
+LOGITS_AT_ONCE = 2**26  # numbers: tokens times vocabulary
+# Activations that are held where the models do not fit into memory together, and each is loaded
+# once for so many numbers.
+NUMBERS_AT_ONCE = 2**28
+# Below this many nats a token between the model and the model without the layer, there is nothing
+# to recover, and a share of it means nothing.
+CE_FLOOR = 0.05
 
 
 @dataclass
 class Report:
-    """Figures of a crosscoder over an evaluation text, in evaluation mode. The first token of a sequence is left out.
+    """Figures of a crosscoder over an evaluation text, in evaluation mode, first tokens left out.
 
     Attributes:
         names: labels of the checkpoints.
         l0: mean number of active latents a token.
-        explained_variance: [n] 1 - sum of squared errors / sum of squared deviations from the set's mean.
+        explained_variance: [n] 1 - sum of squared errors / sum of squared deviations from the set's
+            mean.
         dead: share of latents silent over all `dead_tokens` tokens.
         dead_tokens: how many tokens the shares are taken over.
-        ce_clean, ce_zero: [n] cross-entropy (nats a token) of the model, and with zeros in place of the layer's output.
+        ce_clean, ce_zero: [n] cross-entropy (nats a token) of the model, and with zeros in place of
+            the layer's output.
         dce: [n] rise of the cross-entropy with the reconstruction in place of the layer's output.
-        ce_recovered: [n] 1 - dce / (ce_zero - ce_clean).
+        ce_recovered: [n] 1 - dce / (ce_zero - ce_clean); NaN where the two differ by less than
+            0.05 nats, for there is nothing to recover then.
         frequency: [latents] share of tokens on which each latent is active.
     """
 
@@ -56,35 +70,64 @@ class Report:
     def to_frame(self) -> pd.DataFrame:
         """One row a checkpoint."""
         columns = ("explained_variance", "ce_clean", "ce_zero", "dce", "ce_recovered")
-        return pd.DataFrame({"checkpoint": self.names, **{c: getattr(self, c) for c in columns}})
+        figures = {column: getattr(self, column) for column in columns}
+        return pd.DataFrame({"checkpoint": self.names, **figures})
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON."""
-        write_json(path, {**asdict(self), "frequency": self.frequency.tolist(), "versions": versions()})
+        about = {**asdict(self), "frequency": self.frequency.tolist(), "versions": versions()}
+        write_json(path, about)
 
 
-def check_match(crosscoder: Crosscoder, ckpts: Checkpoints, pairs: MinimalPairs | None = None) -> None:
+def check_match(
+    crosscoder: Crosscoder, ckpts: Checkpoints, pairs: MinimalPairs | None = None
+) -> None:
     """Raise ValueError where crosscoder, checkpoints and pairs do not belong together."""
-    crosscoder.check_source(ckpts.suite.name, ckpts.revisions, ckpts.layer)
-    trained_on = crosscoder.source.get("fingerprints")
-    if trained_on and trained_on != ckpts.source["fingerprints"]:
-        raise ValueError(
-            f"This crosscoder was trained on other weights than those of {ckpts.suite.name!r} at "
-            f"{', '.join(ckpts.labels)}: same names, different fingerprints. Was the suite made anew? Train again."
-        )
+    here = dict(ckpts.source)
     if pairs is not None:
-        check_tokenizer(ckpts[0], pairs)
+        check_tokenizer(pairs, ckpts.tokenizer, ckpts.labels[0])
+        here["begins_with"] = pairs.begins_with
+    crosscoder.check_source(here)
 
 
-def _batches(ckpts: Checkpoints, text: Tensor, desc: str) -> Iterator[tuple[Tensor, Tensor]]:
-    sequences = max(1, min(64, TOKENS_AT_ONCE // text.shape[1]))
-    for ids in progress(text.split(sequences), desc):
-        yield ids, stacked_activations(ckpts, ids)
+def _check_text(
+    crosscoder: Crosscoder, ckpts: Checkpoints, text: Int[Tensor, "sequences length"], least: int
+) -> None:
+    if text.ndim != 2 or text.shape[1] < least or not len(text):
+        raise ValueError(
+            f"text must be [sequences, length >= {least}] token ids; it is {tuple(text.shape)}."
+        )
+    first = text[:, 0].unique()
+    begins_with = int(first) if len(first) == 1 else None
+    crosscoder.check_source({**ckpts.source, "begins_with": begins_with})
+
+
+def _groups(
+    ckpts: Checkpoints, text: Int[Tensor, "sequences length"]
+) -> Iterator[list[Int[Tensor, "sequences length"]]]:
+    """The text in batches, and these in groups: each checkpoint is gone through once a group."""
+    length = text.shape[1]
+    batches = text.split(max(1, min(64, TOKENS_AT_ONCE // length)))
+    numbers = batches[0].numel() * len(ckpts) * ckpts.d_model
+    at_once = 1 if ckpts.together else max(1, NUMBERS_AT_ONCE // numbers)
+    for start in range(0, len(batches), at_once):
+        yield list(batches[start : start + at_once])
+
+
+def _read(
+    ckpts: Checkpoints, group: list[Int[Tensor, "sequences length"]]
+) -> list[Float[Tensor, "sequences length checkpoints d_model"]]:
+    return hooks.stacked_batches(ckpts, [(ids, None) for ids in group])
+
+
+# ---- the figures
 
 
 @torch.no_grad()
-def evaluate(crosscoder: Crosscoder, ckpts: Checkpoints, text: Int[Tensor, "sequences length"]) -> Report:
-    """Sparsity, reconstruction, and what splicing the reconstruction in costs (Crosscoding Through Time, sec. 3).
+def evaluate(
+    crosscoder: Crosscoder, ckpts: Checkpoints, text: Int[Tensor, "sequences length"]
+) -> Report:
+    """Sparsity, reconstruction, and what splicing the reconstruction in costs (the paper, sec. 3).
 
     Args:
         crosscoder: trained on these checkpoints and layer; evaluated with its threshold.
@@ -92,42 +135,82 @@ def evaluate(crosscoder: Crosscoder, ckpts: Checkpoints, text: Int[Tensor, "sequ
         text: held-out token ids; at least 100,000 tokens for an honest share of dead latents.
 
     Raises:
-        ValueError: the crosscoder comes from other checkpoints, or sequences are shorter than three tokens.
+        ValueError: the crosscoder comes from other checkpoints or from text that begins
+            differently, sequences are shorter than three tokens or longer than the context.
+        hooks.NotFinite: a logit is NaN or infinite.
     """
-    check_match(crosscoder, ckpts)
-    if text.ndim != 2 or text.shape[1] < 3:
-        raise ValueError(f"text must be [sequences, length >= 3] token ids; it is {tuple(text.shape)}.")
+    _check_text(crosscoder, ckpts, text, least=3)
     crosscoder.eval()
-    n, d = len(ckpts), ckpts.d_model
-    tokens, active = 0, torch.zeros(crosscoder.n_latents, dtype=torch.float64)
-    squared_error, square = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    total = torch.zeros(n, d, dtype=torch.float64)
-    ce = torch.zeros(3, n, dtype=torch.float64)  # clean, spliced, zero
-    few = max(1, 2**26 // (text.shape[1] * ckpts.suite.config.vocab_size))  # sequences whose logits fit into memory
-    for ids, x in _batches(ckpts, text, "evaluate"):
-        inner = x[:, 1:]
-        f = crosscoder.encode(inner)
-        rebuilt = crosscoder.decode(f)
-        tokens += inner.shape[0] * inner.shape[1]
-        active += (f > 0).sum((0, 1)).cpu().double()
-        seen, missed = inner.cpu().double(), (inner - rebuilt).cpu().double()  # some devices have no float64
-        squared_error += missed.pow(2).sum((0, 1, 3))
-        square += seen.pow(2).sum((0, 1, 3))
-        total += seen.sum((0, 1))
-        targets = ids[:, 2:]
+    n, d_model = len(ckpts), ckpts.d_model
+    tokens = 0
+    active = torch.zeros(crosscoder.n_latents, dtype=torch.float64)
+    squared_error = torch.zeros(n, dtype=torch.float64)
+    square = torch.zeros(n, dtype=torch.float64)
+    total = torch.zeros(n, d_model, dtype=torch.float64)
+    ce = {what: torch.zeros(n, dtype=torch.float64) for what in ("clean", "spliced", "zero")}
+    groups = list(_groups(ckpts, text))
+    for group in progress(groups, "evaluate"):
+        read = _read(ckpts, group)
+        rebuilt = []
+        for x in read:
+            inner = x[:, 1:]
+            f = crosscoder.encode(inner)
+            rebuilt.append(crosscoder.decode(f))
+            tokens += inner.shape[0] * inner.shape[1]
+            active += (f > 0).sum((0, 1)).cpu().double()
+            # some devices have no float64
+            seen, missed = inner.cpu().double(), (inner - rebuilt[-1]).cpu().double()
+            squared_error += missed.pow(2).sum((0, 1, 3))
+            square += seen.pow(2).sum((0, 1, 3))
+            total += seen.sum((0, 1))
         for c, model in enumerate(ckpts):
-            for row, replaced in enumerate((inner, rebuilt, torch.zeros_like(inner))):
-                spliced = torch.cat([x[:, :1, c], replaced[:, :, c]], dim=1)
-                for part, after in zip(spliced.split(few), targets.split(few), strict=True):
-                    logits = hooks.logits_above(model, part)[:, 1:-1].flatten(0, 1).float()
-                    after = after.flatten().to(logits.device)
-                    ce[row, c] += torch.nn.functional.cross_entropy(logits, after, reduction="sum").cpu()
+            for ids, x, again in zip(group, read, rebuilt, strict=True):
+                inner = x[:, 1:, c]
+                instead = {
+                    "clean": inner,
+                    "spliced": again[:, :, c],
+                    "zero": torch.zeros_like(inner),
+                }
+                for what, replaced in instead.items():
+                    spliced = torch.cat([x[:, :1, c], replaced], dim=1)
+                    ce[what][c] += _cross_entropy(model, spliced, ids)
+    n_predicted = text.shape[0] * (text.shape[1] - 2)
+    ce = {what: summed / n_predicted for what, summed in ce.items()}
     deviation = square - (total**2).sum(1) / tokens
-    ce /= text.shape[0] * (text.shape[1] - 2)
-    fidelity = (ce[0], ce[2], ce[1] - ce[0], 1 - (ce[1] - ce[0]) / (ce[2] - ce[0]))
-    explained, dead = 1 - squared_error / deviation, float((active == 0).double().mean())
-    first = (ckpts.labels, float(active.sum() / tokens), explained.tolist(), dead, tokens)
-    return Report(*first, *(values.tolist() for values in fidelity), frequency=(active / tokens).numpy())
+    dce, at_stake = ce["spliced"] - ce["clean"], ce["zero"] - ce["clean"]
+    recovered = torch.where(at_stake >= CE_FLOOR, 1 - dce / at_stake, torch.nan)
+    return Report(
+        names=ckpts.labels,
+        l0=float(active.sum() / tokens),
+        explained_variance=(1 - squared_error / deviation).tolist(),
+        dead=float((active == 0).double().mean()),
+        dead_tokens=tokens,
+        ce_clean=ce["clean"].tolist(),
+        ce_zero=ce["zero"].tolist(),
+        dce=dce.tolist(),
+        ce_recovered=recovered.tolist(),
+        frequency=(active / tokens).numpy(),
+    )
+
+
+def _cross_entropy(
+    model: hooks.HookedModel,
+    x: Float[Tensor, "sequences length d_model"],
+    ids: Int[Tensor, "sequences length"],
+) -> float:
+    """Summed cross-entropy (nats) of the third and later tokens, from the residual stream."""
+    few = max(1, LOGITS_AT_ONCE // (ids.shape[1] * model.config.vocab_size))
+    summed = 0.0
+    for part, targets in zip(x.split(few), ids[:, 2:].split(few), strict=True):
+        logits = hooks.logits_above(model, part)[:, 1:-1].flatten(0, 1).float()
+        after = targets.flatten().to(logits.device)
+        loss = torch.nn.functional.cross_entropy(logits, after, reduction="sum")
+        hooks.check_finite(loss, model)
+        summed += float(loss)
+    return summed
+
+
+# ---- reading a latent
 
 
 @torch.no_grad()
@@ -138,59 +221,86 @@ def top_examples(
     features: int | Sequence[int],
     k: int = 6,
 ) -> dict[int, list[dict[str, Any]]]:
-    """The sequences on which latents are most active, one place a sequence, with the tokens around it.
+    """The sequences on which latents are most active, one place a sequence, with the tokens around.
 
     Returns:
-        latent -> up to `k` examples, strongest first: {"tokens": [...], "activations": [...], "value", "sequence",
-        "position"}. A latent's activation is shared by all checkpoints. A latent that is never active has none.
+        latent -> up to `k` examples, strongest first: {"tokens": [...], "activations": [...],
+        "value", "sequence", "position"}. A latent's activation is shared by all checkpoints. A
+        latent that is never active has none.
+
+    Raises:
+        ValueError: a feature that does not exist, or a crosscoder or text that does not belong
+            here.
     """
-    check_match(crosscoder, ckpts)
+    _check_text(crosscoder, ckpts, text, least=2)
     crosscoder.eval()
-    features = np.atleast_1d(features).tolist()
-    check_features(features, crosscoder.n_latents)
+    k = whole_number("k", k)
+    features = check_features(np.atleast_1d(features).tolist(), crosscoder.n_latents)
     peaks, places = [], []
-    for _, x in _batches(ckpts, text, "examples"):
-        peak, place = crosscoder.encode(x[:, 1:])[..., features].max(1)
-        peaks.append(peak.cpu())
-        places.append(place.cpu() + 1)
+    for group in progress(list(_groups(ckpts, text)), "examples"):
+        for x in _read(ckpts, group):
+            peak, place = crosscoder.encode(x[:, 1:])[..., features].max(1)
+            peaks.append(peak.cpu())
+            places.append(place.cpu() + 1)
     value, where = torch.cat(peaks), torch.cat(places)
     best = value.topk(min(k, len(value)), dim=0).indices  # [k, features]
-    found = {}
+    found: dict[int, list[dict[str, Any]]] = {}
     for column, feature in enumerate(features):
+        rows = [row for row in best[:, column].tolist() if value[row, column] > 0]
         found[feature] = examples = []
-        rows = [r for r in best[:, column].tolist() if value[r, column] > 0]
+        if not rows:
+            continue
+        (x,) = _read(ckpts, [text[rows]])
         activations = torch.zeros(len(rows), text.shape[1])
-        if rows:
-            activations[:, 1:] = crosscoder.encode(stacked_activations(ckpts, text[rows])[:, 1:])[..., feature].cpu()
-        for r, shown in zip(rows, activations, strict=True):
-            position = int(where[r, column])
+        activations[:, 1:] = crosscoder.encode(x[:, 1:])[..., feature].cpu()
+        for row, shown in zip(rows, activations, strict=True):
+            position = int(where[row, column])
             window = slice(max(0, position - 14), position + 4)
-            tokens = [ckpts.tokenizer.decode([i]) for i in text[r, window].tolist()]
-            example = {"tokens": tokens, "activations": shown[window].tolist(), "value": float(value[r, column])}
-            examples.append(example | {"sequence": r, "position": position})
+            examples.append(
+                {
+                    "tokens": [ckpts.tokenizer.decode([i]) for i in text[row, window].tolist()],
+                    "activations": shown[window].tolist(),
+                    "value": float(value[row, column]),
+                    "sequence": row,
+                    "position": position,
+                }
+            )
     return found
 
 
 @torch.no_grad()
-def promoted_tokens(crosscoder: Crosscoder, ckpts: Checkpoints, feature: int, k: int = 8) -> pd.DataFrame:
-    """Tokens whose logits a latent pushes up and down most, straight through the unembedding, at each checkpoint.
+def promoted_tokens(
+    crosscoder: Crosscoder, ckpts: Checkpoints, feature: int, k: int = 8
+) -> pd.DataFrame:
+    """Tokens whose logits a latent pushes up and down most, straight through the unembedding.
 
-    This leaves out the layers above, so it is a hint of what is written, not an effect. Scores are the raw decoder
-    vector times the final norm's weight times the unembedding, minus their mean over the vocabulary.
+    This leaves out the layers above, so it is a hint of what is written, not an effect. Scores are
+    the raw decoder vector (its mean over d_model taken away where the final norm does so) times the
+    final norm's gain times the unembedding, minus their mean over the vocabulary.
 
     Returns:
         Table: checkpoint, kind ("promoted" or "suppressed"), rank, token, score.
     """
     check_match(crosscoder, ckpts)
-    check_features([feature], crosscoder.n_latents)
+    (feature,) = check_features([feature], crosscoder.n_latents)
     W_dec, rows = crosscoder.raw_decoder()[0], []
     for c, model in enumerate(ckpts):
         direction = W_dec[feature, c].to(model.device)
-        weight = getattr(model.final_norm, "weight", 1.0)  # OLMo's norm has none
-        scores = model.unembedding.weight.to(direction) @ (direction * weight)
+        if model.norm_centres:
+            direction = direction - direction.mean()
+        scores = model.unembedding.weight.to(direction) @ (direction * model.norm_gain)
         scores = scores - scores.mean()
         for kind, largest in (("promoted", True), ("suppressed", False)):
             top = scores.topk(k, largest=largest)
-            for rank, (score, token) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True), 1):
-                rows.append((model.label, kind, rank, model.tokenizer.decode([token]), score))
+            found = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            for rank, (score, token) in enumerate(found, 1):
+                rows.append(
+                    {
+                        "checkpoint": model.label,
+                        "kind": kind,
+                        "rank": rank,
+                        "token": model.tokenizer.decode([token]),
+                        "score": score,
+                    }
+                )
     return pd.DataFrame(rows, columns=["checkpoint", "kind", "rank", "token", "score"])

@@ -1,12 +1,17 @@
 """Read the residual stream after one layer, put another in its place, run only the layers above it.
 
-This is the only module that knows nnsight, and the only one that knows how an architecture names its parts.
-`layer` is the 0-based index of the block whose output is read. Sequences are padded on the right, so the numbers
-are those of the plain model, bit for bit.
+This is the only module that knows nnsight, and the only one that knows how a class of models names
+its parts. `layer` is the 0-based index of the block whose output is read. Sequences are padded on
+the right, so the numbers are those of the plain model, bit for bit; every model is held to that
+when it is wrapped (`check`).
 """
 
+import gc
 import threading
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
@@ -15,16 +20,108 @@ from jaxtyping import Float, Int
 from nnsight import TransformersModel
 from torch import Tensor, nn
 
-# architecture -> (its blocks, the norm between the last block and the unembedding)
-ARCHITECTURES = {
-    "GPTNeoXForCausalLM": ("gpt_neox.layers", "gpt_neox.final_layer_norm"),
-    "OlmoForCausalLM": ("model.layers", "model.norm"),
-    "Olmo2ForCausalLM": ("model.layers", "model.norm"),
-    "BloomForCausalLM": ("transformer.h", "transformer.ln_f"),
-}
-
 Ids = Int[Tensor, "batch tokens"]
 Residual = Float[Tensor, "batch tokens d_model"]
+
+# ---- where a class of models keeps its parts
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Names of the parts of a class of models, and what its head does to the logits.
+
+    Attributes:
+        blocks: the list of blocks, as a dotted path.
+        norm: the norm between the last block and the unembedding.
+        multiplied_by, divided_by, capped_by: keys of the configuration, where the head multiplies
+            or divides the logits, or squeezes them between -c and c by c tanh(logit / c).
+    """
+
+    blocks: str
+    norm: str
+    multiplied_by: str | None = None
+    divided_by: str | None = None
+    capped_by: str | None = None
+
+
+LLAMA_LIKE = Architecture("model.layers", "model.norm")
+# A new class is one row here; `check` then holds every model of it to the numbers of its own pass.
+ARCHITECTURES: dict[str, Architecture] = {
+    "BloomForCausalLM": Architecture("transformer.h", "transformer.ln_f"),
+    "Cohere2ForCausalLM": Architecture("model.layers", "model.norm", multiplied_by="logit_scale"),
+    "CohereForCausalLM": Architecture("model.layers", "model.norm", multiplied_by="logit_scale"),
+    "GPT2LMHeadModel": Architecture("transformer.h", "transformer.ln_f"),
+    "GPTNeoForCausalLM": Architecture("transformer.h", "transformer.ln_f"),
+    "GPTNeoXForCausalLM": Architecture("gpt_neox.layers", "gpt_neox.final_layer_norm"),
+    "Gemma2ForCausalLM": Architecture(
+        "model.layers", "model.norm", capped_by="final_logit_softcapping"
+    ),
+    "Gemma3ForCausalLM": Architecture(
+        "model.layers", "model.norm", capped_by="final_logit_softcapping"
+    ),
+    "GraniteForCausalLM": Architecture("model.layers", "model.norm", divided_by="logits_scaling"),
+    "LlamaForCausalLM": LLAMA_LIKE,
+    "MistralForCausalLM": LLAMA_LIKE,
+    "OPTForCausalLM": Architecture("model.decoder.layers", "model.decoder.final_layer_norm"),
+    "Olmo2ForCausalLM": LLAMA_LIKE,
+    "Olmo3ForCausalLM": LLAMA_LIKE,
+    "OlmoForCausalLM": LLAMA_LIKE,
+    "PhiForCausalLM": Architecture("model.layers", "model.final_layernorm"),
+    "Qwen2ForCausalLM": LLAMA_LIKE,
+    "Qwen3ForCausalLM": LLAMA_LIKE,
+    "SmolLM3ForCausalLM": LLAMA_LIKE,
+}
+
+
+def architecture_of(hf_model: nn.Module) -> Architecture:
+    """The row of a model's class; for a class without one, what its parts look like.
+
+    Blocks are the one list with as many modules as the configuration says layers; the norm is the
+    last module outside it whose name says so. A guess like that counts only if `check` holds.
+
+    Raises:
+        ValueError: the class has no row, and no such parts are found.
+    """
+    name = type(hf_model).__name__
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    config = hf_model.config.get_text_config()
+    n_layers = config.num_hidden_layers
+    lists = [
+        path
+        for path, module in hf_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
+    norms = [
+        path
+        for path, module in hf_model.named_modules()
+        if not any(module.children())
+        and not any(path.startswith(f"{blocks}.") for blocks in outer)
+        and ("norm" in path.lower() or "ln_f" in path)
+    ]
+    if len(outer) != 1 or not norms:
+        raise ValueError(
+            f"{name} has no row in ctt_helpers.hooks.ARCHITECTURES, and its parts are not plain to "
+            f"see: {len(outer)} lists of {n_layers} blocks {outer}, norms {norms}. Known are "
+            f"{', '.join(ARCHITECTURES)}. If it is a decoder, add a row with its blocks and norm."
+        )
+    has = {key: key for key in ("logit_scale", "logits_scaling", "final_logit_softcapping")}
+    has = {key: key if getattr(config, key, None) is not None else None for key in has}
+    return Architecture(
+        blocks=outer[0],
+        norm=norms[-1],
+        multiplied_by=has["logit_scale"],
+        divided_by=has["logits_scaling"],
+        capped_by=has["final_logit_softcapping"],
+    )
+
+
+# ---- a model, read at one layer
+
+
+class NotFinite(ValueError):
+    """Logits or activations that are NaN or infinite: there is no number to go on with."""
 
 
 @dataclass(eq=False)
@@ -32,15 +129,18 @@ class HookedModel:
     """A causal language model, frozen and in evaluation mode, with the layer at which it is read.
 
     Args:
-        hf_model: the Hugging Face module (GPTNeoX, OLMo, OLMo 2 or BLOOM).
+        hf_model: the Hugging Face module, a decoder.
         tokenizer: its tokenizer.
         layer: index of the block whose output is read, 0 to n_layers - 1.
         label: name of the checkpoint in tables and figures.
         tokens_seen: tokens of pretraining behind this checkpoint, None if unknown.
-        fingerprint: of the weights as they are in the file; None for a model that was not loaded from one.
+        fingerprint: of the weights as they are in the file; None for a model that was not loaded
+            from one.
+        reads_only: what lies above the layer is not in memory (`part="below"`).
 
     Raises:
-        ValueError: the architecture is not known, or the layer does not exist.
+        ValueError: the architecture cannot be read (see `check`), or the layer does not exist.
+        NotFinite: its logits on ten tokens are not.
     """
 
     hf_model: nn.Module
@@ -49,55 +149,172 @@ class HookedModel:
     label: str = "model"
     tokens_seen: int | None = None
     fingerprint: str | None = None
+    reads_only: bool = False
     lm: TransformersModel = field(init=False, repr=False)
     lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
 
     def __post_init__(self):
-        self.architecture = type(self.hf_model).__name__
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"The architecture {self.architecture} is not known here; known are {', '.join(ARCHITECTURES)}. "
-                "For another one add its block list and final norm to ctt_helpers.hooks.ARCHITECTURES."
-            )
+        self.parts = architecture_of(self.hf_model)
         check_layer(self.layer, self.n_layers)
-        self.hf_model.eval().requires_grad_(False)  # a backward pass would fill .grad of every weight otherwise
+        # a backward pass would fill .grad of every weight otherwise
+        self.hf_model.eval().requires_grad_(False)
         self.lm = TransformersModel(self.hf_model, tokenizer=self.tokenizer, task="text-generation")
-        self.tokenizer.padding_side = "right"  # wrapping sets it to "left"
+        if self.tokenizer is not None:
+            self.tokenizer.padding_side = "right"  # wrapping sets it to "left"
+        check(self)
+
+    @property
+    def architecture(self) -> str:
+        return type(self.hf_model).__name__
+
+    @property
+    def config(self) -> Any:
+        return self.hf_model.config.get_text_config()
 
     @property
     def n_layers(self) -> int:
-        return len(self.hf_model.get_submodule(ARCHITECTURES[self.architecture][0]))
+        return len(self.hf_model.get_submodule(self.parts.blocks))
 
     @property
     def d_model(self) -> int:
-        return self.hf_model.config.hidden_size
+        return self.config.hidden_size
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence the model is made for; None where its configuration names none."""
+        return getattr(self.config, "max_position_embeddings", None)
 
     @property
     def final_norm(self) -> nn.Module:
-        return self.hf_model.get_submodule(ARCHITECTURES[self.architecture][1])
+        return self.hf_model.get_submodule(self.parts.norm)
 
     @property
     def unembedding(self) -> nn.Module:
         return self.hf_model.get_output_embeddings()
 
     @property
+    def _some_weight(self) -> Tensor:
+        return next(self.hf_model.get_submodule(self.parts.blocks)[0].parameters())
+
+    @property
     def device(self) -> torch.device:
-        return self.unembedding.weight.device
+        return self._some_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unembedding.weight.dtype
+        return self._some_weight.dtype
 
     @property
     def blocks(self):
         """The nnsight envoys of the blocks, in the order in which they run."""
-        return attrgetter(ARCHITECTURES[self.architecture][0])(self.lm)
+        return attrgetter(self.parts.blocks)(self.lm)
+
+    @property
+    def _precise(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @cached_property
+    def norm_gain(self) -> Float[Tensor, " d_model"]:
+        """What the final norm multiplies each dimension by, after it has divided by the size.
+
+        Found by asking the norm, for some add 1 to their weight and some have none.
+        """
+        x = torch.ones(self.d_model, device=self.device, dtype=self._precise)
+        x[1::2] = -1.0  # mean 0, size 1
+        with torch.no_grad():
+            up, down = _in_float32(self.final_norm, x[None]), _in_float32(self.final_norm, -x[None])
+        return ((up - down) / (2 * x))[0]
+
+    @cached_property
+    def norm_centres(self) -> bool:
+        """Whether the final norm takes the mean over d_model away first, as a layer norm does."""
+        x = torch.linspace(-1, 1, self.d_model, device=self.device, dtype=self._precise)[None]
+        with torch.no_grad():
+            plain, moved = _in_float32(self.final_norm, x), _in_float32(self.final_norm, x + 1)
+        return bool(torch.allclose(plain, moved, atol=1e-3))
+
+    def in_words(self) -> str:
+        """Label, dtype and device, for messages."""
+        return f"{self.label!r} ({str(self.dtype).removeprefix('torch.')} on {self.device})"
 
 
 def check_layer(layer: int, n_layers: int) -> None:
     """Raise ValueError unless `layer` is the index of a block."""
     if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_layers:
-        raise ValueError(f"layer={layer!r} does not exist: this model has {n_layers} blocks, 0 to {n_layers - 1}.")
+        raise ValueError(
+            f"layer={layer!r} does not exist: this model has {n_layers} blocks, 0 to "
+            f"{n_layers - 1}."
+        )
+
+
+def pick_device(device: str = "auto") -> str:
+    """Name of the device to use: the one asked for, or the best one that is there.
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1", "mps" ...
+
+    Raises:
+        ValueError: the device asked for is not on this machine.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return next(kind for kind, here in there.items() if here)
+    kind = str(device).split(":")[0]
+    if kind not in there:
+        raise ValueError(
+            f"device={device!r} is not known. Use 'auto', 'cpu', 'cuda' (or 'cuda:1'), or 'mps'."
+        )
+    if not there[kind]:
+        hint = "On Colab choose Runtime > Change runtime type > GPU. " if kind == "cuda" else ""
+        raise ValueError(
+            f"device={device!r} is not on this machine. {hint}device='auto' takes what is there."
+        )
+    return str(device)
+
+
+def check_finite(values: Tensor, model: HookedModel, what: str = "Logits") -> None:
+    """Raise NotFinite, naming checkpoint and dtype, where a value is NaN or infinite."""
+    finite = torch.isfinite(values)
+    if bool(finite.all()):
+        return
+    half = model.dtype in (torch.float16, torch.bfloat16)
+    mend = (
+        "The numbers may be too large for this dtype: take dtype='float32' (or 'bfloat16')."
+        if half
+        else "Its weights may be damaged, or training went astray before this checkpoint."
+    )
+    n_bad = int((~finite).sum())
+    raise NotFinite(
+        f"{what} of {model.in_words()} are not finite ({n_bad:,} of {values.numel():,} values). "
+        f"{mend}"
+    )
+
+
+def tell_twins(fingerprints: Mapping[str, str | None], stacklevel: int = 3) -> None:
+    """Warn where two revisions have one fingerprint: they hold the same weights.
+
+    Args:
+        fingerprints: label of a checkpoint -> fingerprint of its weights, None where unknown.
+        stacklevel: as for `warnings.warn`.
+    """
+    labels: dict[str, list[str]] = {}
+    for label, mark in fingerprints.items():
+        if mark is not None:
+            labels.setdefault(mark, []).append(label)
+    for same in labels.values():
+        if len(same) > 1:
+            warnings.warn(
+                f"{' and '.join(same)} hold the same weights: they are one checkpoint. (It has "
+                "happened in published suites, too: look at the repository's issues.)",
+                stacklevel=stacklevel,
+            )
+
+
+# ---- reading
 
 
 def _hidden(output: Tensor | tuple) -> Tensor:
@@ -105,17 +322,48 @@ def _hidden(output: Tensor | tuple) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _batch(model: HookedModel, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
-    vocabulary = model.hf_model.config.vocab_size
-    if input_ids.ndim != 2 or int(input_ids.max()) >= vocabulary or int(input_ids.min()) < 0:
+def _inputs(model: HookedModel, ids: Ids, mask: Ids | None) -> dict[str, Any]:
+    mask = torch.ones_like(ids) if mask is None else mask
+    return {
+        "input_ids": ids.to(model.device),
+        "attention_mask": mask.to(model.device),
+        "use_cache": False,
+    }
+
+
+def _forget_stop() -> None:
+    """Free what an early stop leaves behind, at once.
+
+    nnsight's exception and the frame that raised it hold each other, and through the frames below
+    it all tensors of the callers, until garbage is collected. Both are young: a look at the
+    youngest objects frees them, in microseconds.
+    """
+    gc.collect(0)
+
+
+def _checked_inputs(model: HookedModel, ids: Ids, mask: Ids | None) -> dict[str, Any]:
+    """The inputs of a pass; strange ids, long sequences and left padding are errors."""
+    vocabulary = model.config.vocab_size
+    if ids.ndim != 2 or not ids.numel() or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(
-            f"input_ids must be [batch, tokens] with ids 0 to {vocabulary - 1}; these are {tuple(input_ids.shape)} "
-            f"with ids {int(input_ids.min())} to {int(input_ids.max())}. Were they made with another tokenizer?"
+            f"input_ids must be whole numbers [batch, tokens], at least one; these are {ids.dtype} "
+            f"of shape {tuple(ids.shape)}."
         )
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    if bool((mask[:, :-1] < mask[:, 1:]).any()):
+    lowest, highest = int(ids.min()), int(ids.max())
+    if highest >= vocabulary or lowest < 0:
+        raise ValueError(
+            f"input_ids must be [batch, tokens] with ids 0 to {vocabulary - 1}; these are "
+            f"{tuple(ids.shape)} with ids {lowest} to {highest}. Were they made with another "
+            "tokenizer?"
+        )
+    if model.context is not None and ids.shape[1] > model.context:
+        raise ValueError(
+            f"Sequences of {ids.shape[1]} tokens are longer than the context of {model.label!r}, "
+            f"{model.context}: beyond it a model guesses badly. Give shorter ones."
+        )
+    if mask is not None and bool((mask[:, :-1] < mask[:, 1:]).any()):
         raise ValueError("attention_mask must be ones, then zeros: pad on the right.")
-    return {"input_ids": input_ids.to(model.device), "attention_mask": mask.to(model.device), "use_cache": False}
+    return _inputs(model, ids, mask)
 
 
 def residual_stream(
@@ -127,18 +375,47 @@ def residual_stream(
     """
     layer = model.layer if layer is None else layer
     check_layer(layer, model.n_layers)
-    with model.lock, torch.no_grad(), model.lm.trace(**_batch(model, input_ids, attention_mask)) as tracer:
+    inputs = _checked_inputs(model, input_ids, attention_mask)
+    with model.lock, torch.no_grad(), model.lm.trace(**inputs) as tracer:
         hidden = _hidden(model.blocks[layer].output).save()
         tracer.stop()
+    _forget_stop()
     return hidden
+
+
+def stacked_activations(
+    models: Sequence[HookedModel], input_ids: Ids, attention_mask: Ids | None = None
+) -> Float[Tensor, "batch tokens checkpoints d_model"]:
+    """The residual stream of every model on the same sequences, in float32 at least."""
+    streams = [residual_stream(model, input_ids, attention_mask) for model in models]
+    return torch.stack([at_least_float32(x) for x in streams], dim=2)
+
+
+def stacked_batches(
+    models: Iterable[HookedModel], batches: Sequence[tuple[Ids, Ids | None]]
+) -> list[Float[Tensor, "batch tokens checkpoints d_model"]]:
+    """`stacked_activations` of several batches, going through the models once.
+
+    Where models do not fit into memory together, each is loaded once, not once a batch.
+
+    Args:
+        models: the models, or checkpoints that are loaded when their turn comes.
+        batches: (input_ids, attention_mask) of each.
+    """
+    streams = [[] for _ in batches]
+    for model in models:
+        for (input_ids, attention_mask), stream in zip(batches, streams, strict=True):
+            stream.append(at_least_float32(residual_stream(model, input_ids, attention_mask)))
+    return [torch.stack(stream, dim=2) for stream in streams]
 
 
 def spliced_logits(
     model: HookedModel, input_ids: Ids, attention_mask: Ids | None, x: Residual
 ) -> Float[Tensor, "batch tokens vocabulary"]:
-    """Logits of a whole pass in which `x` takes the place of the residual stream after `model.layer`."""
-    batch, x = _batch(model, input_ids, attention_mask), x.to(model.device, model.dtype)
-    with model.lock, torch.no_grad(), model.lm.trace(**batch):
+    """Logits of a whole pass with `x` in place of the residual stream after `model.layer`."""
+    inputs = _checked_inputs(model, input_ids, attention_mask)
+    x = x.to(model.device, model.dtype)
+    with model.lock, torch.no_grad(), model.lm.trace(**inputs):
         output = model.blocks[model.layer].output
         model.blocks[model.layer].output = x if isinstance(output, Tensor) else (x, *output[1:])
         logits = model.lm.output.logits.save()
@@ -154,23 +431,30 @@ def logits_above(
 ) -> Float[Tensor, "..."]:
     """Logits from `x`, the residual stream after `model.layer`, running only the blocks above it.
 
-    Gradients reach `x` where it asks for them (weights are frozen). See `unembed` for `position` and `tokens`.
+    Gradients reach `x` where it asks for them (weights are frozen). See `unembed` for `position`
+    and `tokens`.
 
     Returns:
-        [batch, tokens, vocabulary]; [batch, vocabulary] with `position`; [batch, k] with `position` and `tokens`.
+        [batch, tokens, vocabulary]; [batch, vocabulary] with `position`; [batch, k] with `position`
+        and `tokens`.
     """
     x = x.to(model.device, model.dtype)
     last = model.n_layers - 1
     if model.layer == last:
         return unembed(model, x, position, tokens)
-    ids = torch.zeros(x.shape[:2], dtype=torch.long)  # only their shape matters: the blocks below are skipped
-    skipped = (x, None) if model.architecture == "BloomForCausalLM" else x
-    with model.lock, model.lm.trace(**_batch(model, ids, attention_mask)) as tracer:
+    # only the shape of the ids matters: the blocks that would see them are skipped
+    inputs = _inputs(model, torch.zeros(x.shape[:2], dtype=torch.long), attention_mask)
+    skipped = x if model.tuple_length is None else (x, *[None] * (model.tuple_length - 1))
+    with model.lock, model.lm.trace(**inputs) as tracer:
         for index in range(model.layer + 1):
             model.blocks[index].skip(skipped)
         hidden = _hidden(model.blocks[last].output).save()
         tracer.stop()
+    _forget_stop()
     return unembed(model, hidden, position, tokens)
+
+
+# ---- the head
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -178,10 +462,22 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _in_float32(module: nn.Module, x: Tensor) -> Tensor:
+    """What a module gives in float32 (at least), whatever its own dtype."""
+    weights = {name: at_least_float32(p) for name, p in module.named_parameters()}
+    return torch.func.functional_call(module, weights, (at_least_float32(x),))
+
+
 def unembed(
-    model: HookedModel, hidden: Residual, position: Int[Tensor, " batch"] | None = None, tokens: Ids | None = None
+    model: HookedModel,
+    hidden: Residual,
+    position: Int[Tensor, " batch"] | None = None,
+    tokens: Ids | None = None,
 ) -> Float[Tensor, "..."]:
-    """Final norm and unembedding of the last block's output.
+    """Final norm, unembedding and what else the head does, from the last block's output.
+
+    With `position`, logits are computed in float32 whatever the model's dtype: half precision would
+    round answer logits of 15 to steps of 1/16, and differences of logits are what is asked for.
 
     Args:
         hidden: output of the last block.
@@ -190,11 +486,157 @@ def unembed(
     """
     head = model.unembedding
     if position is None:
-        return head(model.final_norm(hidden))
+        return _scaled(model, head(model.final_norm(hidden)))
     rows = torch.arange(hidden.shape[0], device=hidden.device)
-    final = model.final_norm(hidden[rows, position.to(hidden.device)])
+    hidden = hidden[rows, position.to(hidden.device)]
+    if hidden.dtype == at_least_float32(hidden).dtype:
+        final = model.final_norm(hidden)
+    else:
+        final = _in_float32(model.final_norm, hidden)
+    bias = getattr(head, "bias", None)
     if tokens is None:
-        return head(final)
+        bias = None if bias is None else bias.to(final)
+        return _scaled(model, nn.functional.linear(final, head.weight.to(final), bias))
     tokens = tokens.to(hidden.device)
-    logits = torch.einsum("bkd,bd->bk", head.weight[tokens], final)
-    return logits if getattr(head, "bias", None) is None else logits + head.bias[tokens]
+    logits = torch.einsum("bkd,bd->bk", head.weight[tokens].to(final), final)
+    return _scaled(model, logits if bias is None else logits + bias[tokens].to(final))
+
+
+def _scaled(model: HookedModel, logits: Tensor) -> Tensor:
+    """What the model's own head does to the logits after the unembedding."""
+    parts, config = model.parts, model.config
+    if parts.multiplied_by is not None:
+        logits = logits * getattr(config, parts.multiplied_by)
+    if parts.divided_by is not None:
+        logits = logits / getattr(config, parts.divided_by)
+    cap = None if parts.capped_by is None else getattr(config, parts.capped_by)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+# ---- is the model read rightly?
+
+
+def check(model: HookedModel) -> None:
+    """Hold a model to its own numbers, on two sequences of ten tokens.
+
+    `residual_stream` must be the model's own hidden states, `logits_above` a whole pass, and a
+    splice of what was read must change nothing: bit for bit on a CPU; elsewhere to a relative 1e-5
+    in float32 and to a few roundings in half precision. It sets `model.tuple_length`: how long the
+    tuple is that a block gives, None for a tensor.
+
+    Raises:
+        ValueError: something differs; the message says what.
+        NotFinite: the logits are not.
+    """
+    vocabulary = model.config.vocab_size
+    ids = torch.arange(3, 23).reshape(2, 10) * 7 % vocabulary
+    outputs: dict[int, Any] = {}
+    last = model.n_layers - 1
+
+    def keep(index: int):
+        return lambda module, inputs, output: outputs.__setitem__(index, output)
+
+    blocks = model.hf_model.get_submodule(model.parts.blocks)
+    seen = [model.layer] if model.reads_only else sorted({model.layer, last})
+    handles = [blocks[index].register_forward_hook(keep(index)) for index in seen]
+    try:
+        with torch.no_grad():
+            whole = _whole_pass(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    output = outputs[model.layer]
+    model.tuple_length = None if isinstance(output, Tensor) else len(output)
+    x = residual_stream(model, ids)
+    if whole is None:
+        _require_same(model, "residual_stream and the block's own output", x, _hidden(output))
+        return
+    check_finite(whole.logits, model)
+    own = whole.hidden_states[model.layer + 1]  # the last of them is taken after the norm
+    with torch.no_grad():
+        read = model.final_norm(x) if model.layer == last else x
+        _require_same(model, "residual_stream and the model's own hidden_states", read, own)
+        above = logits_above(model, x)
+        _require_same(model, "logits_above and a whole pass", above, whole.logits)
+        spliced = spliced_logits(model, ids, None, x)
+        _require_same(model, "a splice of what was read and a whole pass", spliced, whole.logits)
+        position = torch.tensor([4, 9])
+        answers = logits_above(model, x, None, position, ids[:, :2])
+        expected = whole.logits[[0, 1], position][:, None].gather(
+            2, ids[:, None, :2].to(whole.logits.device)
+        )[:, 0]
+        _require_same(model, "answer logits and a whole pass", answers, expected, exact=False)
+
+
+def _whole_pass(model: HookedModel, ids: Ids) -> Any:
+    """A plain pass, without nnsight; None where it stops at layers that are left out."""
+    inputs = _inputs(model, ids, None)
+    if not model.reads_only:
+        return model.hf_model(**inputs, output_hidden_states=True)
+    try:
+        model.hf_model(**inputs)
+    except LeftOutError:
+        return None
+    return None
+
+
+def _require_same(
+    model: HookedModel, what: str, found: Tensor, expected: Tensor, exact: bool = True
+) -> None:
+    found, expected = found.detach(), expected.detach()
+    same_shape = found.shape == expected.shape
+    if same_shape and torch.equal(found, expected):
+        return
+    if same_shape and not (exact and expected.device.type == "cpu"):
+        # rounding of a head in the model's own dtype, or of another order of sums
+        eps = max(torch.finfo(model.dtype).eps * 8, 1e-5)
+        largest = float(expected.float().abs().max())
+        if float((found.float() - expected.float()).abs().max()) <= eps * max(largest, 1e-2):
+            return
+    if same_shape:
+        by = f"up to {float((found.float() - expected.float()).abs().max()):.3g}"
+    else:
+        by = f"in shape, {tuple(found.shape)} and {tuple(expected.shape)}"
+    known = "has a row" if model.architecture in ARCHITECTURES else "has no row; guessed were"
+    raise ValueError(
+        f"{model.architecture} cannot be read here: for {model.in_words()}, layer {model.layer}, "
+        f"{what} differ ({by}). It {known} in ctt_helpers.hooks.ARCHITECTURES ({model.parts}). "
+        "Mend that row; numbers taken without would be wrong."
+    )
+
+
+# ---- without the layers above
+
+
+class LeftOutError(RuntimeError):
+    """A part of the model was needed that is not in memory."""
+
+
+class LeftOut(nn.Module):
+    """Stands where a part of the model was that is not kept in memory; using it is an error."""
+
+    def __init__(self, layer: int):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise LeftOutError(
+            f"Only the embeddings and blocks 0 to {self.layer} are in memory (part='below'), to "
+            "read activations. For logits, accuracies and effects take suite.checkpoints(..., "
+            "part='all')."
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        return self.forward()
+
+
+def leave_out_above(hf_model: nn.Module, layer: int) -> None:
+    """Drop, in place, what lies above block `layer`: further blocks, final norm, unembedding."""
+    parts = architecture_of(hf_model)
+    blocks = hf_model.get_submodule(parts.blocks)
+    for index in range(layer + 1, len(blocks)):
+        blocks[index] = LeftOut(layer)
+    parent, _, name = parts.norm.rpartition(".")
+    setattr(hf_model.get_submodule(parent), name, LeftOut(layer))
+    hf_model.set_output_embeddings(LeftOut(layer))

@@ -1,22 +1,307 @@
-"""Training a crosscoder: the loop, and a run that can be stopped and taken up again."""
+"""Training a crosscoder: settings, one step, the loop, and a run that can be taken up again."""
+
+from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
+import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ctt_helpers.activations import TensorStream
-from ctt_helpers.crosscoder import Crosscoder
-from ctt_helpers.optimisation import FIGURES, TrainConfig, TrainingRun, check_same_run
-from ctt_helpers.runtime import atomic_path, pick_device, progress, read_json, versions, write_json
+from ctt_helpers.crosscoder import Crosscoder, batch_topk
+from ctt_helpers.files import (
+    AGAIN,
+    atomic_path,
+    expanded,
+    load_folder,
+    locked,
+    read_json,
+    save_folder,
+    sha256,
+    versions,
+    write_json,
+)
+from ctt_helpers.hooks import pick_device
+from ctt_helpers.messages import progress, whole_number
 
 LOG_EVERY = 20  # steps
+BETAS = (0.9, 0.999)  # Adam's decay rates (the paper's)
+CLIP = 1.0  # largest norm of the gradient over all parameters (the paper's)
+LR_DECAY = 0.2  # last share of the steps, over which the learning rate falls to 0 (the paper's)
+# of the threshold's running mean; shorter in short runs, where early batches would drag it along
+THRESHOLD_DECAY = 0.999
+STATE_FILES = ("state.safetensors", "state.json")
+RUN_FILES = ("history.csv", "train_config.json")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run. The defaults suit the embedded suite; the paper's stand beside.
+
+    Attributes:
+        steps: optimiser steps (paper: 100k steps of 4096 tokens).
+        lr: Adam's learning rate (paper: 5e-5); it falls to 0 over the last fifth of the steps.
+        l1: weight of E[sum_i f_i u_i] for an "l1" crosscoder.
+        decoder_norm_penalty: weight of the same term for a "batch_topk" crosscoder: fewer dead
+            latents (paper: 0).
+        penalty_warmup: first share of the steps, over which that weight rises linearly from 0
+            (paper: 0.05).
+        aux_weight: weight of the loss by which dead latents rebuild the error, "batch_topk" only;
+            0: off (paper: 1/32). Half as many of them as d_model take part for a token.
+        dead_after_tokens: a latent silent for this many training tokens counts as dead (paper:
+            10M).
+        k_start: k at the first step, falling linearly to the crosscoder's own; None: six times that
+            (paper: 1000 to 200).
+        k_anneal: first share of the steps, over which k falls; 0: k stays the same (paper: 5,000
+            steps).
+        checkpoint_every: steps between two checkpoints of the run on disk.
+        bf16: matrix products in bfloat16, weights and all else in float32: several times faster on
+            a GPU that has it.
+
+    Raises:
+        ValueError: a setting outside its range; the message says which is accepted.
+    """
+
+    steps: int = 600
+    lr: float = 2e-3
+    l1: float = 2.0
+    decoder_norm_penalty: float = 0.5
+    penalty_warmup: float = 0.2
+    aux_weight: float = 1 / 4
+    dead_after_tokens: int = 20_000
+    k_start: int | None = None
+    k_anneal: float = 0.5
+    checkpoint_every: int = 200
+    bf16: bool = False
+
+    def __post_init__(self):
+        for name in ("steps", "checkpoint_every", "dead_after_tokens"):
+            whole_number(name, getattr(self, name))
+        if self.k_start is not None:
+            whole_number("k_start", self.k_start)
+        share = "a share of the steps, 0 to below 1: the threshold is learnt after it"
+        self._require("lr", 0 < self._number("lr") < math.inf, "above 0")
+        self._require("k_anneal", 0 <= self._number("k_anneal") < 1, share)
+        warm = 0 <= self._number("penalty_warmup") <= 1
+        self._require("penalty_warmup", warm, "a share of the steps, 0 to 1")
+        for name in ("l1", "decoder_norm_penalty", "aux_weight"):
+            self._require(name, 0 <= self._number(name) < math.inf, "0 or more")
+        self._require("bf16", isinstance(self.bf16, bool), "True or False")
+
+    def _number(self, name: str) -> float:
+        value = getattr(self, name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        self._require(name, is_number, "a number")
+        return value
+
+    def _require(self, name: str, fine: bool, accepted: str) -> None:
+        if not fine:
+            raise ValueError(f"{name}={getattr(self, name)!r}: it must be {accepted}.")
+
+
+# ---- one step
+
+
+def aux_loss(
+    error: Float[Tensor, "tokens checkpoints d_model"],
+    pre: Float[Tensor, "tokens dead"],
+    W_dec: Float[Tensor, "dead checkpoints d_model"],
+    aux_k: int,
+) -> Float[Tensor, ""]:
+    """How far dead latents are from rebuilding the error x~ - x^, without b_dec (AuxK; Gao 2024).
+
+    Args:
+        error: what the crosscoder leaves out, in scaled space, detached.
+        pre: what goes into the ReLU of the dead latents.
+        W_dec: their decoders.
+        aux_k: the latents with the largest code sizes that take part, per token.
+
+    Returns:
+        E[sum_c ||e_c - e^_c||^2], in the units of the reconstruction loss.
+    """
+    f = pre.relu()
+    if f.shape[1] > aux_k:
+        sizes = f.detach() * W_dec.detach().norm(dim=-1).sum(1)
+        top = sizes.topk(aux_k, dim=1, sorted=False).indices
+        f = torch.zeros_like(f).scatter(1, top, f.gather(1, top))
+    return (error.flatten(1) - f @ W_dec.flatten(1)).pow(2).sum(1).mean()
+
+
+class TrainingRun:
+    """A training run between two steps: all that has to be kept to go on exactly from there."""
+
+    def __init__(self, crosscoder: Crosscoder, config: TrainConfig):
+        self.crosscoder, self.config = crosscoder, config
+        self.done, self.tokens, self.seconds = 0, 0, 0.0
+        self.history: list[dict[str, float]] = []
+        self.adam = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, betas=BETAS, fused=True)
+        device = crosscoder.W_enc.device
+        # tokens since each latent was active
+        self.silent = torch.zeros(crosscoder.n_latents, dtype=torch.int64, device=device)
+        # weighted sum of the smallest kept sizes, sum of the weights
+        self.threshold = torch.zeros(2, device=device)
+
+    # schedules
+
+    def lr(self, step: int) -> float:
+        left = (self.config.steps - step) / max(LR_DECAY * self.config.steps, 1)
+        return self.config.lr * min(1.0, left)
+
+    def penalty(self, step: int) -> float:
+        is_l1 = self.crosscoder.sparsity == "l1"
+        weight = self.config.l1 if is_l1 else self.config.decoder_norm_penalty
+        warm_up = max(self.config.penalty_warmup * self.config.steps, 1)
+        return weight * min(1.0, (step + 1) / warm_up)
+
+    def k(self, step: int) -> int:
+        k, until = self.crosscoder.k, self.config.k_anneal * self.config.steps
+        start = min(self.config.k_start or 6 * k, self.crosscoder.n_latents)
+        return k if step >= until else round(start + (k - start) * step / until)
+
+    def products(self) -> torch.autocast:
+        """A context in which matrix products are taken in bfloat16, if the settings say so."""
+        device = self.crosscoder.W_enc.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.bf16)
+
+    def step(
+        self, x: Float[Tensor, "batch checkpoints d_model"], log: bool
+    ) -> dict[str, Float[Tensor, ""]]:
+        """One optimiser step; returns its figures if they are asked for, still on the device.
+
+        Figures: loss, reconstruction, sparsity and aux (its terms before their weights), l0,
+        explained_variance (scaled space, all checkpoints together), dead (number of latents).
+        """
+        crosscoder, config = self.crosscoder, self.config
+        with self.products():
+            pre = crosscoder.pre_activations(x)
+        u = crosscoder.code_norms()
+        if crosscoder.sparsity == "l1":
+            f = pre.relu()
+        else:
+            f, smallest = batch_topk(pre, u.detach(), self.k(self.done))
+            self._follow_threshold(smallest)
+        target = x * crosscoder.scales[:, None]
+        with self.products():
+            rebuilt = crosscoder.decode_scaled(f)
+        error = target - rebuilt
+        reconstruction = error.pow(2).sum((1, 2)).mean()
+        mass = f.sum(0)
+        sparsity = (mass * u).sum() / len(x)
+        aux = self._aux(error, pre)
+        loss = reconstruction + self.penalty(self.done) * sparsity
+        if aux is not None:
+            loss = loss + config.aux_weight * aux
+        self.adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(crosscoder.parameters(), CLIP)
+        self.adam.param_groups[0]["lr"] = self.lr(self.done)
+        self.adam.step()
+        self.done += 1
+        self.tokens += len(x)
+        with torch.no_grad():
+            self.silent.add_(len(x)).masked_fill_(mass > 0, 0)
+            if not log:
+                return {}
+            deviation = (target - target.mean(0)).pow(2).sum()
+            return {
+                "loss": loss.detach(),
+                "reconstruction": reconstruction.detach(),
+                "sparsity": sparsity.detach(),
+                "aux": torch.zeros_like(loss) if aux is None else aux.detach(),
+                "l0": (f > 0).sum().to(loss) / len(x),
+                "explained_variance": 1 - reconstruction.detach() * len(x) / deviation,
+                "dead": (self.silent >= config.dead_after_tokens).sum().to(loss),
+            }
+
+    def _aux(
+        self, error: Float[Tensor, "batch checkpoints d_model"], pre: Float[Tensor, "batch latents"]
+    ) -> Float[Tensor, ""] | None:
+        """The loss of the dead latents; None where there can be none."""
+        config = self.config
+        if self.crosscoder.sparsity == "l1" or not config.aux_weight:
+            return None
+        if self.tokens < config.dead_after_tokens:
+            return None
+        dead = (self.silent >= config.dead_after_tokens).nonzero().squeeze(1)
+        if not len(dead):
+            return None
+        aux_k = max(1, self.crosscoder.d_model // 2)
+        with self.products():
+            return aux_loss(error.detach(), pre[:, dead], self.crosscoder.W_dec[dead], aux_k)
+
+    def _follow_threshold(self, smallest: Float[Tensor, ""]) -> None:
+        if self.done < self.config.k_anneal * self.config.steps:
+            return
+        there = smallest.isfinite()  # a batch without any active latent says nothing
+        seen = torch.stack([torch.where(there, smallest, 0), there.to(smallest)])
+        decay = max(0.0, min(THRESHOLD_DECAY, 1 - 20 / self.config.steps))
+        followed = decay * self.threshold + (1 - decay) * seen
+        self.threshold = torch.where(there, followed, self.threshold)
+        self.crosscoder.threshold.copy_(self.threshold[0] / self.threshold[1].clamp_min(1e-12))
+
+    # to disk and back
+
+    def save(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Write weights and moments (safetensors), counters, settings and history (JSON)."""
+        tensors = {f"weights.{name}": t for name, t in self.crosscoder.state_dict().items()}
+        tensors |= {"silent": self.silent, "threshold": self.threshold}
+        for name, parameter in self.crosscoder.named_parameters():
+            moments = self.adam.state.get(parameter, {})
+            tensors |= {f"adam.{name}.{key}": tensor for key, tensor in moments.items()}
+        counters = {"done": self.done, "tokens": self.tokens, "seconds": self.seconds}
+        about = {**settings, **counters, "history": self.history}
+        save_folder(folder, "training state", tensors, about, STATE_FILES, _is_state)
+
+    def load(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Go back to where `save` was called; raises ValueError if it was another run."""
+        there, tensors = load_folder(folder, "training state", STATE_FILES)
+        check_same_run(folder.parent, there, settings)
+        device = self.silent.device
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            named = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            return {key.removeprefix(prefix): t.to(device) for key, t in named.items()}
+
+        self.crosscoder.load_state_dict(part("weights."))
+        self.silent = tensors["silent"].to(device)
+        self.threshold = tensors["threshold"].to(device)
+        for name, parameter in self.crosscoder.named_parameters():
+            self.adam.state[parameter] = part(f"adam.{name}.")
+        self.done, self.tokens = there["done"], there["tokens"]
+        self.seconds, self.history = there["seconds"], there["history"]
+
+
+def _is_state(settings: dict[str, Any]) -> bool:
+    """Whether a JSON file without a kind is a training state of version 0.1."""
+    return {"config", "crosscoder", "stream", "done", "history"} <= set(settings)
+
+
+def check_same_run(out: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise ValueError where the run in a folder is not the one asked for; the message says how."""
+    told = []
+    if there["stream"] != here["stream"]:
+        told.append("stream: other activations here")
+    for part in ("config", "crosscoder"):
+        for key, value in here[part].items():
+            if there[part].get(key) != value:
+                told.append(f"{part}.{key}: {there[part].get(key)!r} there, {value!r} here")
+    if told:
+        raise ValueError(
+            f"{out} holds another run ({'; '.join(told)}). Give another out=, delete that folder, "
+            "or pass resume=False to throw away what is there."
+        )
+
+
+# ---- the loop
 
 
 @dataclass
@@ -25,9 +310,8 @@ class TrainResult:
 
     Attributes:
         crosscoder: the one that was given, trained, in evaluation mode.
-        history: one row every 20 steps with the figures of that step's batch: step, tokens (so far), loss,
-            reconstruction, sparsity and aux (its terms before their weights), l0, explained_variance (scaled space, all
-            checkpoints together), dead (number of latents), lr, seconds.
+        history: one row every 20 steps: step, tokens (so far), the figures of that step's batch
+            (see `TrainingRun.step`), lr, seconds.
         seconds: time spent on training, all sittings together.
         resumed_from: the step at which this call took up an earlier run; None for a fresh one.
     """
@@ -46,99 +330,220 @@ def train(
     device: str = "auto",
     resume: bool = True,
 ) -> TrainResult:
-    """Train a crosscoder on a stream of activations (Crosscoding Through Time, sec. 3 and its training details).
+    """Train a crosscoder on a stream of activations (Crosscoding Through Time, sec. 3).
 
-    The loss, in scaled space, is E[sum_c ||x~_c - x^_c||^2] + weight * E[sum_i f_i u_i], and for BatchTopK also that of
-    dead latents (`aux_loss`). Scales and source come from the stream. The threshold of BatchTopK is a running mean of
-    the smallest kept f_i u_i of each batch, once k has its final value, corrected for its start at 0. Its decay is the
-    paper's 0.999, or 1 - 20 / steps in runs below 20,000 steps, where the first batches would otherwise weigh as much
-    as the last.
+    The loss, in scaled space, is E[sum_c ||x~_c - x^_c||^2] + weight * E[sum_i f_i u_i], and for
+    BatchTopK also that of dead latents (`aux_loss`). Scales and source come from the stream. The
+    threshold of BatchTopK is a running mean of the smallest kept f_i u_i of each batch, once k has
+    its final value, corrected for its start at 0. Its decay is the paper's 0.999, or 1 - 20 / steps
+    in runs below 20,000 steps, where the first batches would otherwise weigh as much as the last.
+
+    An interrupted call leaves the crosscoder in evaluation mode with the weights it has reached;
+    with `out`, the same call goes on from the last state on disk.
 
     Args:
         crosscoder: trained in place.
-        stream: raw activations, the same tokens at every checkpoint: an `ActivationStream` or `TensorStream`, or
-            what has their n_checkpoints, d_model, batch_size, source, scales(), batches(start) and fingerprint().
+        stream: raw activations, the same tokens at every checkpoint: an `ActivationStream` or
+            `TensorStream`, or what has their n_checkpoints, d_model, batch_size, source, scales(),
+            batches(start) and fingerprint().
         config: settings; None takes the defaults.
-        out: folder for the result (crosscoder/, history.csv, train_config.json), and for what is needed to take up a
-            run that was cut off. A finished run found there is loaded. None: nothing is written.
+        out: folder for the result (crosscoder/, history.csv, train_config.json), and for what is
+            needed to take up a run that was cut off. A finished run found there is loaded. None:
+            nothing is written.
         device: "auto", "cpu", "cuda" ...; the crosscoder stays there.
-        resume: False throws away what is in `out` and starts afresh.
+        resume: False throws away the run that is in `out` and starts afresh.
 
     Returns:
-        The result. A run that was cut off and taken up again gives the same numbers (on one machine's CPU).
+        The result. A run that was cut off and taken up again gives the same numbers (on one
+        machine's CPU).
 
     Raises:
-        ValueError: sizes that do not fit, a folded crosscoder, a loss that is not finite, or another run in `out`.
+        ValueError: sizes that do not fit, a folded crosscoder, no step after k has fallen, a loss
+            that is not finite, or another run in `out`.
+        RuntimeError: another process writes to `out`.
     """
     config = config or TrainConfig()
     _check(crosscoder, stream, config)
     crosscoder.to(pick_device(device))
-    settings = {"config": asdict(config), "crosscoder": crosscoder.config, "stream": stream.fingerprint()}
+    settings = {
+        "config": asdict(config),
+        "crosscoder": crosscoder.config,
+        "stream": stream.fingerprint(),
+    }
     settings = json.loads(json.dumps(settings))  # as it will be read back
-    out = None if out is None else Path(out)
-    if out is not None and not resume:
-        (out / "train_config.json").unlink(missing_ok=True)
-        shutil.rmtree(out / "checkpoint", ignore_errors=True)
-    if out is not None and (out / "train_config.json").exists():
-        return _finished_run(crosscoder, out, settings)
+    out = None if out is None else expanded(out)
+    with nullcontext() if out is None else locked(out):
+        if out is not None:
+            finished = _run_in(out)
+            if not resume:
+                _throw_away(out)
+            elif finished is not None:
+                return _finished_run(crosscoder, out, finished, settings)
+        result = _run(crosscoder, stream, config, out, settings)
+        if out is not None:
+            _write_result(result, out, settings)
+    if crosscoder.sparsity == "batch_topk" and float(crosscoder.threshold) == 0:
+        warnings.warn(
+            "The threshold of this crosscoder is 0: no latent was active in any batch after k had "
+            "fallen, so all of them are dead. Take a lower lr, and look at the activations.",
+            stacklevel=2,
+        )
+    return result
 
+
+def _run(
+    crosscoder: Crosscoder,
+    stream: TensorStream,
+    config: TrainConfig,
+    out: Path | None,
+    settings: dict[str, Any],
+) -> TrainResult:
+    """The steps that are still to be done."""
     run = TrainingRun(crosscoder, config)
-    if resumed := out is not None and (out / "checkpoint").exists():
-        run.load(out / "checkpoint", settings)
+    state = None if out is None else out / "checkpoint"
+    resumed = state is not None and (state / STATE_FILES[1]).exists()
+    if resumed:
+        run.load(state, settings)
     else:
         crosscoder.scales.copy_(stream.scales())
     crosscoder.source = dict(stream.source)
     crosscoder.train()
-    start, begin = run.done, time.perf_counter() - run.seconds
+    start, on_disk = run.done, run.done if resumed else None
+    begin = time.perf_counter() - run.seconds
     bar = progress(range(start, config.steps), "training", total=config.steps, initial=start)
-    for step, x in zip(bar, stream.batches(start=start), strict=False):
-        if out is not None and step % config.checkpoint_every == 0 and not (resumed and step == start):
-            run.save(out / "checkpoint", settings)
-        log = step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps
-        figures = run.step(x.to(crosscoder.W_enc), log)
-        run.seconds = time.perf_counter() - begin
-        if log:
-            row = dict(zip(FIGURES, torch.stack(figures).tolist(), strict=True))
-            if not math.isfinite(row["loss"]):
-                told = f"The loss is {row['loss']} at step {run.done}."
-                raise ValueError(f"{told} Try a lower lr; check the activations.")
-            row |= {"dead": int(row["dead"]), "lr": run.lr(step), "seconds": run.seconds}
-            run.history.append({"step": run.done, "tokens": run.done * stream.batch_size, **row})
-            told = f"L0 {row['l0']:.1f}, explained {row['explained_variance']:.3f}, dead {row['dead']}"
-            bar.set_postfix_str(told, refresh=False)
-    crosscoder.eval()
-    result = TrainResult(crosscoder, pd.DataFrame(run.history), run.seconds, start if resumed else None)
-    if out is not None:
-        crosscoder.save(out / "crosscoder")
-        with atomic_path(out / "history.csv") as temporary:
-            result.history.to_csv(temporary, index=False)
-        write_json(out / "train_config.json", {**settings, "seconds": run.seconds, "versions": versions()})
-        shutil.rmtree(out / "checkpoint")
-    return result
+    try:
+        for step, x in zip(bar, stream.batches(start=start), strict=False):
+            if state is not None and step % config.checkpoint_every == 0 and step != on_disk:
+                run.save(state, settings)
+                on_disk = step
+            log = step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps
+            figures = run.step(x.to(crosscoder.W_enc), log)
+            run.seconds = time.perf_counter() - begin
+            if log:
+                bar.set_postfix_str(_note(run, step, figures), refresh=False)
+    except KeyboardInterrupt:
+        print(_stopped(run, state, on_disk))
+        raise
+    finally:
+        crosscoder.eval()
+    history = pd.DataFrame(run.history)
+    return TrainResult(crosscoder, history, run.seconds, start if resumed else None)
 
 
-def _finished_run(crosscoder: Crosscoder, out: Path, settings: dict[str, Any]) -> TrainResult:
-    there = read_json(out / "train_config.json")
+def _note(run: TrainingRun, step: int, figures: dict[str, Tensor]) -> str:
+    """Put a step's figures into the history; returns them in short."""
+    values = torch.stack(list(figures.values())).tolist()  # one wait for the device
+    row = dict(zip(figures, values, strict=True))
+    if not math.isfinite(row["loss"]):
+        raise ValueError(
+            f"The loss is {row['loss']} at step {run.done}. Try a lower lr; check the activations."
+        )
+    row["dead"] = int(row["dead"])
+    about = {"lr": run.lr(step), "seconds": run.seconds}
+    run.history.append({"step": run.done, "tokens": run.tokens, **row, **about})
+    return f"L0 {row['l0']:.1f}, explained {row['explained_variance']:.3f}, dead {row['dead']}"
+
+
+def _stopped(run: TrainingRun, state: Path | None, on_disk: int | None) -> str:
+    """What a person who interrupted the training needs to know."""
+    told = f"Stopped in step {run.done + 1} of {run.config.steps}. "
+    if state is not None and on_disk is not None:
+        told += f"Step {on_disk} is kept in {state}: the same call goes on from there."
+    else:
+        told += "Nothing is on disk: with out=FOLDER, a stopped training can be taken up again."
+    if run.crosscoder.sparsity == "batch_topk" and float(run.crosscoder.threshold) == 0:
+        told += " The crosscoder's threshold is not learnt yet: as it is, it is of no use."
+    return told
+
+
+def _write_result(result: TrainResult, out: Path, settings: dict[str, Any]) -> None:
+    result.crosscoder.save(out / "crosscoder")
+    history, about = (out / name for name in RUN_FILES)
+    with atomic_path(history) as temporary:
+        result.history.to_csv(temporary, index=False)
+    sums = {history.name: sha256(history)}
+    written = {**settings, "seconds": result.seconds, "versions": versions(), "sha256": sums}
+    write_json(about, {"kind": "training run", **written}, checksum=True)
+    _remove_state(out / "checkpoint")
+
+
+def _run_in(out: Path) -> dict[str, Any] | None:
+    """The settings of the finished run in a folder, None where there is none.
+
+    Raises:
+        FileExistsError: the folder holds files of these names that no training wrote.
+    """
+    history, about = (out / name for name in RUN_FILES)
+    if about.exists():
+        there = read_json(about)
+        if isinstance(there, dict) and {"config", "crosscoder", "stream", "seconds"} <= set(there):
+            return there
+    elif not history.exists() or (out / "checkpoint" / STATE_FILES[1]).exists():
+        return None
+    name = about.name if about.exists() else history.name
+    raise FileExistsError(
+        f"{out} holds a {name} that no training wrote, and that would be lost. Give another out=."
+    )
+
+
+def _finished_run(
+    crosscoder: Crosscoder, out: Path, there: dict[str, Any], settings: dict[str, Any]
+) -> TrainResult:
     check_same_run(out, there, settings)
+    history = out / RUN_FILES[0]
+    if not history.is_file():
+        raise FileNotFoundError(f"{out} holds a finished run without its {history.name}. {AGAIN}")
+    if sha256(history) != there.get("sha256", {}).get(history.name, sha256(history)):
+        raise ValueError(f"{history} is not as it was written. {AGAIN}")
     trained = Crosscoder.load(out / "crosscoder")
     crosscoder.load_state_dict(trained.state_dict())
     crosscoder.source = trained.source
-    history = pd.read_csv(out / "history.csv")
+    table = pd.read_csv(history)
     print(f"{out} holds this run, finished: it is loaded, not trained again.")
-    return TrainResult(crosscoder.eval(), history, there["seconds"], settings["config"]["steps"])
+    return TrainResult(crosscoder.eval(), table, there["seconds"], settings["config"]["steps"])
+
+
+def _throw_away(out: Path) -> None:
+    """Remove a run's own files from its folder; whatever else is there stays."""
+    (out / RUN_FILES[1]).unlink(missing_ok=True)
+    _remove_state(out / "checkpoint")
+
+
+def _remove_state(folder: Path) -> None:
+    if (folder / STATE_FILES[1]).exists():
+        for name in STATE_FILES:
+            (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _check(crosscoder: Crosscoder, stream: TensorStream, config: TrainConfig) -> None:
     if crosscoder.scaled_norms is not None:
-        raise ValueError("A folded crosscoder is for export and is not trained on: train the one it was made from.")
+        raise ValueError(
+            "A folded crosscoder is for export and is not trained on: train the one it was made "
+            "from."
+        )
     sizes = (crosscoder.n_checkpoints, crosscoder.d_model)
     if sizes != (stream.n_checkpoints, stream.d_model):
         raise ValueError(
-            f"The stream gives {stream.n_checkpoints} checkpoints with d_model {stream.d_model}; this crosscoder takes "
-            f"{sizes[0]} with d_model {sizes[1]}. Make it with the stream's sizes."
+            f"The stream gives {stream.n_checkpoints} checkpoints with d_model {stream.d_model}; "
+            f"this crosscoder takes {sizes[0]} with d_model {sizes[1]}. Make it with the stream's "
+            "sizes."
         )
-    if config.k_start is not None and (crosscoder.k is None or config.k_start < crosscoder.k):
+    if crosscoder.sparsity == "l1":
+        if config.k_start is not None:
+            raise ValueError(
+                f'k_start={config.k_start} is for sparsity="batch_topk"; this crosscoder is "l1": '
+                "leave it None."
+            )
+        return
+    if config.k_start is not None and config.k_start < crosscoder.k:
         raise ValueError(
-            f"k_start={config.k_start} falls to the crosscoder's k, which is {crosscoder.k}: take a larger k_start, "
-            'and sparsity="batch_topk"; or leave it None.'
+            f"k_start={config.k_start} falls to the crosscoder's k, which is {crosscoder.k}: take "
+            "a larger k_start, or leave it None."
+        )
+    if config.steps - 1 < config.k_anneal * config.steps:
+        raise ValueError(
+            f"steps={config.steps} with k_anneal={config.k_anneal} leave no step after k has "
+            "fallen, in which the threshold is learnt. Take more steps, or a smaller k_anneal."
         )

@@ -1,67 +1,94 @@
-"""How far to trust effects, RelIE and classes: the bootstrap over sentences.
+"""How far to trust effects, RelIE and classes: the bootstrap over sentences, on arrays.
 
-Sentences are drawn anew, with replacement, and every number is taken again: its spread over the draws says how much
-hangs on which sentences there were. All checkpoints read the same sentences in a draw, so what they share cancels.
+Sentences are drawn anew, with replacement, and every number is taken again: its spread over the
+draws says how much hangs on which sentences there were. All checkpoints read the same sentences in
+a draw, so what they share cancels.
 
-RelIE needs this most. It is made of absolute values, and noise has one too: where the effects are near zero, RelIE is
-pulled towards equal shares, and its draws even more so, having the noise twice. A weak latent's ratio may look like a
-finding and be none; its interval is wide then, and its class undecided.
+RelIE needs this most. It is made of absolute values, and noise has one too: where the effects are
+near zero, RelIE is pulled towards equal shares, and its draws even more so, having the noise twice.
+A weak latent's ratio may look like a finding and be none; its interval is wide then, and its class
+undecided.
 """
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from ctt_helpers.effects import Effects
 from ctt_helpers.metrics import LABELS, PER_LATENT, check_ratios, members, places, rel_ie
-from ctt_helpers.tasks import twins as twins
 
 DRAWS = Float[np.ndarray, "draws checkpoints latents"]
 
+# ---- draws
+
 
 def resample(
-    effects: Effects, n_draws: int = 1000, seed: int = 0, clusters: Sequence | None = None, absolute_first: bool = False
+    effects: Any, n_draws: int = 1000, seed: int = 0, clusters: Sequence | None = None
 ) -> DRAWS:
-    """The mean effect of each latent at each checkpoint, over sentences drawn anew (Efron's bootstrap).
+    """The mean effect of each latent at each checkpoint, over sentences drawn anew (Efron).
 
     Args:
-        effects: with its `per_pair`.
-        clusters: a label for each pair; pairs with the same label are drawn together, for variants of one sentence
-            are not independent: `twins(pairs)`. None: each pair by itself.
-        absolute_first: draw the mean of |IE| (`Effects.abs_mean`) in place of the signed mean (`Effects.mean`).
+        effects: `Effects`, or what has its `per_pair`: a sparse tensor [checkpoints, pairs,
+            latents]; or such a tensor itself, or a numpy array of that shape.
+        n_draws: how many draws.
+        seed: of the draws.
+        clusters: a label for each pair; pairs with the same label are drawn together, for variants
+            of one sentence are not independent: `pairs.twins(pairs)`. None: each pair by itself.
 
     Returns:
-        float32 [draws, checkpoints, latents], logits; 4 bytes each, so 200 MB for 16,384 latents at three checkpoints.
+        float32 [draws, checkpoints, latents], in the unit of the effects; 4 bytes each, so 200 MB
+        for 16,384 latents at three checkpoints.
 
     Raises:
-        ValueError: labels for another number of pairs, fewer than two pairs or clusters, or no draws.
+        ValueError: labels for another number of pairs, fewer than two pairs or clusters, or no
+            draws.
     """
-    sparse = effects.per_pair.coalesce()
-    n, n_pairs, h = sparse.shape
+    (n, n_pairs, n_latents), (checkpoint, pair, latent), value = _entries(effects)
     labels = np.arange(n_pairs) if clusters is None else np.asarray(clusters)
     if labels.shape != (n_pairs,):
-        raise ValueError(f"clusters has shape {labels.shape}; it must hold one label for each of the {n_pairs} pairs.")
-    _, group, size = np.unique(labels, return_inverse=True, return_counts=True)
-    if len(size) < 2 or n_draws < 1:
         raise ValueError(
-            f"n_draws={n_draws} from {len(size)} pair(s) or cluster(s): take at least 1 draw, and at least 2 of them, "
-            "for the spread of a single one cannot be known."
+            f"clusters has shape {labels.shape}; it must hold one label for each of the {n_pairs} "
+            "pairs."
         )
-    c, pair, latent = sparse.indices().cpu().numpy()
-    value = sparse.values().cpu().double().numpy()
-    value = np.abs(value) if absolute_first else value
+    _, group, size = np.unique(labels, return_inverse=True, return_counts=True)
+    n_groups = len(size)
+    if n_groups < 2 or n_draws < 1:
+        raise ValueError(
+            f"n_draws={n_draws} from {n_groups} pair(s) or cluster(s): take at least 1 draw, and "
+            "at least 2 of them, for the spread of a single one cannot be known."
+        )
     active, column = np.unique(latent, return_inverse=True)  # few of a large dictionary
-    times = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), n_draws)
+    even = np.full(n_groups, 1 / n_groups)
+    times = np.random.default_rng(seed).multinomial(n_groups, even, n_draws)
     weight = times / (times @ size)[:, None]
-    draws = np.zeros((n_draws, n, h), np.float32)
-    for i in range(n):
-        here, summed = c == i, np.zeros((len(size), len(active)))
+    draws = np.zeros((n_draws, n, n_latents), np.float32)
+    for c in range(n):
+        here = checkpoint == c
+        summed = np.zeros((n_groups, len(active)))
         np.add.at(summed, (group[pair[here]], column[here]), value[here])
-        draws[:, i, active] = weight @ summed
+        draws[:, c, active] = weight @ summed
     return draws
+
+
+def _entries(
+    effects: Any,
+) -> tuple[tuple[int, int, int], Int[np.ndarray, "3 entries"], Float[np.ndarray, " entries"]]:
+    """Shape, indices and values of effects by pair."""
+    per_pair = getattr(effects, "per_pair", effects)
+    if len(per_pair.shape) != 3:
+        raise ValueError(
+            f"Effects of shape {tuple(per_pair.shape)}: give them by pair, [checkpoints, pairs, "
+            "latents]."
+        )
+    if isinstance(per_pair, np.ndarray):
+        where = np.stack(np.nonzero(per_pair))
+        return per_pair.shape, where, per_pair[tuple(where)].astype(np.float64)
+    sparse = (per_pair if per_pair.is_sparse else per_pair.to_sparse()).coalesce()
+    value = sparse.values().cpu().double().numpy()
+    return tuple(sparse.shape), sparse.indices().cpu().numpy(), value
 
 
 def interval(
@@ -73,10 +100,17 @@ def interval(
         ValueError: a level outside (0, 1).
     """
     if not 0 < level < 1:
-        raise ValueError(f"level={level} is the share of draws inside an interval: take 0 < level < 1, such as 0.95.")
+        raise ValueError(
+            f"level={level} is the share of draws inside an interval: take 0 < level < 1, such as "
+            "0.95."
+        )
+    ends = [(1 - level) / 2, (1 + level) / 2]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice")  # a latent that is inactive in every draw
-        return tuple(np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0))
+        warnings.filterwarnings(
+            "ignore", "All-NaN slice"
+        )  # a latent that is inactive in every draw
+        low, high = np.nanquantile(draws, ends, axis=0)
+    return low, high
 
 
 def rel_ie_draws(
@@ -86,18 +120,26 @@ def rel_ie_draws(
 ) -> DRAWS:
     """RelIE of each draw: `metrics.rel_ie`, with NaN where a latent is inactive in that draw.
 
-    The absolute value is taken after the mean, as in the paper, or before it, by what `resample` was asked for.
-
     Args:
         draws: effects, from `resample`.
-        total: for the competence-corrected ratio: one number a checkpoint, or one a draw and checkpoint, such as
-            `np.abs(draws).sum(2)`, which takes the uncertainty of the total along.
+        inactive_below: as for `metrics.rel_ie`.
+        total: for the competence-corrected ratio: one number a checkpoint, or one a draw and
+            checkpoint, such as `np.abs(draws).sum(2)`, which takes the uncertainty of the total
+            along.
     """
     if np.ndim(draws) != 3:
-        raise ValueError(f"draws has shape {np.shape(draws)}; it must be [draws, checkpoints, latents].")
+        raise ValueError(
+            f"draws has shape {np.shape(draws)}; it must be [draws, checkpoints, latents]."
+        )
     totals = [total] * len(draws) if np.ndim(total) < 2 else total
-    each = (rel_ie(draw, inactive_below, whole) for draw, whole in zip(draws, totals, strict=True))
-    return np.stack([ratios.astype(np.float32) for ratios in each])
+    each = [
+        rel_ie(draw, inactive_below, of_draw).astype(np.float32)
+        for draw, of_draw in zip(draws, totals, strict=True)
+    ]
+    return np.stack(each)
+
+
+# ---- what the draws agree on
 
 
 def classify_draws(
@@ -109,18 +151,20 @@ def classify_draws(
 
     Args:
         ratios: RelIE of each draw, from `rel_ie_draws`, at two or three checkpoints.
+        names: labels of the checkpoints.
         level: of the decision, and of the intervals.
-        point: [checkpoints, latents] RelIE of all the sentences (`rel_ie(effects.mean)`), whose class is the
-            candidate. None: the class that most draws give.
+        point: [checkpoints, latents] RelIE of all the sentences (`rel_ie(effects.mean)`), whose
+            class is the candidate. None: the class that most draws give.
 
     Returns:
-        One row a latent: feature; label ("specific", "shared", "other", "inactive" or "undecided"); candidate, the
-        label in question; members, its checkpoints; probability, the share of draws that agree with it; low_<name>
-        and high_<name>, the interval of RelIE at each checkpoint over the draws in which the latent is active.
+        One row a latent: feature; label ("specific", "shared", "other", "inactive" or "undecided");
+        candidate, the label in question; members, its checkpoints; probability, the share of draws
+        that agree with it; low_<name> and high_<name>, the interval of RelIE at each checkpoint
+        over the draws in which the latent is active.
 
     Raises:
-        ValueError: more than three checkpoints (see `trajectory_draws`), draws that are not ratios, or a level outside
-            (0, 1).
+        ValueError: more than three checkpoints (see `trajectory_draws`), draws that are not ratios,
+            or a level outside (0, 1).
     """
     ratios = check_ratios(ratios, names, draws=True)
     code = _class_codes(ratios)
@@ -128,11 +172,16 @@ def classify_draws(
     classes = _classes(names)
     own, probability = _vote(code, len(classes), own)
     candidate = np.array([label for label, _ in classes], dtype=object)[own]
-    label = np.where(probability >= level, candidate, "undecided")
-    table = {"feature": np.arange(len(own)), "label": label, "candidate": candidate}
-    table |= {"members": [classes[i][1] for i in own], "probability": probability}
+    table = {
+        "feature": np.arange(len(own)),
+        "label": np.where(probability >= level, candidate, "undecided"),
+        "candidate": candidate,
+        "members": [classes[index][1] for index in own],
+        "probability": probability,
+    }
     for name, low, high in zip(names, *interval(ratios, level), strict=True):
-        table |= {f"low_{name}": low, f"high_{name}": high}
+        table[f"low_{name}"] = low
+        table[f"high_{name}"] = high
     return pd.DataFrame(table)
 
 
@@ -146,23 +195,32 @@ def trajectory_draws(
         level: of the interval of the centre of mass.
 
     Returns:
-        One row a latent: feature; onset, end and peak (missing if inactive), each with <it>_probability, the share of
-        draws that give the same; centre_of_mass_low and centre_of_mass_high, with checkpoints counted from 0.
+        One row a latent: feature; onset, end and peak (missing if inactive), each with
+        <it>_probability, the share of draws that give the same; centre_of_mass_low and
+        centre_of_mass_high, with checkpoints counted from 0.
     """
     ratios, n = check_ratios(ratios, names, draws=True), len(names)
-    at, known = _places(ratios), {} if point is None else _places(check_ratios(point, names)[None])
+    known = {} if point is None else _places(check_ratios(point, names)[None])
     table = {"feature": np.arange(ratios.shape[2])}
-    for what, code in at.items():
+    for what, code in _places(ratios).items():
         own, probability = _vote(code, n + 1, known[what][0] if known else None)
-        table |= {what: [[*names, None][i] for i in own], f"{what}_probability": probability}
-    low, high = interval(np.einsum("n,dnh->dh", np.arange(n), ratios), level)
-    return pd.DataFrame(table | {"centre_of_mass_low": low, "centre_of_mass_high": high})
+        table[what] = [[*names, None][index] for index in own]
+        table[f"{what}_probability"] = probability
+    centre = np.einsum("n,dnh->dh", np.arange(n), ratios)
+    table["centre_of_mass_low"], table["centre_of_mass_high"] = interval(centre, level)
+    return pd.DataFrame(table)
 
 
 def _classes(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Label and members of each code: bit c for membership of checkpoint c; the last code is "inactive"."""
-    who = [tuple(name for c, name in enumerate(names) if code >> c & 1) for code in range(2 ** len(names))]
-    return [*((LABELS[len(m)], m) for m in who), ("inactive", ())]
+    """Label and members of each code.
+
+    Bit c of a code stands for membership of checkpoint c; the last code is "inactive".
+    """
+    classes = []
+    for code in range(2 ** len(names)):
+        who = tuple(name for c, name in enumerate(names) if code >> c & 1)
+        classes.append((LABELS[len(who)], who))
+    return [*classes, ("inactive", ())]
 
 
 def _class_codes(ratios: DRAWS) -> Int[np.ndarray, "draws latents"]:
@@ -172,12 +230,17 @@ def _class_codes(ratios: DRAWS) -> Int[np.ndarray, "draws latents"]:
 
 
 def _places(ratios: DRAWS) -> dict[str, Int[np.ndarray, "draws latents"]]:
-    inactive = np.isnan(ratios).any(1)
-    return {what: np.where(inactive, ratios.shape[1], where) for what, where in places(ratios).items()}
+    inactive, n = np.isnan(ratios).any(1), ratios.shape[1]
+    return {what: np.where(inactive, n, where) for what, where in places(ratios).items()}
 
 
-def _vote(code: Int[np.ndarray, "draws latents"], n_codes: int, own: np.ndarray | None) -> tuple[np.ndarray, ...]:
-    """The code in question of each latent (`own`, or that of most draws), and the share of draws that give it."""
+def _vote(
+    code: Int[np.ndarray, "draws latents"], n_codes: int, own: np.ndarray | None
+) -> tuple[Int[np.ndarray, " latents"], Float[np.ndarray, " latents"]]:
+    """The code in question of each latent, and the share of draws that give it.
+
+    In question is `own`, or the code of most draws.
+    """
     share = np.stack([(code == k).mean(0) for k in range(n_codes)])
     own = share.argmax(0) if own is None else own
     return own, share[own, np.arange(len(own))]

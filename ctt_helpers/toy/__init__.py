@@ -1,1 +1,4 @@
-"""Where the embedded suite comes from: a lexicon, a grammar of English, minimal pairs, and the pretraining."""
+"""Where the embedded suite comes from.
+
+A lexicon and a grammar of English, the minimal pairs, and the pretraining.
+"""

@@ -4,7 +4,6 @@ python -m ctt_helpers.toy.pretrain --out data/tiny
 """
 
 import argparse
-import hashlib
 import json
 import math
 import shutil
@@ -17,37 +16,64 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ctt_helpers.runtime import atomic_path, progress, read_json, write_json
+from ctt_helpers.files import SUMS, atomic_path, expanded, locked, read_json, write_json, write_sums
+from ctt_helpers.messages import progress
 from ctt_helpers.toy import grammar
 from ctt_helpers.toy.lexicon import END_OF_TEXT, UNKNOWN, lexicon
-from ctt_helpers.toy.pairs import TASKS, make_pairs
+from ctt_helpers.toy.pairs import TASKS, Task, make_pairs
 
 STEPS = 3000
 # log-spaced, as Pythia's are, and denser where agreement is learned
 CHECKPOINTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 320, 384, 512, 700, 850, 1000, 1400, 2000)
-BATCH, LENGTH = 8, 64  # sequences a step, tokens a sequence
-LEARNING_RATE, FINAL_SHARE, WARM_UP_SHARE = 3e-3, 0.1, 0.03
-BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
+BATCH = 8  # sequences per step
+LENGTH = 64  # tokens per sequence
+LEARNING_RATE = 3e-3  # the largest
+FINAL_SHARE = 0.1  # the last learning rate, over the largest
+WARM_UP_SHARE = 0.03  # of the steps
+BETAS = (0.9, 0.95)  # Adam's decay rates
+WEIGHT_DECAY = 0.1  # of matrices only
+CLIP = 1.0  # largest norm of the gradient over all parameters
 DEFAULT_LAYER = 2
 DEFAULT_TRIPLET = (256, 512, STEPS)  # agreement half learned; the dip across attractors; the end
 SAVE_EVERY = 250  # steps between two states to resume from
+RESUME = ".resume"  # folder of an unfinished run: its settings and its last state
+
+# ---- the model and its tokenizer
 
 
 def model_config() -> Any:
     """The model's architecture: GPT-NeoX, as in Pythia, with four layers of width 64."""
     from transformers import GPTNeoXConfig
 
-    end = lexicon().vocabulary[END_OF_TEXT]
+    vocabulary = lexicon().vocabulary
+    end = vocabulary[END_OF_TEXT]
     return GPTNeoXConfig(
-        vocab_size=len(lexicon().vocabulary), hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
-        intermediate_size=256, max_position_embeddings=LENGTH, use_parallel_residual=True, tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25},
-        bos_token_id=end, eos_token_id=end, pad_token_id=end, use_cache=False, architectures=["GPTNeoXForCausalLM"],
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=LENGTH,
+        use_parallel_residual=True,
+        tie_word_embeddings=False,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": 0.25,
+        },
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        use_cache=False,
+        architectures=["GPTNeoXForCausalLM"],
+    )
 
 
 def make_tokenizer() -> Any:
-    """The word tokenizer: one token a word, its leading space included, and every text comes back as it was."""
+    """The tokenizer: one token per word, which includes the leading space.
+
+    Decoding gives back every text that it has encoded.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -57,73 +83,127 @@ def make_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT,
-        unk_token=UNKNOWN, model_max_length=LENGTH, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        unk_token=UNKNOWN,
+        model_max_length=LENGTH,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+# ---- the whole suite
 
 
 def pretrain(
-    out: str | Path, seed: int = 0, steps: int = STEPS, threads: int = 1, pairs: int = 400, save_every: int = SAVE_EVERY
+    out: str | Path,
+    seed: int = 0,
+    steps: int = STEPS,
+    threads: int = 1,
+    pairs: int = 400,
+    save_every: int = SAVE_EVERY,
 ) -> Path:
-    """Make the whole suite in a folder: tokenizer, checkpoints, minimal pairs, suite.json and checksums.
+    """Make the whole suite in a folder.
 
-    An interrupted run goes on where it last saved its state, and ends in the same bytes.
+    It consists of the tokenizer, the checkpoints, the minimal pairs, suite.json and checksums. A
+    run that was interrupted goes on from its last saved state, and ends in the same bytes.
 
     Args:
-        out: the folder; it must not exist, be empty, or hold an unfinished run with the same settings.
+        out: the folder. It must not exist, or be empty, or hold an unfinished run with the same
+            settings.
         seed: of the initial weights, the text and the pairs.
-        steps: of training, 512 tokens each.
-        threads: CPU threads. Sums come in another order with another number, so the last bits of the weights differ.
-        pairs: minimal pairs a task and split.
+        steps: training steps, of 512 tokens each.
+        threads: CPU threads. Another number changes the order of sums, and so the last bits of the
+            weights.
+        pairs: minimal pairs per task and split; an even number.
         save_every: steps between two saved states.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: a size below one.
+        ValueError: a size below one, or an odd number of pairs.
         FileExistsError: the folder holds a finished suite, or something else.
+        RuntimeError: another process is at work on this folder.
     """
+    if pairs % 2:
+        raise ValueError(f"pairs={pairs} is odd; pairs come in twins, so give an even number.")
     if min(steps, threads, pairs, save_every) < 1:
-        raise ValueError(f"steps={steps}, threads={threads}, pairs={pairs}, save_every={save_every}: at least 1 each.")
-    out = Path(out)
-    settings = {"seed": seed, "steps": steps, "threads": threads, "pairs": pairs, "torch": torch.__version__}
+        raise ValueError(
+            f"steps={steps}, threads={threads}, pairs={pairs}, save_every={save_every}: "
+            "at least 1 each."
+        )
+    out = expanded(out)
+    settings = {
+        "seed": seed,
+        "steps": steps,
+        "threads": threads,
+        "pairs": pairs,
+        "torch": torch.__version__,
+    }
     _claim(out, settings)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        _train(out, seed, steps, save_every)
-    finally:
-        torch.set_num_threads(before)
-    tokenizer = make_tokenizer()
-    tokenizer.save_pretrained(out)
-    model_config().save_pretrained(out)
-    for task in TASKS:
-        with atomic_path(out / "pairs" / f"{task.name}.jsonl") as temporary:
-            lines = [json.dumps(row, ensure_ascii=False) for row in make_pairs(task, pairs, seed)]
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(out / "suite.json", _suite(seed, steps))
-    _write_checksums(out)
-    shutil.rmtree(out / ".resume")
+    with locked(out / RESUME):
+        _remove_leftovers(out)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            _train(out, seed, steps, save_every)
+        finally:
+            torch.set_num_threads(before)
+        make_tokenizer().save_pretrained(out)
+        model_config().save_pretrained(out)
+        for task in TASKS:
+            _write_pairs(out / "pairs" / f"{task.name}.jsonl", task, pairs, seed)
+        write_json(out / "suite.json", _suite(seed, steps))
+        write_sums(out, leave_out=lambda name: name.startswith(f"{RESUME}/"))
+        # from here on the suite counts as finished
+        shutil.rmtree(out / RESUME)
     return out
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Take an empty folder, or go on with an unfinished run of the same settings; refuse everything else."""
-    started = out / ".resume" / "settings.json"
+    """Take an empty folder, or go on with an unfinished run of the same settings.
+
+    Raises:
+        FileExistsError: the folder holds anything else, or a run with other settings.
+    """
+    started = out / RESUME / "settings.json"
     if started.is_file():
-        if (found := read_json(started)) != settings:
+        found = read_json(started)
+        if found != settings:
             raise FileExistsError(
-                f"{out} holds an unfinished run with {found}; this one has {settings}. Go on with the settings of "
-                "that run, or choose another --out."
+                f"{out} holds an unfinished run with {found}; this one has {settings}. Go on with "
+                "the settings of that run, or choose another --out."
             )
-        for leftover in out.glob(".*.tmp-*"):  # of a run that was killed while it wrote
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "a finished suite" if (out / "SHA256SUMS").is_file() else "something else"
-        raise FileExistsError(f"{out} holds {what}. It is never overwritten: choose another --out, or move it away.")
+        what = "a finished suite" if (out / SUMS).is_file() else "something else"
+        raise FileExistsError(
+            f"{out} holds {what}. It is never overwritten: choose another --out, or move it away."
+        )
     else:
         write_json(started, settings)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what a run left behind that was killed while it wrote.
+
+    Only the process that holds the lock may do this: to another one they are no leftovers.
+    """
+    for leftover in out.glob(".*.tmp-*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def _write_pairs(path: Path, task: Task, n: int, seed: int) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) for row in make_pairs(task, n, seed)]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# ---- training
 
 
 def saved_steps(steps: int) -> list[int]:
@@ -132,7 +212,12 @@ def saved_steps(steps: int) -> list[int]:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Learning rate of step 1..steps: linear warm-up, then a cosine down to a tenth."""
+    """The learning rate: a linear warm-up, then a cosine down to a tenth of the largest.
+
+    Args:
+        step: counted from 1.
+        steps: of the whole training.
+    """
     warm_up = max(1, round(WARM_UP_SHARE * steps))
     if step <= warm_up:
         return LEARNING_RATE * step / warm_up
@@ -148,16 +233,25 @@ def _new_model(seed: int) -> Any:
         return GPTNeoXForCausalLM(model_config()).float().train()
 
 
+def _new_optimizer(parameters: dict[str, Tensor]) -> torch.optim.Optimizer:
+    """AdamW, with weight decay for matrices but not for biases and norms."""
+    matrices = [p for p in parameters.values() if p.ndim > 1]
+    vectors = [p for p in parameters.values() if p.ndim == 1]
+    groups = [
+        {"params": matrices, "weight_decay": WEIGHT_DECAY},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=True)
+
+
 def _train(out: Path, seed: int, steps: int, save_every: int) -> None:
+    """Train from the last saved state, or from the start, and write the checkpoints."""
     rows = torch.from_numpy(grammar.training_rows(seed, BATCH * steps, LENGTH))
     model = _new_model(seed)
     parameters = dict(model.named_parameters())
-    matrices = [p for p in parameters.values() if p.ndim > 1]
-    vectors = [p for p in parameters.values() if p.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=True)
+    optimizer = _new_optimizer(parameters)
     done = _load_state(out, parameters, optimizer)
-    if not done:
+    if done == 0:
         _save_checkpoint(out, 0, model)
     keep = set(saved_steps(steps))
     for step in progress(range(done + 1, steps + 1), "pretraining", total=steps, initial=done):
@@ -165,7 +259,9 @@ def _train(out: Path, seed: int, steps: int, save_every: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
         logits = model(input_ids=batch).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten()
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP)
@@ -176,58 +272,81 @@ def _train(out: Path, seed: int, steps: int, save_every: int) -> None:
             _save_state(out, step, parameters, optimizer)
 
 
+# ---- checkpoints, and states to resume from
+
+
 def _save_checkpoint(out: Path, step: int, model: Any) -> None:
+    path = out / f"step{step}"
+    if path.exists():
+        # It was renamed into place before the run was interrupted. So it is whole, and has the
+        # bytes that would be written now.
+        return
     halves = {name: p.detach().half() for name, p in model.named_parameters()}
-    with atomic_path(out / f"step{step}") as folder:
+    with atomic_path(path) as folder:
         model.config.save_pretrained(folder)
         save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
+        # safetensors makes files that only their owner can read
         (folder / "model.safetensors").chmod(0o644)
 
 
-def _save_state(out: Path, step: int, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Weights and Adam's moments; the text is a function of the seed, so there is no random state to keep."""
+def _save_state(
+    out: Path, step: int, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    """Save the weights and Adam's moments.
+
+    The text is a function of the seed, so there is no random state to keep.
+    """
     state = {}
     for name, parameter in parameters.items():
-        state |= {f"{key}/{name}": value for key, value in optimizer.state[parameter].items()}
+        for kind, value in optimizer.state[parameter].items():
+            state[f"{kind}/{name}"] = value
         state[f"weight/{name}"] = parameter.detach()
-    with atomic_path(out / ".resume" / "state.safetensors") as temporary:
+    with atomic_path(out / RESUME / "state.safetensors") as temporary:
         save_file(state, temporary, metadata={"step": str(step)})
 
 
 def _load_state(out: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
-    """Put the saved state back, if there is one; returns the steps that are done."""
-    path = out / ".resume" / "state.safetensors"
+    """Put the saved state back, where there is one; returns how many steps are done."""
+    path = out / RESUME / "state.safetensors"
     if not path.is_file():
         return 0
     with safe_open(path, framework="pt") as file, torch.no_grad():
         for key in file.keys():
             kind, name = key.split("/", 1)
+            parameter = parameters[name]
             if kind == "weight":
-                parameters[name].copy_(file.get_tensor(key))
+                parameter.copy_(file.get_tensor(key))
             else:
-                optimizer.state[parameters[name]][kind] = file.get_tensor(key)
+                optimizer.state[parameter][kind] = file.get_tensor(key)
         return int(file.metadata()["step"])
+
+
+# ---- suite.json
 
 
 def _suite(seed: int, steps: int) -> dict[str, Any]:
     kept = saved_steps(steps)
     triplet = [step for step in DEFAULT_TRIPLET if step in kept]
-    triplet = triplet if len(triplet) == len(DEFAULT_TRIPLET) else kept[-3:]
+    if len(triplet) < len(DEFAULT_TRIPLET):  # a short run, which never comes to these steps
+        triplet = kept[-3:]
+    revisions = [
+        {"revision": f"step{step}", "step": step, "tokens": step * BATCH * LENGTH} for step in kept
+    ]
     return {
         "name": "tiny",
         "title": "A small GPT-NeoX pretrained on a grammar of English",
         "architecture": "GPTNeoXForCausalLM",
         "tokens_per_step": BATCH * LENGTH,
-        "revisions": [{"revision": f"step{s}", "step": s, "tokens": s * BATCH * LENGTH} for s in kept],
+        "revisions": revisions,
         "default_layer": DEFAULT_LAYER,
-        "default_triplet": [f"step{s}" for s in triplet],
+        "default_triplet": [f"step{step}" for step in triplet],
         "context_length": LENGTH,
         "seed": seed,
         "tasks": [_describe(task, seed) for task in TASKS],
     }
 
 
-def _describe(task: Any, seed: int) -> dict[str, str]:
+def _describe(task: Task, seed: int) -> dict[str, str]:
     example = make_pairs(task, 2, seed)[0]
     return {
         "name": f"agreement/{task.name}",
@@ -238,32 +357,36 @@ def _describe(task: Any, seed: int) -> dict[str, str]:
     }
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_checksums(out: Path) -> None:
-    paths = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
-    files = sorted(path.as_posix() for path in paths if path.parts[0] not in (".resume", "SHA256SUMS"))
-    with atomic_path(out / "SHA256SUMS") as temporary:
-        lines = [f"{sha256(out / name)}  {name}\n" for name in files]
-        temporary.write_text("".join(lines), encoding="utf-8")
+# ---- the command line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ctt_helpers.toy.pretrain", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, type=Path, help="folder to make, for example data/tiny")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, text and pairs (default: 0)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of training (default: {STEPS})")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1; a second gains little)")
+    """The command line.
+
+    Args:
+        arguments: what follows the command's name; None: what the process was started with.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m ctt_helpers.toy.pretrain", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder to make, for example data/tiny"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of weights, text and pairs (default: 0)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help=f"steps of training (default: {STEPS})"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads (default: 1; a second gains little)"
+    )
     given = parser.parse_args(arguments)
     try:
-        print(f"Made {pretrain(given.out, given.seed, given.steps, given.threads)}")
+        made = pretrain(given.out, seed=given.seed, steps=given.steps, threads=given.threads)
     except (FileExistsError, ValueError) as error:
         parser.error(str(error))
+    print(f"Made {made}")
 
 
 if __name__ == "__main__":

@@ -15,15 +15,26 @@ QUANTILES = 8192
 
 
 def _zipf(items: Sequence) -> list:
-    """The items at equal steps of probability, p ~ 1 / (rank + 3): drawing one is one look-up."""
-    cumulative = list(accumulate(1 / (rank + 4) for rank in range(len(items))))
+    """The items, each as often as it is frequent: to draw one is to look up a random place.
+
+    The probability of an item falls with its rank, p ~ 1 / (rank + 3), ranks counted from 1.
+    """
+    cumulative = list(accumulate(1 / (i + 4) for i in range(len(items))))
     points = (np.arange(QUANTILES) + 0.5) / QUANTILES * cumulative[-1]
     return [items[bisect(cumulative, point)] for point in points]
 
 
 class NounIds(NamedTuple):
-    """A noun as the sampler sees it: its bit in the set of a sentence's lemmas, the bits of those that it never
-    meets, and the ids of its forms."""
+    """A noun as the sampler sees it.
+
+    Attributes:
+        bit: its bit in a set of lemmas.
+        blocked: the set of the lemmas that it never meets in a sentence.
+        singular: id of the singular.
+        plural: id of the plural.
+        animate: whether it is a person or an animal.
+        reflexives: ids of "himself", "herself" or "itself", whichever the singular takes.
+    """
 
     bit: int
     blocked: int
@@ -34,7 +45,15 @@ class NounIds(NamedTuple):
 
 
 class VerbIds(NamedTuple):
-    """A verb as the sampler sees it."""
+    """A verb as the sampler sees it.
+
+    Attributes:
+        bit: its bit in a set of lemmas.
+        blocked: 0, the empty set: the nouns hold whom they never meet.
+        third: id of the third person singular.
+        base: id of the base form, which is the plural present too.
+        past: id of the past tense.
+    """
 
     bit: int
     blocked: int
@@ -44,51 +63,103 @@ class VerbIds(NamedTuple):
 
 
 class Tables:
-    """Everything that the sampler looks up, as ids."""
+    """Everything that the sampler looks up, as token ids.
+
+    In a list made by `_zipf` an id stands as often as it is frequent.
+
+    Attributes:
+        end: the end-of-text token.
+        stop: the full stop.
+        nouns: semantic class -> nouns.
+        verbs: what they combine with -> verbs.
+        reflexive_verbs: verbs that take "himself" or "themselves".
+        adjectives: whether the noun is animate -> adjectives.
+        often: adverbs of frequency.
+        quickly: adverbs of manner.
+        prepositions: prepositions.
+        names: first names.
+        neutral: determiners of both numbers, "the" most often.
+        marked: determiners of the singular, and of the plural.
+        pronouns: pronouns of the singular, and of the plural.
+        vowel: ids of the words before which "a" becomes "an".
+        word: word -> id, with a leading space.
+        capital: id of a word -> id of the same with a capital letter.
+        first: id of a word -> id of the same with a capital letter and no leading space.
+    """
 
     def __init__(self) -> None:
+        vocabulary = lexicon().vocabulary
+        self.end = vocabulary[END_OF_TEXT]
+        self.stop = vocabulary["."]
+        self.word = {token[1:]: i for token, i in vocabulary.items() if token[0] == " "}
+        self.vowel = {i for word, i in self.word.items() if word[:1] in "aeiou"}
+        self._add_lemmas()
+        self._add_other_words()
+        self._add_openers(vocabulary)
+
+    def _ids(self, words: Sequence[str]) -> list[int]:
+        return [self.word[word] for word in words]
+
+    def _add_lemmas(self) -> None:
         words = lexicon()
-        vocabulary = words.vocabulary
-        self.end, self.stop = vocabulary[END_OF_TEXT], vocabulary["."]
         lemmas = [*words.nouns, *words.verbs]
         bit = {lemma: 1 << i for i, lemma in enumerate(lemmas)}
-        blocked = {n: sum(bit[other] for other in lemmas if held_out(n, other)) for n in words.nouns}
-        noun = {
-            n.singular: NounIds(bit[n.singular], blocked[n.singular], vocabulary[f" {n.singular}"],
-                              vocabulary[f" {n.plural}"], n.animate, self._reflexives(n, vocabulary))
-            for n in words.nouns.values()
-        }  # fmt: skip
-        verb = {
-            v.base: VerbIds(bit[v.base], 0, *(vocabulary[f" {form}"] for form in (v.third, v.base, v.past)))
-            for v in words.verbs.values()
+        nouns = {}
+        for lemma, noun in words.nouns.items():
+            nouns[lemma] = NounIds(
+                bit=bit[lemma],
+                blocked=sum(bit[other] for other in lemmas if held_out(lemma, other)),
+                singular=self.word[noun.singular],
+                plural=self.word[noun.plural],
+                animate=noun.animate,
+                reflexives=self._reflexives(noun),
+            )
+        verbs = {}
+        for lemma, verb in words.verbs.items():
+            verbs[lemma] = VerbIds(
+                bit=bit[lemma],
+                blocked=0,
+                third=self.word[verb.third],
+                base=self.word[verb.base],
+                past=self.word[verb.past],
+            )
+        self.nouns = {
+            kind: _zipf([nouns[noun.singular] for noun in words.nouns_of(kind)])
+            for kind in lex.NOUNS
         }
-        self.nouns = {kind: _zipf([noun[n.singular] for n in words.nouns_of(kind)]) for kind in lex.NOUNS}
-        self.verbs = {kind: _zipf([verb[v.base] for v in words.verbs_of(kind)]) for kind in lex.VERBS}
-        self.reflexive_verbs = _zipf([verb[v] for v in lex.REFLEXIVE_VERBS])
+        self.verbs = {
+            kind: _zipf([verbs[verb.base] for verb in words.verbs_of(kind)]) for kind in lex.VERBS
+        }
+        self.reflexive_verbs = _zipf([verbs[lemma] for lemma in lex.REFLEXIVE_VERBS])
 
-        def ids(tokens: Sequence[str]) -> list[int]:
-            return [vocabulary[f" {token}"] for token in tokens]
+    def _reflexives(self, noun: lex.Noun) -> list[int]:
+        if noun.kind == "person":
+            return self._ids(lex.reflexives(noun.singular))
+        return self._ids(["itself"])
 
-        self.adjectives = {kind == "animate": _zipf(ids(a)) for kind, a in lex.ADJECTIVES.items()}
-        self.often, self.quickly = _zipf(ids(lex.FREQUENCY_ADVERBS)), _zipf(ids(lex.MANNER_ADVERBS))
-        self.prepositions, self.names = _zipf(ids(lex.PREPOSITIONS)), _zipf(ids(lex.NAMES))
-        self.neutral = ids([lex.NEUTRAL_DETERMINERS[0]] * 8 + lex.NEUTRAL_DETERMINERS[1:])
-        self.marked = [_zipf(ids(lex.SINGULAR_DETERMINERS)), _zipf(ids(lex.PLURAL_DETERMINERS))]
-        self.pronouns = [ids(p) for p in lex.PRONOUNS]
-        self.vowel = {i for token, i in vocabulary.items() if token[1:2] in "aeiou" and token[0] == " "}
-        self.word = {token[1:]: i for token, i in vocabulary.items() if token[0] == " "}
-        openers = [*lex.NEUTRAL_DETERMINERS, *lex.SINGULAR_DETERMINERS, "an", *lex.PLURAL_DETERMINERS]
-        openers = {w: w.capitalize() for w in [*openers, *sum(lex.PRONOUNS, ())]} | {name: name for name in lex.NAMES}
-        self.capital = {vocabulary[f" {w}"]: vocabulary[f" {capital}"] for w, capital in openers.items()}
-        self.first = {vocabulary[f" {w}"]: vocabulary[capital] for w, capital in openers.items()}
+    def _add_other_words(self) -> None:
+        self.adjectives = {
+            True: _zipf(self._ids(lex.ADJECTIVES["animate"])),
+            False: _zipf(self._ids(lex.ADJECTIVES["thing"])),
+        }
+        self.often = _zipf(self._ids(lex.FREQUENCY_ADVERBS))
+        self.quickly = _zipf(self._ids(lex.MANNER_ADVERBS))
+        self.prepositions = _zipf(self._ids(lex.PREPOSITIONS))
+        self.names = _zipf(self._ids(lex.NAMES))
+        the, *others = lex.NEUTRAL_DETERMINERS
+        self.neutral = self._ids([the] * 8 + others)
+        self.marked = [
+            _zipf(self._ids(lex.SINGULAR_DETERMINERS)),
+            _zipf(self._ids(lex.PLURAL_DETERMINERS)),
+        ]
+        self.pronouns = [self._ids(pronouns) for pronouns in lex.PRONOUNS]
 
-    @staticmethod
-    def _reflexives(noun: lex.Noun, vocabulary: dict[str, int]) -> list[int]:
-        if noun.kind != "person":
-            words = ["itself"]
-        else:
-            words = [w for w, other in (("himself", lex.FEMALE), ("herself", lex.MALE)) if noun.singular not in other]
-        return [vocabulary[f" {w}"] for w in words]
+    def _add_openers(self, vocabulary: dict[str, int]) -> None:
+        capitals = {word: word.capitalize() for word in lex.OPENERS}
+        # a name has its capital letter wherever it stands
+        capitals |= {name: name for name in lex.NAMES}
+        self.capital = {self.word[word]: self.word[capital] for word, capital in capitals.items()}
+        self.first = {self.word[word]: vocabulary[capital] for word, capital in capitals.items()}
 
 
 @cache

@@ -1,0 +1,3 @@
+"""Moved in version 0.2: see ctt_helpers.controls."""
+
+from ctt_helpers.controls import *  # noqa: F403

@@ -1,0 +1,410 @@
+"""Files that are whole or not there: written to a temporary name and renamed, checked when read.
+
+Nothing that this package did not write is replaced or deleted. There are no pickles: tensors are
+safetensors, everything else is JSON or CSV.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "nnsight",
+    "numpy",
+    "pandas",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+)
+SUMS = "SHA256SUMS"
+AGAIN = "It may be cut short or damaged: make it again, or fetch it again."
+
+# ---- paths and single files
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ~ written out."""
+    return Path(path).expanduser()
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path for `path`; on success it is renamed to it, on an error it goes.
+
+    A file takes the place of an older file, which stays whole until then. A folder is only ever
+    made anew: what a folder already holds is not ours to replace.
+
+    Raises:
+        FileExistsError: the new thing is a folder, and there is something at `path`.
+    """
+    path = expanded(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = zlib.crc32(platform.node().encode())
+    stem = f".{path.name}.tmp-{machine:08x}"
+    _remove_leftovers(path.parent, stem)
+    # a folder of its own, for what writes there may leave temporary files beside its own, too
+    room = Path(tempfile.mkdtemp(f"-{os.getpid()}", f"{stem}-", path.parent))
+    temporary = room / path.name
+    try:
+        yield temporary
+        if temporary.is_dir() and path.exists():
+            raise FileExistsError(f"{path} is there already, and is left as it is. Give another.")
+        os.replace(temporary, path)
+    finally:
+        _remove(room)
+
+
+def _remove_leftovers(folder: Path, stem: str) -> None:
+    """Remove what processes of this machine left behind when they were killed while writing."""
+    for leftover in folder.glob(f"{stem}-*"):
+        process = leftover.name.rpartition("-")[2]
+        if process.isdigit() and not _is_running(int(process)):
+            _remove(leftover)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's, and alive
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a temporary file, or a temporary folder of files and folders."""
+    if path.is_dir() and not path.is_symlink():
+        for child in path.iterdir():
+            _remove(child)
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_text(path: str | Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark; an error names file and line."""
+    content = Path(path).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}, line {line}: this is not UTF-8 ({error.reason}). {AGAIN} If it is text of "
+            "your own, save it as UTF-8."
+        ) from error
+
+
+# ---- JSON
+
+
+def write_json(path: str | Path, obj: Any, checksum: bool = False) -> None:
+    """Write `obj` as readable JSON, atomically.
+
+    Args:
+        path: the file.
+        obj: what JSON can hold; with `checksum`, a dict.
+        checksum: add a key "checksum", by which `read_json` notices any change to the file.
+    """
+    text = _render(obj)
+    if checksum:
+        text = _render({**obj, "checksum": hashlib.sha256(text.encode()).hexdigest()})
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _render(obj: Any) -> str:
+    return json.dumps(obj, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; where it carries a checksum, compare.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON in UTF-8, or not what was written; the message names the file.
+    """
+    text = read_text(path).replace("\r\n", "\n")
+    try:
+        obj = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). {AGAIN}") from error
+    if isinstance(obj, dict) and ("checksum" in obj or "kind" in obj):
+        rest = {key: value for key, value in obj.items() if key != "checksum"}
+        same = obj.get("checksum") == hashlib.sha256(_render(rest).encode()).hexdigest()
+        if not same or text != _render(obj):
+            raise ValueError(f"{path} is not as it was written: its checksum differs. {AGAIN}")
+        return rest
+    return obj
+
+
+# ---- a folder with tensors and settings
+
+
+def save_folder(
+    folder: str | Path,
+    kind: str,
+    tensors: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    names: tuple[str, str],
+    is_ours: Callable[[Mapping[str, Any]], bool] = lambda settings: False,
+) -> None:
+    """Write tensors and settings into a folder, with checksums; leave all else that is there.
+
+    A process that is killed on the way leaves the old pair or the new one, never a mixture: the
+    tensors are first written beside the old ones, then the settings are renamed, which counts,
+    then the tensors are.
+
+    Args:
+        folder: made where it is missing.
+        kind: what is saved: "crosscoder", "effects" ...; it stands in both files.
+        tensors: name -> tensor.
+        settings: what else is kept; versions are added.
+        names: of the two files, "crosscoder.safetensors" and "config.json", say.
+        is_ours: whether the settings in a file without a kind are of this kind (files of version
+            0.1, which had none).
+
+    Raises:
+        FileExistsError: the folder is a file, or one of the two files was not written by this.
+    """
+    from safetensors.torch import save_file
+
+    folder = expanded(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(
+            f"{folder} is a file, and is left as it is. Give a folder for {kind}."
+        )
+    tensor_file, settings_file = (folder / name for name in names)
+    if not _written_by_us(tensor_file, settings_file, kind, is_ours):
+        there = " and ".join(name for name in names if (folder / name).exists())
+        raise FileExistsError(
+            f"{folder} holds {there}, which is no saved {kind} and would be lost. Nothing was "
+            "written: give another folder."
+        )
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    waiting = _waiting(tensor_file)
+    with atomic_path(waiting) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "kind": kind})
+        _make_readable(temporary)
+    sums = {tensor_file.name: sha256(waiting)}
+    about = {"kind": kind, **settings, "versions": versions(), "sha256": sums}
+    write_json(settings_file, about, checksum=True)
+    os.replace(waiting, tensor_file)
+
+
+def _make_readable(file: Path) -> None:
+    """Give a file the permissions of any new file; safetensors keeps its own from others."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
+
+
+def _waiting(tensor_file: Path) -> Path:
+    """Where tensors stand from when they are written until they take their place."""
+    return tensor_file.with_name(f".{tensor_file.name}.new")
+
+
+def _written_by_us(
+    tensor_file: Path, settings_file: Path, kind: str, is_ours: Callable[[Mapping], bool]
+) -> bool:
+    """Whether both files, where they exist, are of this kind."""
+    if settings_file.exists():
+        try:
+            settings = json.loads(settings_file.read_text(encoding="utf-8"))
+            return settings.get("kind") == kind or ("kind" not in settings and is_ours(settings))
+        except (ValueError, AttributeError, OSError):
+            return False
+    return not tensor_file.exists() or _kind_of(tensor_file) == kind
+
+
+def _kind_of(tensor_file: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    with suppress(SafetensorError, OSError), safe_open(tensor_file, framework="pt") as file:
+        return (file.metadata() or {}).get("kind")
+    return None
+
+
+def load_folder(
+    folder: str | Path, kind: str, names: tuple[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and tensors of what `save_folder` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no such file in it.
+        ValueError: a file is damaged, or of another kind; the message names it.
+    """
+    folder = expanded(folder)
+    tensor_file, settings_file = (folder / name for name in names)
+    for file in (settings_file, tensor_file):
+        if not file.is_file() and not (file == tensor_file and _waiting(file).is_file()):
+            what = "no such folder" if not folder.is_dir() else f"no {file.name} in it"
+            raise FileNotFoundError(f"There is no saved {kind} in {folder}: {what}.")
+    settings = read_json(settings_file)
+    if not isinstance(settings, dict) or settings.get("kind", kind) != kind:
+        found = settings.get("kind") if isinstance(settings, dict) else "something else"
+        raise ValueError(f"{settings_file} is of a saved {found}, not of a saved {kind}.")
+    if "sha256" in settings:
+        expected = settings["sha256"][tensor_file.name]
+        if not tensor_file.is_file() or sha256(tensor_file) != expected:
+            # saving was cut off between its last two steps, or the file is damaged
+            waiting = _waiting(tensor_file)
+            if not (waiting.is_file() and sha256(waiting) == expected):
+                raise ValueError(f"{tensor_file} is not as it was written. {AGAIN}")
+            tensor_file = waiting
+    return settings, load_tensors(tensor_file)
+
+
+def load_tensors(path: str | Path) -> dict[str, Any]:
+    """Tensors of a safetensors file; an error names the file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read ({error}). {AGAIN}") from error
+
+
+# ---- checksums of a folder
+
+
+# the first line of a SHA256SUMS of ours: a comment to `sha256sum -c`, and a checksum of the rest
+HEADER = "# sha256 of the lines below: "
+
+
+@lru_cache(maxsize=64)
+def _listed(sums: Path, _changed: int) -> dict[str, str]:
+    """Name -> checksum; an error where the list itself is damaged."""
+    text = read_text(sums)
+    first, _, rest = text.partition("\n")
+    if first.startswith("#"):
+        if first != HEADER + hashlib.sha256(rest.encode()).hexdigest():
+            raise ValueError(f"{sums} is not as it was written. {AGAIN}")
+    else:
+        rest = text
+    listed = {}
+    for line in rest.splitlines():
+        digest, separator, name = line.partition("  ")
+        if len(digest) != 64 or not separator or not name:
+            raise ValueError(f"{sums}: {line!r} is not a checksum and a name. {AGAIN}")
+        if not (sums.parent / name).is_file():
+            raise ValueError(f"{sums} lists {name}, which is not there. {AGAIN}")
+        listed[name] = digest
+    if not listed:
+        raise ValueError(f"{sums} lists nothing. {AGAIN}")
+    return listed
+
+
+@lru_cache(maxsize=4096)
+def _sum_of(path: Path, _changed: int, _size: int) -> str:
+    return sha256(path)
+
+
+def verified(folder: str | Path, name: str) -> Path:
+    """The path of a file in a folder, after a comparison with the folder's SHA256SUMS.
+
+    Where the folder has no SHA256SUMS, or that does not list the file, there is nothing to compare.
+
+    Raises:
+        ValueError: the file is not what SHA256SUMS says, or SHA256SUMS itself is damaged.
+    """
+    folder = Path(folder)
+    path, sums = folder / name, folder / SUMS
+    if sums.is_file():
+        expected = _listed(sums, sums.stat().st_mtime_ns).get(Path(name).as_posix())
+        if expected is not None:
+            state = path.stat()
+            if _sum_of(path, state.st_mtime_ns, state.st_size) != expected:
+                raise ValueError(f"{path} is not what {sums.name} beside it says. {AGAIN}")
+    return path
+
+
+def write_sums(folder: str | Path, leave_out: Callable[[str], bool] = lambda name: False) -> None:
+    """Write SHA256SUMS over all files below a folder, itself left out."""
+    folder = Path(folder)
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    names = sorted(path.as_posix() for path in paths if path.name != SUMS)
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in names if not leave_out(name)]
+    text = "".join(lines)
+    header = HEADER + hashlib.sha256(text.encode()).hexdigest()
+    with atomic_path(folder / SUMS) as temporary:
+        temporary.write_text(f"{header}\n{text}", encoding="utf-8")
+
+
+# ---- one writer at a time
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold a folder for this process while it writes there; the lock ends with the process.
+
+    A process that this one starts, and that inherits its files, goes on holding it.
+
+    Raises:
+        RuntimeError: another process holds it; the message says which.
+    """
+    folder = expanded(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    file = _lock(path)
+    try:
+        yield
+    finally:
+        if file is not None:
+            path.unlink(missing_ok=True)
+            file.close()
+
+
+def _lock(path: Path):
+    """The locked file, or None where the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    while True:
+        file = open(path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise RuntimeError(
+                f"{path.parent} is in use by {holder}. Wait for it, stop it, or give another "
+                "folder."
+            ) from error
+        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            break
+        file.close()  # whoever held it removed the file in between
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node() or 'this machine'}")
+    file.flush()
+    os.set_inheritable(file.fileno(), True)
+    return file
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in ("ctt-helpers", *PACKAGES):
+        with suppress(metadata.PackageNotFoundError):
+            found[name.replace("-", "_")] = metadata.version(name)
+    return found

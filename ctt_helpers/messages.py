@@ -1,0 +1,72 @@
+"""What is said to a person: errors that say what to do next, names in a row, sizes, progress."""
+
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+from operator import index
+from typing import Any
+
+
+def closest(name: str, accepted: Iterable[str]) -> str:
+    """' Did you mean ...?' for a misspelt name, or an empty string."""
+    match = difflib.get_close_matches(str(name), [str(a) for a in accepted], n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def choose(what: str, value: Any, accepted: Collection[str]) -> None:
+    """Raise ValueError unless `value` is one of those accepted."""
+    if value not in accepted:
+        known = ", ".join(accepted)
+        raise ValueError(
+            f"{what}={value!r} is not known; take one of {known}.{closest(value, accepted)}"
+        )
+
+
+def whole_number(what: str, value: Any, least: int = 1) -> int:
+    """`value` as an int; raise ValueError unless it is a whole number of at least `least`.
+
+    Whole means an int of Python's, numpy's or torch's: 8.0 and True are refused, for where they
+    come from something else was meant.
+    """
+    try:
+        number = None if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise ValueError(f"{what}={value!r}: give a whole number of at least {least}.")
+    return number
+
+
+def abridged(names: Sequence[str], shown: int = 12) -> str:
+    """Names in a row; of many, the first and the last ones."""
+    names = [str(name) for name in names]
+    if len(names) <= shown:
+        return ", ".join(names)
+    return f"{', '.join(names[: shown - 2])}, ... {', '.join(names[-2:])}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, as a sentence."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if lines[0].endswith((".", "!", "?")) else lines[0] + "."
+
+
+def show_size(n: float) -> str:
+    """A number of bytes as it is read: 1.02 GB, 375 MB, 12 kB."""
+    if n >= 1e9:
+        return f"{n / 1e9:.2f} GB"
+    return f"{n / 1e6:.0f} MB" if n >= 1e6 else f"{n / 1e3:.0f} kB"
+
+
+def show_time(seconds: float) -> str:
+    """A number of seconds as it is read: 3.2 h, 14 min, 8 s."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(1, seconds):.0f} s"
+
+
+def progress(iterable: Iterable, desc: str = "", total: int | None = None, **options: Any):
+    """A tqdm bar that leaves one short line behind, and none for work that is done at once."""
+    from tqdm.auto import tqdm
+
+    options = {"mininterval": 0.5, "delay": 1.0, "dynamic_ncols": True, **options}
+    return tqdm(iterable, desc=desc, total=total, **options)

@@ -1,0 +1,118 @@
+"""A notebook's parameters: refuse what it does not know, and fill in what its profile says.
+
+A profile is one word that sets a notebook's parameters for a machine. "tiny" needs nothing; "colab"
+a GPU of 16 GB; "paper" has the settings of Crosscoding Through Time. A parameter that is given
+explicitly overrides its profile.
+
+The values stand in profiles.json. Tasks are BLiMP sets with one prefix: across an attractor, plain,
+and something else than subject and verb. "paper" reads 400M tokens in batches of 4,096, k falling
+over the first 5,000 of 97,656 steps; it is for OLMo and BLOOM likewise: model="olmo-1b" or
+"bloom-1b1" bring their layer and triplet. "colab" has room for model="pythia-410m" too; in notebook
+08 with every second one of its checkpoints (`tests/test_forecast.py`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ctt_helpers.files import read_json
+from ctt_helpers.messages import choose, closest
+
+Check = Callable[[Any], str | None]  # of a value: a complaint, or None where it is fine
+# profile -> notebook ("*": every one that knows the parameter) -> parameter -> value
+PROFILES: dict[str, dict[str, dict[str, Any]]] = read_json(
+    Path(__file__).with_name("profiles.json")
+)
+PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+
+
+def check_parameters(namespace: dict[str, Any], **checks: Check) -> dict[str, Any]:
+    """Check a notebook's parameters: refuse unknown names and wrong types; return those in force.
+
+    papermill injects whatever it is given and never complains, so a misspelt parameter would be
+    ignored in silence. The parameters cell declares each name with its type (``seed: int = 0``);
+    what papermill injects after it carries no type, so every plain variable without one is a name
+    that the notebook does not know.
+
+    Args:
+        namespace: the notebook's `globals()`, in the cell right after the parameters cell.
+        **checks: parameter name -> function of its value that returns a complaint, or None where it
+            is fine.
+
+    Raises:
+        ValueError: an unknown name, a wrong type, or a value that its check refuses.
+    """
+    declared = dict(namespace.get("__annotations__", {}))
+    if not declared:
+        raise ValueError(
+            "No parameter is declared: write the parameters cell as `name: type = value` lines."
+        )
+    if not namespace.get("_parameters_checked"):  # a second run finds the variables of other cells
+        for name, value in list(namespace.items()):
+            is_plain = type(value) in PLAIN and not name.startswith("_") and name.islower()
+            if is_plain and name not in declared:
+                raise ValueError(
+                    f"{name!r} is not a parameter of this notebook.{closest(name, declared)} It "
+                    f"knows: {', '.join(declared)}."
+                )
+    values = {name: namespace[name] for name in declared}
+    for name, kind in declared.items():
+        _check_type(name, values[name], kind)
+        complaint = checks[name](values[name]) if name in checks else None
+        if complaint:
+            raise ValueError(f"Parameter {name}={values[name]!r}: {complaint}")
+    namespace["_parameters_checked"] = True
+    return values
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    accepted = (kind | int) if isinstance(1.0, kind) else kind  # an int will do for a float
+    is_unwanted_bool = isinstance(value, bool) and not isinstance(True, kind)
+    if not isinstance(value, accepted) or is_unwanted_bool:
+        wanted = getattr(kind, "__name__", str(kind))
+        raise ValueError(
+            f"Parameter {name}={value!r} is a {type(value).__name__}; this notebook takes {wanted}."
+        )
+
+
+def use_profile(namespace: dict[str, Any], notebook: str, **checks: Check) -> dict[str, Any]:
+    """Check a notebook's parameters, and fill those that are None from its profile.
+
+    What was set by the profile and what by hand is printed. A parameter `out` that is None becomes
+    runs/<notebook> of the project.
+
+    Args:
+        namespace: the notebook's `globals()`, in the cell after the parameters cell, with a
+            parameter `profile`.
+        notebook: its number, "00" to "08".
+        **checks: as for `check_parameters`; they see the values in force.
+
+    Returns:
+        The values in force.
+
+    Raises:
+        ValueError: no such profile, or whatever `check_parameters` refuses.
+    """
+    given = check_parameters(namespace)
+    choose("profile", given["profile"], PROFILES)
+    chosen = PROFILES[given["profile"]]
+    offered = chosen["*"] | chosen.get(notebook, {})
+    filled = {
+        name: offered[name] for name, value in given.items() if value is None and name in offered
+    }
+    namespace |= filled
+    if "out" in given and given["out"] is None:
+        namespace["out"] = str(top_folder() / "runs" / notebook)
+    own = {name: given[name] for name in offered if given.get(name) is not None}
+    by_hand = f"; set by hand: {_listed(own)}" if own else ""
+    print(f"profile {given['profile']!r} sets: {_listed(filled)}{by_hand}")
+    return check_parameters(namespace, **checks)
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items()) or "nothing"
+
+
+def top_folder() -> Path:
+    """The project's folder: a notebook runs in notebooks/ (Jupyter) or above it (papermill)."""
+    return Path("..") if Path.cwd().name == "notebooks" else Path(".")

@@ -1,0 +1,22 @@
+"""Figures: functions of arrays or tables.
+
+Each returns its Axes, or its Figure where it has several panels. What holds for all of them:
+
+- `ax` is where to draw; None makes a new figure.
+- `title` should say the finding.
+- Arrays about features are [checkpoints, latents], in the order of training.
+- A checkpoint has one colour in all figures (`checkpoint_colors`).
+- An array whose shape does not fit `names`, or a feature that is not among the latents, raises
+  ValueError.
+"""
+
+# ruff: noqa: F401 (reached as plots.interval_plot ...)
+from ctt_helpers.notebook.plots.effects import feature_heatmap, interval_plot
+from ctt_helpers.notebook.plots.look import (
+    checkpoint_colors,
+    format_tokens,
+    set_title,
+    style,
+    task_colors,
+)
+from ctt_helpers.notebook.plots.time import accuracy_curves, ternary, trajectories

@@ -1,0 +1,256 @@
+"""Figures about when: accuracy over training, and features over the checkpoints.
+
+Three checkpoints fit into a triangle. For more there are curves.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.axes import Axes
+
+from ctt_helpers.notebook.plots import look
+from ctt_helpers.notebook.plots.look import Effects, style
+
+# of the triangle: the first checkpoint left, the last one right, so time runs to the right
+CORNERS = np.array([[0, 0], [0.5, 0.75**0.5], [1, 0]])
+
+
+@style()
+def accuracy_curves(
+    curve: pd.DataFrame,
+    tasks: Sequence[str] | None = None,
+    highlight: Sequence[str] = (),
+    ax: Axes | None = None,
+    title: str = "Accuracy over pretraining",
+) -> Axes:
+    """Accuracy on each task over training, as in Crosscoding Through Time.
+
+    A band shows the standard error, a dotted line chance.
+
+    Args:
+        curve: what `accuracy_curve` returns: revision, tokens_seen, task, accuracy, stderr,
+            n_pairs.
+        tasks: which to draw; None: all that the curve has.
+        highlight: revisions to mark, in the order of training. They get the colours that the same
+            revisions have in other figures.
+        ax: where to draw; None: a new figure.
+        title: the finding.
+
+    Raises:
+        ValueError: a column, a task or a revision is not in the curve.
+    """
+    look.require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
+    known = list(curve["task"].unique())
+    tasks = known if tasks is None else list(tasks)
+    look.require_names("task", tasks, known)
+    # a task has the same colour in every figure, as long as there are enough colours
+    colors = look.task_colors(known if len(known) <= len(look.HUES) else tasks)
+    look.require_names("revision", highlight, curve["revision"].unique())
+    shown = curve[curve["task"].isin(tasks)].sort_values("tokens_seen")
+    sizes = shown.groupby("task")["n_pairs"].max()
+    same_size = sizes.nunique() == 1
+    ax = look.new_axes(ax, 6.2)
+    look.token_axis(ax, shown["tokens_seen"])
+
+    # the legend is in the order of the curves' ends
+    last = shown.drop_duplicates("task", keep="last").set_index("task")["accuracy"]
+    for i, task in enumerate(sorted(tasks, key=lambda task: -last[task])):
+        line = shown[shown["task"] == task]
+        x = line["tokens_seen"].to_numpy(float)
+        y = line["accuracy"].to_numpy(float)
+        error = line["stderr"].to_numpy(float)
+        # the second round of the palette is dashed, so that no two tasks look alike
+        dashes = "-" if list(colors).index(task) < len(look.HUES) else "--"
+        ax.plot(
+            x,
+            y,
+            dashes,
+            color=colors[task],
+            marker=look.MARKERS[i % len(look.MARKERS)],
+            label=task if same_size else f"{task} ({sizes[task]:,} pairs)",
+        )
+        ax.fill_between(
+            x,
+            np.clip(y - error, 0, 1),
+            np.clip(y + error, 0, 1),
+            color=colors[task],
+            alpha=0.18,
+            lw=0,
+        )
+
+    tokens_at = curve.drop_duplicates("revision").set_index("revision")["tokens_seen"]
+    for name, color in look.checkpoint_colors(highlight).items():
+        ax.axvline(tokens_at[name], color=color, lw=1.3, ls=":", zorder=0.5, label=name)
+    ax.axhline(0.5, color="black", lw=0.9, ls=":")
+    ax.set_yticks((0, 0.25, 0.5, 0.75, 1), ("0", "0.25", "chance\n0.50", "0.75", "1"))
+    ax.set(ylim=(-0.02, 1.04), ylabel="accuracy (share of pairs)")
+    note = "band: ± 1 standard error"
+    if same_size:
+        note = f"{sizes.iloc[0]:,} pairs a task; {note}"
+    ax.set_xlabel(f"tokens seen (log scale)\n{note}")
+    look.side_legend(ax)
+    return look.set_title(ax, title)
+
+
+@style()
+def ternary(
+    ratios: Effects,
+    size: Float[np.ndarray, " latents"],
+    names: Sequence[str],
+    specific: float = 0.7,
+    n_labels: int = 6,
+    ax: Axes | None = None,
+    title: str = "Whose features are they?",
+) -> Axes:
+    """RelIE (or RelDec) of three checkpoints in a triangle.
+
+    A feature of one checkpoint alone lies in its corner, a feature of all three in the middle.
+    Inactive features (NaN) are left out.
+
+    Args:
+        ratios: [3, latents] shares that add up to 1.
+        size: [latents] what the area of a dot stands for, such as the largest |IE|.
+        names: labels of the three checkpoints, in the order of training.
+        specific: dotted lines cut off the corners in which a ratio is above this; dots there have
+            the corner's colour.
+        n_labels: how many features get their number, the largest first.
+        ax: where to draw; None: a new figure.
+        title: the finding.
+
+    Raises:
+        ValueError: other than three checkpoints, or a shape that does not fit the names.
+    """
+    ratios = look.as_matrix(ratios, names)
+    size = np.abs(np.asarray(size, float))
+    if len(names) != 3:
+        raise ValueError(
+            f"A triangle shows three checkpoints, and here are {len(names)}: use trajectories."
+        )
+    ax = look.new_axes(ax, 4.2, 3.9)
+    colors = look.checkpoint_colors(names)
+    _triangle(ax, colors, specific)
+
+    # the largest dots lie below, and hide no small one
+    active = np.flatnonzero(np.isfinite(ratios).all(0))
+    active = active[np.argsort(-size[active], kind="stable")]
+    x, y = CORNERS.T @ ratios[:, active]
+    area = 5 + 190 * size[active] / max(size[active].max(initial=0), 1e-30)
+    corner_colors = list(colors.values())
+    dot_colors = [
+        corner_colors[shares.argmax()] if shares.max() > specific else look.GREY
+        for shares in ratios[:, active].T
+    ]
+    ax.scatter(x, y, area, color=dot_colors, alpha=0.6, linewidths=0)
+    _number_dots(ax, active[:n_labels], x[:n_labels], y[:n_labels])
+    ax.text(
+        0, 0.98, f"{len(active):,} active\nfeatures", transform=ax.transAxes, va="top", fontsize=8
+    )
+    ax.set(xlim=(-0.12, 1.12), ylim=(-0.1, 0.97), aspect="equal")
+    ax.set_axis_off()
+    return look.set_title(ax, title)
+
+
+def _triangle(ax: Axes, colors: dict[str, tuple], specific: float) -> None:
+    """The sides, the names in the corners, and the lines that cut the corners off."""
+    closed = np.vstack([CORNERS, CORNERS[:1]])
+    ax.plot(closed[:, 0], closed[:, 1], color="black", lw=1)
+    for c, (name, color) in enumerate(colors.items()):
+        ends = specific * CORNERS[c] + (1 - specific) * np.delete(CORNERS, c, axis=0)
+        ax.plot(ends[:, 0], ends[:, 1], color=look.GREY, lw=0.8, ls=":")
+        is_top = c == 1
+        ax.annotate(
+            name,
+            CORNERS[c],
+            (0, 5 if is_top else -5),
+            textcoords="offset points",
+            color=color,
+            ha="center",
+            va="bottom" if is_top else "top",
+            fontweight="bold",
+        )
+
+
+def _number_dots(
+    ax: Axes,
+    features: Sequence[int],
+    x: Float[np.ndarray, " features"],
+    y: Float[np.ndarray, " features"],
+) -> None:
+    """Write each feature's number beside its dot, moved up or down where another number is."""
+    placed: list[tuple[float, float]] = []
+
+    def is_taken(across: float, up: float) -> bool:
+        return any(abs(up - b) < 0.045 and abs(across - a) < 0.12 for a, b in placed)
+
+    for feature, across, dot in zip(features, x, y, strict=True):
+        # towards the middle, away from the corner's name
+        move = 0.01 if dot < 0.43 else -0.01
+        up = dot
+        while is_taken(across, up):
+            up += move
+        placed.append((across, up))
+        ax.annotate(f"#{feature}", (across + 0.025, up), fontsize=7.5, va="center")
+
+
+@style()
+def trajectories(
+    values: Effects,
+    tokens: Sequence[float],
+    features: Sequence[int],
+    names: Sequence[str],
+    low: Effects | None = None,
+    high: Effects | None = None,
+    quantity: str = look.IE_LABEL,
+    ax: Axes | None = None,
+    title: str = "Features over pretraining",
+) -> Axes:
+    """One curve per feature over the tokens seen, for any number of checkpoints.
+
+    Args:
+        values: [checkpoints, latents] effects, ratios or norms.
+        tokens: [checkpoints] tokens seen at each.
+        features: the curves; up to ten differ in colour.
+        names: labels of the checkpoints.
+        low: [checkpoints, latents] lower ends of intervals, drawn as bands; None: no bands.
+        high: [checkpoints, latents] upper ends; needed with `low`.
+        quantity: name and unit for the axis.
+        ax: where to draw; None: a new figure.
+        title: the finding.
+
+    Raises:
+        ValueError: a checkpoint whose tokens are not known, a shape that does not fit the names, or
+            a feature that is not among the latents.
+    """
+    shown = look.as_matrix(values, names, features)
+    if len(tokens) != len(names) or None in tokens:
+        raise ValueError(
+            f"tokens={list(tokens)}: give the number for each of the {len(names)} checkpoints."
+        )
+    ax = look.new_axes(ax, 5.6, 3.2)
+    colors = look.task_colors(features)
+    look.token_axis(ax, tokens)
+    ax.axhline(0, color=look.GREY, lw=0.8, ls=":")
+    # the legend is in the order of the curves' ends
+    ends = np.nan_to_num(shown[-1])
+    for i, feature in enumerate(sorted(features, key=lambda feature: -ends[feature])):
+        ax.plot(
+            tokens,
+            shown[:, feature],
+            marker=look.MARKERS[i % len(look.MARKERS)],
+            color=colors[feature],
+            label=f"#{feature}",
+        )
+        if low is not None:
+            ax.fill_between(
+                tokens,
+                np.asarray(low)[:, feature],
+                np.asarray(high)[:, feature],
+                color=colors[feature],
+                alpha=0.18,
+                lw=0,
+            )
+    look.side_legend(ax)
+    ax.set_ylabel(quantity)
+    return look.set_title(ax, title)

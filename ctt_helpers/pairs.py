@@ -1,0 +1,388 @@
+"""Minimal pairs: one prefix, a right and a wrong next token, and where its words stand.
+
+A pair is cut where its two sentences, written as tokens, begin to differ. What cannot be cut so is
+left out, counted and told; nothing is guessed.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ctt_helpers.messages import choose, whole_number
+
+# why a pair can be left out
+NOT_TEXT = "a sentence of the pair is missing or is no text"
+IDENTICAL = "the two sentences are the same"
+ONE_IS_BEGINNING = "one continuation is the beginning of the other"
+DIFFERENT_PIECES = "the continuations break into different pieces"
+BOUNDARY = "the prefix breaks differently before its continuation"
+NO_PREFIX = "they differ from the first word on: there is no prefix to read"
+TWO_PREFIX = "the prefixes differ, not the continuations: for whole sentences only"
+WHOLE_ONLY = "its authors give it for whole sentences only"
+REPEATED = "it repeats another pair once it is cut after the differing token"
+FOR_WHOLE = (NO_PREFIX, TWO_PREFIX, WHOLE_ONLY, DIFFERENT_PIECES, BOUNDARY)
+
+TENSORS = ("input_ids", "attention_mask", "answer_position", "right", "wrong")
+
+
+@dataclass(frozen=True)
+class MinimalPairs:
+    """A set of minimal pairs: prefixes padded on the right, and two tokens to compare after each.
+
+    Attributes:
+        input_ids: [pairs, tokens] prefixes, the start token first (see `start_token`); padding
+            comes last.
+        attention_mask: [pairs, tokens] 1 for real tokens.
+        answer_position: [pairs] index of the last prefix token, where the next token is read.
+        right: [pairs] token id of the right continuation.
+        wrong: [pairs] token id of the wrong one.
+        text: the sentences as read, "prefix right/*wrong".
+        left_out: how many pairs of the source were left out, by reason.
+        table: one row a pair, whatever the source says of it (condition, split, roles ...).
+        name: the task's name.
+        tokenizer_id: fingerprint of the vocabulary that the ids belong to.
+    """
+
+    input_ids: Int[Tensor, "pairs tokens"]
+    attention_mask: Int[Tensor, "pairs tokens"]
+    answer_position: Int[Tensor, " pairs"]
+    right: Int[Tensor, " pairs"]
+    wrong: Int[Tensor, " pairs"]
+    text: list[str]
+    left_out: dict[str, int]
+    table: pd.DataFrame = field(repr=False)
+    name: str = "pairs"
+    tokenizer_id: str = ""
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, which: slice | Sequence[int] | np.ndarray | Tensor) -> "MinimalPairs":
+        which = which.cpu().numpy() if isinstance(which, Tensor) else which
+        rows = np.arange(len(self))[which]
+        if rows.ndim != 1:
+            raise TypeError(
+                "Index minimal pairs by a slice, a list of positions or a mask: pairs[:10], "
+                "pairs[[3]]."
+            )
+        index = torch.as_tensor(rows)
+        width = int(self.attention_mask[index].sum(1).max()) if len(rows) else 0
+        tensors = {name: getattr(self, name)[index] for name in TENSORS}
+        for name in ("input_ids", "attention_mask"):
+            tensors[name] = tensors[name][:, :width]
+        text = [self.text[row] for row in rows]
+        table = self.table.iloc[rows].reset_index(drop=True)
+        return replace(self, **tensors, text=text, table=table)
+
+    @property
+    def answers(self) -> Int[Tensor, "pairs 2"]:
+        """[right, wrong] token ids."""
+        return torch.stack([self.right, self.wrong], dim=1)
+
+    @property
+    def begins_with(self) -> int | None:
+        """The token that every prefix begins with; None where there is no pair."""
+        return int(self.input_ids[0, 0]) if len(self) else None
+
+    def positions(self, role: str) -> Bool[Tensor, "pairs tokens"]:
+        """Where a role stands in each prefix; a pair without that role has no position.
+
+        Args:
+            role: "answer" (the last token, after which the verb is predicted), or one of the
+                table's column `roles` ("subject", "attractor" ...).
+
+        Raises:
+            ValueError: no pair has that role.
+        """
+        roles = self.table.get("roles", [{}] * len(self))
+        answers = self.answer_position.tolist()
+        where = [
+            answer if role == "answer" else own.get(role)
+            for own, answer in zip(roles, answers, strict=True)
+        ]
+        if all(position is None for position in where):
+            known = ", ".join(sorted({name for own in roles for name in own}))
+            raise ValueError(
+                f"No pair of {self.name!r} has a role {role!r}; there are: answer, {known}."
+            )
+        mask = torch.zeros(self.input_ids.shape, dtype=torch.bool)
+        for row, position in enumerate(where):
+            if position is not None:
+                mask[row, position] = True
+        return mask.to(self.input_ids.device)
+
+    def to(self, device: str | torch.device) -> "MinimalPairs":
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
+
+    def batches(self, size: int) -> Iterator["MinimalPairs"]:
+        """Consecutive batches of at most `size` pairs, each cut to its own longest prefix."""
+        size = whole_number("batch_size", size)
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def sample(self, n: int, seed: int = 0) -> "MinimalPairs":
+        """`n` pairs drawn over the whole set (all of them where there are fewer), in their order.
+
+        Files are often ordered by their words: the first rows of one are no sample. Pairs of the
+        same words (`twins`) stay together where they fit, so that singular and plural stay even.
+        """
+        n = whole_number("n", n)
+        if n >= len(self):
+            return self
+        labels = twins(self)
+        order = np.random.default_rng(seed).permutation(labels.max() + 1)
+        rank = np.argsort(order)[labels]  # when each pair's group is drawn
+        return self[np.sort(np.argsort(rank, kind="stable")[:n])]
+
+
+@lru_cache(maxsize=16)
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Short fingerprint of a tokenizer's vocabulary: equal for equal token ids."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+
+
+def start_token(tokenizer: Any) -> int:
+    """The token that every sequence begins with here, pairs and running text alike.
+
+    The beginning-of-text token where the tokenizer has one, else the end-of-text token. The first
+    token of a sequence draws attention whatever it is, so the crosscoder must be trained and asked
+    with the same one.
+
+    Raises:
+        ValueError: the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError(
+        "The tokenizer has neither a beginning-of-text nor an end-of-text token to begin a "
+        "sequence with. Set tokenizer.bos_token."
+    )
+
+
+# ---- making pairs
+
+
+@dataclass
+class _Cut:
+    """A pair as tokens: what the sides share, and what each goes on with."""
+
+    row: dict[str, Any]
+    prefix: list[int]
+    right: list[int]
+    wrong: list[int]
+
+
+def make_pairs(
+    rows: Sequence[Mapping], tokenizer: Any, name: str = "pairs", continuation: str = "first"
+) -> MinimalPairs:
+    """Tokenize rows with "prefix", "right" and "wrong" (continuations with their leading space).
+
+    A pair stays if, written as tokens, both sentences share a prefix, then differ in one token, and
+    go on alike ("hasn|'t" and "haven|'t"): it is cut right after the differing token. Otherwise it
+    is left out and counted; so is one that, once cut, repeats another: it is one observation.
+
+    With continuation="whole" all that follows the shared tokens is kept beside, to the end of the
+    sentence where the row has one, as lists of ids in the table's columns right_tokens and
+    wrong_tokens: see `behaviour.accuracy` with whole=True. Then a pair is left out only where the
+    sentences are the same or one is the beginning of the other; sentences without a shared word are
+    compared as wholes. Effects take the first differing token of such pairs too, which says less
+    where it is only a piece of a word.
+
+    Args:
+        rows: mappings with the three texts. Further keys go into the table; of these, "sentence"
+            and "wrong_sentence" are the whole sentences, "cut" is "characters" where there are no
+            words to cut at, "form" is "two_prefix" or "sentence" for pairs that can only be
+            compared as whole sentences, and "left_out" is why a row could not be read.
+        tokenizer: a Hugging Face tokenizer.
+        name: of the task.
+        continuation: "first" or "whole".
+
+    Raises:
+        ValueError: no row, none that can be kept, or another word for `continuation`.
+    """
+    choose("continuation", continuation, ("first", "whole"))
+    whole = continuation == "whole"
+    start = start_token(tokenizer)
+    left_out: Counter[str] = Counter()
+    readable = []
+    for row in rows:
+        reason = _why_unreadable(row, whole)
+        if reason:
+            left_out[reason] += 1
+        else:
+            readable.append(dict(row))
+    kept: list[_Cut] = []
+    seen = set()
+    for row, right, wrong, prefix in _encoded(readable, tokenizer, whole):
+        reason, same = _cut(right, wrong, prefix, whole, row.get("cut") == "characters")
+        if not reason:
+            ends = (
+                (right[same:], wrong[same:])
+                if whole
+                else (right[same : same + 1], wrong[same : same + 1])
+            )
+            key = (tuple(right[:same]), tuple(ends[0]), tuple(ends[1]))
+            reason = REPEATED if key in seen else None
+            seen.add(key)
+        if reason:
+            left_out[reason] += 1
+        else:
+            kept.append(_Cut(row=row, prefix=right[:same], right=ends[0], wrong=ends[1]))
+    if not kept:
+        raise ValueError(_none_is_left(name, left_out, whole))
+    return _assemble(kept, left_out, tokenizer, start, name, whole)
+
+
+def _why_unreadable(row: Mapping, whole: bool) -> str | None:
+    """Why a row cannot be read at all, before any token is looked at."""
+    if row.get("left_out"):
+        return str(row["left_out"])
+    texts = [row.get(key) for key in ("prefix", "right", "wrong")]
+    if not all(isinstance(text, str) for text in texts):
+        return NOT_TEXT
+    if texts[1] == texts[2] and row.get("sentence", "") == row.get("wrong_sentence", ""):
+        return IDENTICAL if texts[1] or row.get("sentence") else NOT_TEXT
+    if not texts[1] or not texts[2]:
+        return ONE_IS_BEGINNING
+    form = row.get("form")
+    if form in ("two_prefix", "sentence") and not whole:
+        return TWO_PREFIX if form == "two_prefix" else WHOLE_ONLY
+    return None
+
+
+def _encoded(
+    rows: Sequence[dict], tokenizer: Any, whole: bool
+) -> Iterator[tuple[dict, list[int], list[int], list[int]]]:
+    """Each row with the tokens of its right side, its wrong side, and its prefix alone."""
+    texts: list[str] = []
+    for row in rows:
+        sentences = (row.get("sentence"), row.get("wrong_sentence"))
+        if not all(sentences) or not (whole or row.get("cut") == "characters"):
+            sentences = (row["prefix"] + row["right"], row["prefix"] + row["wrong"])
+        texts += [*sentences, row["prefix"]]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    for index, row in enumerate(rows):
+        right, wrong, prefix = encoded[3 * index : 3 * index + 3]
+        yield row, right, wrong, prefix
+
+
+def _cut(
+    right: list[int], wrong: list[int], prefix: list[int], whole: bool, anywhere: bool
+) -> tuple[str | None, int]:
+    """Reason to leave the pair out (or None), and how many tokens the two sides share.
+
+    Args:
+        whole: all that follows is compared, so that any first difference will do.
+        anywhere: a token may cross the border between prefix and continuation, for the script has
+            no spaces.
+    """
+    same = 0
+    while same < min(len(right), len(wrong)) and right[same] == wrong[same]:
+        same += 1
+    if same == min(len(right), len(wrong)):
+        return (IDENTICAL if len(right) == len(wrong) else ONE_IS_BEGINNING), same
+    if whole:
+        return None, same
+    if not prefix or not same:
+        return NO_PREFIX, same
+    if not anywhere and (right[: len(prefix)] != prefix or wrong[: len(prefix)] != prefix):
+        return BOUNDARY, same
+    if right[same + 1 :] != wrong[same + 1 :]:
+        return DIFFERENT_PIECES, same
+    return None, same
+
+
+def _none_is_left(name: str, left_out: Mapping[str, int], whole: bool) -> str:
+    told = "; ".join(f"{reason} ({count})" for reason, count in left_out.items())
+    advice = ""
+    if not whole and any(reason in FOR_WHOLE for reason in left_out):
+        advice = " With continuation='whole' they can be compared as whole sentences."
+    return f"No pair of {name!r} can be used: {told or 'there is none'}.{advice}"
+
+
+def _assemble(
+    kept: list[_Cut], left_out: Counter, tokenizer: Any, start: int, name: str, whole: bool
+) -> MinimalPairs:
+    prefixes = [torch.tensor([start, *cut.prefix]) for cut in kept]
+    lengths = torch.tensor([len(prefix) for prefix in prefixes])
+    ids = pad_sequence(prefixes, batch_first=True, padding_value=start)
+    table = pd.DataFrame([cut.row for cut in kept])
+    if whole:
+        table["right_tokens"] = pd.Series([cut.right for cut in kept], dtype=object)
+        table["wrong_tokens"] = pd.Series([cut.wrong for cut in kept], dtype=object)
+    return MinimalPairs(
+        input_ids=ids,
+        attention_mask=(torch.arange(ids.shape[1]) < lengths[:, None]).long(),
+        answer_position=lengths - 1,
+        right=torch.tensor([cut.right[0] for cut in kept]),
+        wrong=torch.tensor([cut.wrong[0] for cut in kept]),
+        text=[f"{c.row['prefix']}{c.row['right']}/*{c.row['wrong'].lstrip()}" for c in kept],
+        left_out=dict(left_out),
+        table=table,
+        name=name,
+        tokenizer_id=tokenizer_fingerprint(tokenizer),
+    )
+
+
+# ---- what pairs have to do with each other, and with a model
+
+
+def twins(
+    pairs: MinimalPairs, words: Sequence[str] = ("head", "attractor", "verb")
+) -> Int[np.ndarray, " pairs"]:
+    """One number a pair, the same for pairs made of the same words: one observation.
+
+    Singular and plural of one sentence, say. Without any of these columns in `pairs.table`, each
+    pair stands by itself.
+    """
+    there = [word for word in words if word in pairs.table]
+    if not there:
+        return np.arange(len(pairs))
+    return pairs.table.groupby(there, dropna=False).ngroup().to_numpy()
+
+
+def check_tokenizer(pairs: MinimalPairs, tokenizer: Any, label: str) -> None:
+    """Raise ValueError where the pairs' token ids belong to another vocabulary than the model's."""
+    if pairs.tokenizer_id and pairs.tokenizer_id != tokenizer_fingerprint(tokenizer):
+        raise ValueError(
+            f"The pairs {pairs.name!r} were made with another tokenizer than that of {label!r}: "
+            "their token ids mean other words there. Make them from the same suite: "
+            "suite.pairs(...)."
+        )
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """A name for pictures and files: the last part of a task's name.
+
+    Or all but the first part, where two would be alike: "clams/fr/simple_agrmt" is "simple_agrmt",
+    beside its English sister "fr_simple_agrmt".
+    """
+    ends = Counter(name.split("/")[-1] for name in set(names))
+    short = {}
+    for name in names:
+        parts = name.split("/")
+        short[name] = parts[-1] if ends[parts[-1]] == 1 else "_".join(parts[1:])
+    return short
+
+
+def in_split(prefix: str, split: str) -> bool:
+    """Whether a prefix belongs to "find" or "test": half and half, by a hash.
+
+    So no prefix is in both.
+    """
+    choose("split", split, ("find", "test"))
+    even = hashlib.sha256(prefix.encode()).digest()[0] % 2 == 0
+    return even == (split == "find")

@@ -1,0 +1,1 @@
+"""Where checkpoints, minimal pairs and text come from: folders, the hub, published sets."""
