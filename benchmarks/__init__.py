@@ -1,1 +1,1 @@
-"""What the embedded suite, the crosscoder's settings and the package's shortcuts give, measured: `make bench`."""
+"""Measured: the story of the embedded suite, settings, shortcuts, estimates (`make bench`)."""

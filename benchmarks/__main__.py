@@ -6,25 +6,38 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import report, settings, speed, story
+from benchmarks import estimates, report, settings, speed, story
 
+TITLE = "Results of the benchmarks"
 BENCHMARKS = {"story": story, "settings": settings, "speed": speed}
+# what the page shows; `python -m benchmarks.estimates` is a command of its own, for it asks for
+# models, a device and sizes
+PARTS = {**BENCHMARKS, "estimates": estimates, "estimates_paper": estimates}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=BENCHMARKS, help="run this one and keep the results of the others")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--only", choices=BENCHMARKS, help="run this one and keep the results of the others"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results"), help="folder of the results"
+    )
+    given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    command = "python -m benchmarks" + (f" --only {arguments.only}" if arguments.only else "")
-    for name in [arguments.only] if arguments.only else BENCHMARKS:
-        print(f"{name}: {BENCHMARKS[name].__doc__}", flush=True)
-        about, begin = {"command": command, **report.machine()}, time.perf_counter()
+    command = "python -m benchmarks"
+    if given.only:
+        command += f" --only {given.only}"
+    for name in [given.only] if given.only else BENCHMARKS:
+        print(f"{name}: {BENCHMARKS[name].__doc__.splitlines()[0]}", flush=True)
+        about = {"command": command, **report.machine()}
+        begin = time.perf_counter()
         frames = BENCHMARKS[name].run()
-        report.save(arguments.out, name, frames, {**about, "seconds": round(time.perf_counter() - begin)})
-        report.write_results(arguments.out, BENCHMARKS)  # after each one, so that a run cut short keeps what it has
-    print((arguments.out / report.RESULTS).read_text(encoding="utf-8"))
+        about["seconds"] = round(time.perf_counter() - begin)
+        report.save(given.out, name, frames, about)
+        # after each one, so that a run that is cut short keeps what it has
+        page = report.write_tables(given.out, TITLE, PARTS)
+    print(f"All tables: {page}")
 
 
 if __name__ == "__main__":

@@ -1,83 +1,263 @@
-"""Estimates against measurements: time and memory of reading, accuracy, effects, evaluation and training.
+"""Estimates against measurements: time and memory of everything that takes long.
 
     python -m benchmarks.estimates [--model pythia-70m ...] [--device cuda] [--paper] [--shrink]
 
-Models of true shape with random weights are made on the spot: nothing is downloaded. `--paper`, for a GPU: three
-models of Pythia-1B's shape, a crosscoder of the paper's (16,384 latents, batches of 4,096, products in bfloat16),
-effects over all subject-verb pairs of BLiMP where $CTT_SHARED or ../shared holds them. `--shrink` runs the same code
-with small sizes.
+Models of true shape with random weights are made on the spot: nothing is downloaded. `--paper`, for
+a GPU: three models of Pythia-1B's shape, a crosscoder of the paper's (16,384 latents, batches of
+4,096, products in bfloat16), effects over all subject-verb pairs of BLiMP where $CTT_SHARED or
+../shared holds them. `--shrink` runs the same code with small sizes.
 """
 
 import argparse
 import ctypes
 import gc
 import os
+import shlex
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import ctt_helpers as ctt
 from benchmarks import report
-from ctt_helpers.checkpoints import Checkpoints
-from ctt_helpers.costs import Work, count_memory, count_seconds, measure_speeds
-from ctt_helpers.estimates import pick_dtype
-from ctt_helpers.hooks import HookedModel
-from ctt_helpers.presets import BLIMP_AGREEMENT, PRESETS
-from ctt_helpers.runtime import pick_device
-from ctt_helpers.suites import Suite
-from ctt_helpers.tasks import MinimalPairs, make_pairs
+from ctt_helpers.hooks import HookedModel, at_least_float32, pick_device, residual_stream
+from ctt_helpers.notebook.forecast import GROUP, Work, count_memory, count_seconds, measure_speeds
+from ctt_helpers.pairs import make_pairs
+from ctt_helpers.sources.machine import pick_dtype
+from ctt_helpers.sources.presets import BLIMP_AGREEMENT, PRESETS
+from ctt_helpers.sources.published import published_rows
 
-N, ROUNDS = 3, 3
-SIZES = {  # of a CPU's minutes, of a GPU's, of a test's seconds
-    "cpu": {"sequences": 8, "pairs": 64, "ablated": 8, "n_latents": 2048, "k": 32, "batch_size": 1024, "steps": 8},
-    "paper": {"sequences": 256, "pairs": 4000, "ablated": 64, "n_latents": 16384, "k": 200, "batch_size": 4096,
-              "steps": 100},
-    "shrunk": {"sequences": 2, "pairs": 8, "ablated": 2, "n_latents": 64, "k": 4, "batch_size": 128, "steps": 3},
-}  # fmt: skip
-SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
+N = 3  # checkpoints
+ROUNDS = 3  # of estimate and measurement in turns
 
 
-def random_checkpoints(name: str, device: str, shrink: bool = False) -> Checkpoints:
-    """Three models of a preset's shape, with seeds of their own; a tokenizer comes from the embedded suite."""
-    preset, facts, dtype = PRESETS[name], dict(PRESETS[name].config), pick_dtype("auto", device)
-    config = AutoConfig.for_model(facts.pop("model_type"), **facts | (SMALL if shrink else {}))
-    layer, revisions = min(preset.layer, config.num_hidden_layers // 2), [f"seed{seed}" for seed in range(N)]
-    suite = Suite(f"{name}'s shape", Path("."), revisions, dict.fromkeys(revisions), layer, revisions)
-    suite.config, suite.tokenizer = config, ctt.load_suite("tiny").tokenizer
-    ckpts = Checkpoints(suite, revisions, layer, device, dtype)
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done.
+
+    Attributes:
+        sequences: of text that are read.
+        length: tokens of each.
+        pairs: of accuracy and AtP.
+        ablated: pairs of exact ablation.
+        n_latents, k: of the crosscoder.
+        batch_size, steps: of its training.
+    """
+
+    sequences: int
+    length: int
+    pairs: int
+    ablated: int
+    n_latents: int
+    k: int
+    batch_size: int
+    steps: int
+
+
+SIZES = {
+    # a CPU's minutes
+    "cpu": Sizes(
+        sequences=8,
+        length=1024,
+        pairs=64,
+        ablated=8,
+        n_latents=2048,
+        k=32,
+        batch_size=1024,
+        steps=8,
+    ),
+    # a GPU's minutes
+    "paper": Sizes(
+        sequences=256,
+        length=1024,
+        pairs=4000,
+        ablated=64,
+        n_latents=16384,
+        k=200,
+        batch_size=4096,
+        steps=100,
+    ),
+    # a test's seconds
+    "shrunk": Sizes(
+        sequences=2, length=128, pairs=8, ablated=2, n_latents=64, k=4, batch_size=128, steps=3
+    ),
+}
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+}
+
+_A_ROW = (
+    "One row for each model and piece of work: median seconds, the estimate that `ctt.estimate` "
+    "gives beforehand, and the estimate divided by the measurement (ratio; 1: right); memory at "
+    "the peak beside the models, measured and estimated, in 10^6 bytes."
+)
+TABLES = {
+    "estimates": f"{_A_ROW} Models of true shape with random weights, {N} checkpoints.",
+    "estimates_paper": f"{_A_ROW} The paper's sizes on a GPU, {N} checkpoints.",
+}
+
+# ---- what is worked on
+
+
+def random_checkpoints(name: str, device: str, shrink: bool = False) -> ctt.Checkpoints:
+    """Three models of a preset's shape, each with a seed of its own.
+
+    The tokenizer is that of the embedded suite.
+    """
+    preset = PRESETS[name]
+    facts = dict(preset.config)
+    model_type = facts.pop("model_type")
+    config = AutoConfig.for_model(model_type, **facts | (SMALL if shrink else {}))
+    dtype = pick_dtype("auto", device)
+    layer = min(preset.layer, config.num_hidden_layers // 2)
+    revisions = [f"seed{seed}" for seed in range(N)]
+    suite = ctt.Suite(
+        name=f"{name}'s shape",
+        source=Path("."),
+        revisions=revisions,
+        tokens=dict.fromkeys(revisions),
+        default_layer=layer,
+        default_triplet=revisions,
+    )
+    suite.config = config
+    suite.tokenizer = ctt.load_suite("tiny").tokenizer
+    ckpts = ctt.Checkpoints(suite, revisions, layer, device, dtype)
     for seed, revision in enumerate(revisions):
         torch.manual_seed(seed)
         with torch.device(device):  # a billion random numbers take a GPU no time
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        # as if they had been loaded: there are no files that they could be loaded from
         ckpts._loaded[revision] = HookedModel(model, suite.tokenizer, layer, revision)
         ckpts._fingerprints[revision] = revision
     return ckpts
 
 
-def some_pairs(ckpts: Checkpoints, n: int) -> MinimalPairs:
-    """BLiMP's subject-verb pairs where their files are, else sentences of the embedded suite; at most n."""
+def some_pairs(ckpts: ctt.Checkpoints, n: int) -> ctt.MinimalPairs:
+    """BLiMP's subject-verb pairs where their files are, else those of the embedded suite."""
     folder = Path(os.environ.get("CTT_SHARED", "../shared")) / "data"
     if not (folder / "blimp").is_dir():
         return ctt.load_suite("tiny").pairs("agreement/pp", n=n)
-    from transformers import AutoTokenizer
-
-    from ctt_helpers.published import published_rows
-
-    words = AutoTokenizer.from_pretrained(str(folder / "gpt-neox-tokenizer"), bos_token="<|endoftext|>")
+    words = AutoTokenizer.from_pretrained(
+        str(folder / "gpt-neox-tokenizer"), bos_token="<|endoftext|>"
+    )
     ckpts.suite.tokenizer = words
     for model in ckpts:
         model.tokenizer = words
-    rows = [row for name in BLIMP_AGREEMENT for row in published_rows(f"blimp/{name}", folder / "blimp")]
-    return make_pairs(rows, words, name="blimp")[:n]
+    rows = []
+    for name in BLIMP_AGREEMENT:
+        rows += published_rows(f"blimp/{name}", folder / "blimp")
+    return make_pairs(rows, words, name="blimp").sample(n)
+
+
+@dataclass
+class Task:
+    """A piece of work.
+
+    Attributes:
+        what: its name.
+        work: the same, as the forecast counts it.
+        run: does it.
+        trains: the crosscoder's weights and moments are part of its memory; otherwise the
+            crosscoder is there already.
+    """
+
+    what: str
+    work: Work
+    run: Callable[[], Any]
+    trains: bool = True
+
+
+def tasks(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool) -> list[Task]:
+    """Everything that takes long, on these checkpoints."""
+    device = ckpts.device
+    code = {"n_latents": sizes.n_latents, "k": sizes.k}
+    vocabulary = ckpts.suite.config.vocab_size
+    text = torch.randint(1, vocabulary, (sizes.sequences, sizes.length))
+    to_evaluate = text[: max(1, sizes.sequences // 8)]
+    pairs = some_pairs(ckpts, sizes.pairs)
+    few = pairs[: sizes.ablated]
+    length = pairs.input_ids.shape[1]
+
+    # trained a little, so that it has a threshold: about k latents are active in a token
+    crosscoder = ctt.Crosscoder(N, ckpts.d_model, **code).to(device)
+    x = next(ctt.ActivationStream(ckpts, text, batch_size=sizes.batch_size).batches())
+    stream = ctt.TensorStream(x, sizes.batch_size, source={"random": True})
+    config = ctt.TrainConfig(steps=sizes.steps, bf16=bf16)
+    ctt.train(crosscoder, stream, config, device=device)
+    crosscoder.source = {}  # it may be used with any checkpoints
+
+    def read() -> None:
+        # in groups, as a stream reads them, but all of the text
+        for model in ckpts:
+            for ids in text.split(max(1, GROUP // sizes.length)):
+                at_least_float32(residual_stream(model, ids))
+
+    def accuracies() -> None:
+        for model in ckpts:
+            ctt.accuracy(model, pairs)
+
+    def train() -> None:
+        ctt.train(ctt.Crosscoder(N, ckpts.d_model, **code), stream, config, device=device)
+
+    # random models have latents active in other numbers than the forecast would guess
+    exact = ctt.indirect_effects(crosscoder, ckpts, few, "ablation")
+    active = round(exact.n_nodes.mean() - 1)
+    return [
+        Task(
+            what="reading",
+            work=Work(tokens=text.numel(), text_length=sizes.length, length=length),
+            run=read,
+        ),
+        Task(
+            what="accuracy",
+            work=Work(pairs={"accuracy": len(pairs)}, length=length),
+            run=accuracies,
+        ),
+        Task(
+            what="effects, atp",
+            work=Work(pairs={"atp": len(pairs)}, length=length, **code),
+            run=lambda: ctt.indirect_effects(crosscoder, ckpts, pairs, "atp"),
+            trains=False,
+        ),
+        Task(
+            what="effects, ablation",
+            work=Work(pairs={"ablation": len(few)}, length=length, active=active, **code),
+            run=lambda: ctt.indirect_effects(crosscoder, ckpts, few, "ablation"),
+            trains=False,
+        ),
+        Task(
+            what="evaluate",
+            work=Work(
+                evaluated=to_evaluate.numel(), text_length=sizes.length, length=length, **code
+            ),
+            run=lambda: ctt.evaluate(crosscoder, ckpts, to_evaluate),
+            trains=False,
+        ),
+        Task(
+            what="training",
+            work=Work(
+                steps=sizes.steps, batch_size=sizes.batch_size, bf16=bf16, length=length, **code
+            ),
+            run=train,
+        ),
+    ]
+
+
+# ---- estimate and measurement
 
 
 def measure(run: Callable[[], Any], device: str) -> float:
-    """Seconds."""
+    """Seconds that a call takes."""
     begin = time.perf_counter()
     run()
     if device.startswith("cuda"):
@@ -86,115 +266,115 @@ def measure(run: Callable[[], Any], device: str) -> float:
 
 
 def measure_peak(run: Callable[[], Any], device: str) -> float:
-    """Bytes at the peak beyond what was there before; on a CPU those of the process (NaN where it is not Linux)."""
+    """Bytes at the peak of a call, beyond what was there before.
+
+    On a CPU those of the process; NaN where it is not Linux.
+    """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    if not Path("/proc/self/clear_refs").exists():
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
         return float("nan")
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is taken now
-    Path("/proc/self/clear_refs").write_text("5")
+    reset.write_text("5")  # the peak counts from now on
     before = _peak()
     run()
     return _peak() - before
 
 
 def _peak() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * float(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+    """The largest number of bytes that this process has had in memory."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return 1024 * float(line.split()[1])
+    return float("nan")
 
 
-def compare(ckpts: Checkpoints, sizes: dict[str, int], bf16: bool = False, text_length: int = 1024) -> pd.DataFrame:
-    """One row a task: estimate and measurement, taken in turns, medians of a few rounds."""
-    s, device, config = sizes, ckpts.device, ckpts.suite.config
-    text = torch.randint(1, config.vocab_size, (s["sequences"], text_length))
-    pairs = some_pairs(ckpts, s["pairs"])
-    code = {"n_latents": s["n_latents"], "k": s["k"]}
-    steps = {"steps": s["steps"], "batch_size": s["batch_size"], "bf16": bf16}
-    crosscoder = ctt.Crosscoder(N, ckpts.d_model, s["n_latents"], k=s["k"]).to(device)
-    x = next(ctt.ActivationStream(ckpts, text, batch_size=s["batch_size"]).batches())
-    plain = ctt.TensorStream(x, s["batch_size"], source={"random": True})
-    trained = ctt.TrainConfig(steps=s["steps"], bf16=bf16)
-    ctt.train(crosscoder, plain, trained, device=device)  # a threshold: k latents a token, about
-    crosscoder.source = {}
-
-    def read() -> None:
-        ctt.ActivationStream(ckpts, text, batch_size=64, cache_gb=0).scales(text.numel())
-
-    def train() -> None:
-        ctt.train(ctt.Crosscoder(N, ckpts.d_model, **code), plain, trained, device=device)
-
-    def effects(some: MinimalPairs, method: str) -> None:
-        ctt.indirect_effects(crosscoder, ckpts, some, method)
-
-    some = text[: max(1, s["sequences"] // 8)]
-    few, length = pairs[: s["ablated"]], pairs.input_ids.shape[1]
-    active = round(ctt.indirect_effects(crosscoder, ckpts, few, "ablation").n_nodes.mean() - 1)  # of random models
-    tasks = {
-        "reading": ({"tokens": text.numel(), "text_length": text_length}, read),
-        "accuracy": ({"pairs": {"accuracy": len(pairs)}}, lambda: [ctt.accuracy(m, pairs) for m in ckpts]),
-        "effects, atp": ({"pairs": {"atp": len(pairs)}, **code}, lambda: effects(pairs, "atp")),
-        "effects, ablation": (
-            {"pairs": {"ablation": len(few)}, "active": active, **code},
-            lambda: effects(few, "ablation"),
-        ),
-        "evaluate": (
-            {"evaluated": some.numel(), "text_length": text_length, **code},
-            lambda: ctt.evaluate(crosscoder, ckpts, some),
-        ),
-        "training": ({**steps, **code}, train),
-    }  # fmt: skip
+def compare(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool = False) -> pd.DataFrame:
+    """One row a piece of work: estimate and measurement, taken in turns, medians of the rounds."""
+    config, device = ckpts.suite.config, ckpts.device
     rows = []
-    for what, (work, run) in tasks.items():
-        print(f"{ckpts.suite.name}: {what}", flush=True)
-        todo, found = Work(**{"length": length, **work}), []
-        run()  # warm: the first pass pays for what is set up once
+    for task in tasks(ckpts, sizes, bf16):
+        print(f"{ckpts.suite.name}: {task.what}", flush=True)
+        task.run()  # the first time pays for what is set up once
+        estimated, measured = [], []
         for _ in range(ROUNDS):
-            speeds = measure_speeds(config, todo, N, device, ckpts.dtype)
-            guess = sum(count_seconds(todo, speeds, N, ckpts.layer, config.num_hidden_layers).values())
-            found.append((guess, measure(run, device)))
-        seconds, measured = (pd.Series(column).median() for column in zip(*found, strict=True))
-        peak = measure_peak(run, device)
-        memory = count_memory(todo, N, ckpts.d_model, config.vocab_size, ckpts.dtype.itemsize)
-        if what.startswith("eff") or what == "evaluate":
-            memory = {"activations": memory["activations"]}  # the crosscoder is there already
+            speeds = measure_speeds(config, task.work, N, device, ckpts.dtype)
+            parts = count_seconds(task.work, speeds, N, ckpts.layer, config.num_hidden_layers)
+            estimated.append(sum(parts.values()))
+            measured.append(measure(task.run, device))
+        peak = measure_peak(task.run, device)
+        itemsize = ckpts.dtype.itemsize
+        memory = count_memory(task.work, N, ckpts.d_model, config.vocab_size, itemsize)
+        if not task.trains:
+            del memory["training"]
         rows.append(
-            {"model": ckpts.suite.name, "what": what, "seconds": measured, "estimated": seconds,
-             "ratio": seconds / measured, "peak_mb": peak / 1e6, "estimated_mb": sum(memory.values()) / 1e6}
-        )  # fmt: skip
+            {
+                "model": ckpts.suite.name,
+                "what": task.what,
+                "seconds": np.median(measured),
+                "estimated": np.median(estimated),
+                "ratio": np.median(estimated) / np.median(measured),
+                "peak_mb": peak / 1e6,
+                "estimated_mb": sum(memory.values()) / 1e6,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def main(arguments: list[str] | None = None) -> pd.DataFrame:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.estimates", description=__doc__)
-    parser.add_argument("--model", nargs="+", default=["pythia-14m", "pythia-70m", "pythia-160m"], choices=PRESETS)
+    from benchmarks.__main__ import PARTS, TITLE  # which imports this module
+
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.estimates",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=["pythia-14m", "pythia-70m", "pythia-160m"],
+        choices=PRESETS,
+        help="whose shapes to take",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--paper", action="store_true", help="the paper's shape: for a GPU")
     parser.add_argument("--shrink", action="store_true", help="small sizes: to try the code")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results"), help="folder of the results"
+    )
     given = parser.parse_args(arguments)
-    device, begin = pick_device(given.device), time.perf_counter()
+    device = pick_device(given.device)
     if given.paper and device == "cpu" and not given.shrink:
-        parser.error("--paper needs a GPU (it would take hours here); add --shrink to try the code.")
+        parser.error("--paper needs a GPU (it would take hours here); add --shrink to try it.")
     if device == "cpu":
         torch.set_num_threads(1)
-    about = {
-        "command": "python -m benchmarks.estimates" + " --paper" * given.paper,
-        **report.machine(),
-        "device": device,
-    }
-    about |= {"gpu": torch.cuda.get_device_name()} if device.startswith("cuda") else {}
-    sizes = SIZES["shrunk" if given.shrink else "paper" if given.paper else "cpu"]
+
+    told = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "benchmarks.estimates", *told])
+    about = {"command": command, **report.machine(), "device": device}
+    if device.startswith("cuda"):
+        about["gpu"] = torch.cuda.get_device_name()
+    part = "estimates_paper" if given.paper else "estimates"
+    sizes = SIZES["paper" if given.paper else "cpu"]
+    if given.shrink:
+        sizes = SIZES["shrunk"]
+
+    begin = time.perf_counter()
     frames = []
     for name in ["pythia-1b"] if given.paper else given.model:
         ckpts = random_checkpoints(name, device, given.shrink)
-        frames.append(compare(ckpts, sizes, bf16=given.paper, text_length=128 if given.shrink else 1024))
-    frame, name = pd.concat(frames), "estimates_paper" if given.paper else "estimates"
-    report.save(given.out, name, {name: frame}, {**about, "seconds": round(time.perf_counter() - begin)})
+        frames.append(compare(ckpts, sizes, bf16=given.paper))
+    frame = pd.concat(frames)
+    about["seconds"] = round(time.perf_counter() - begin)
+    report.save(given.out, part, {part: frame}, about)
+    page = report.write_tables(given.out, TITLE, PARTS)
     print(frame.round(2).to_string(index=False))
+    print(f"All tables: {page}")
     return frame
 
 

@@ -1,4 +1,4 @@
-"""Where results go: a CSV a table, machine.json (who measured what), and RESULTS.md made from these."""
+"""Where results go: a CSV for each table, machine.json (who measured what), and TABLES.md."""
 
 import os
 import platform
@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ctt_helpers.runtime import atomic_path, read_json, write_json
+from ctt_helpers.files import atomic_path, read_json, write_json
 
-RESULTS, MACHINE = "RESULTS.md", "machine.json"
+MACHINE = "machine.json"
+PAGE = "TABLES.md"
 
 
 def machine() -> dict[str, Any]:
@@ -33,42 +34,96 @@ def _cpu() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def save(out: Path, name: str, frames: Mapping[str, pd.DataFrame], about: Mapping[str, Any]) -> None:
-    """Write one benchmark's tables, and beside them the machine and the command that made them."""
+# ---- files of numbers
+
+
+def save(
+    out: Path, part: str, frames: Mapping[str, pd.DataFrame], about: Mapping[str, Any]
+) -> None:
+    """Write the tables of one part, and into machine.json what made them.
+
+    Args:
+        out: folder of the results; those of other parts stay.
+        part: name of the part, under which it stands in machine.json.
+        frames: name of a table -> the table; each becomes a CSV of that name.
+        about: `machine()`, the command, the seconds it took.
+    """
     for table, frame in frames.items():
         with atomic_path(out / f"{table}.csv") as temporary:
             frame.to_csv(temporary, index=False, float_format="%.6g")
     known = read_json(out / MACHINE) if (out / MACHINE).is_file() else {}
-    write_json(out / MACHINE, {**known, name: {**about, "tables": list(frames)}})
+    known[part] = {**about, "tables": list(frames)}
+    write_json(out / MACHINE, known)
 
 
-def write_results(out: Path, benchmarks: Mapping[str, ModuleType]) -> None:
-    """Write RESULTS.md from whatever tables `out` holds."""
-    known, parts = read_json(out / MACHINE), ["# Results of the benchmarks"]
-    for name, module in benchmarks.items():
-        if name in known:
-            about = known[name]
-            frames = {table: pd.read_csv(out / f"{table}.csv") for table in about["tables"]}
-            parts.append(module.section(frames))
-            parts.append(
-                f"Made by `{about['command']}` in {about['seconds']} s on {about['cpu']}, {about['cores']} cores, "
-                f"{about['threads']} torch thread(s), torch {about['torch']}; load average at the start "
-                f"{about['load_average']}."
-            )
-    with atomic_path(out / RESULTS) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+# ---- the page of tables
 
 
-def markdown(frame: pd.DataFrame, digits: Mapping[str, int] | None = None) -> str:
-    """A table in Markdown; `digits` says how many decimals a column of floats gets (others: 2)."""
-    digits = digits or {}
+def write_tables(out: Path, title: str, parts: Mapping[str, ModuleType]) -> Path:
+    """Write TABLES.md from whatever tables are in `out`; returns its path.
 
-    def cell(column: str, value: Any) -> str:
-        if isinstance(value, float):
-            return "" if value != value else f"{value:.{digits.get(column, 2)}f}"
-        return str(value)
+    Args:
+        out: folder of the results.
+        title: of the page.
+        parts: name of a part -> the module that makes its tables. The first line of the module's
+            docstring is the heading; its `TABLES` says of each table what a row is, and what the
+            columns mean.
+    """
+    known = read_json(out / MACHINE)
+    blocks = [f"# {title}", f"Made from the CSV files beside this page, and from {MACHINE}."]
+    for part, module in parts.items():
+        if part not in known:
+            continue
+        about = known[part]
+        blocks.append(f"## {module.__doc__.splitlines()[0].removesuffix('.')}")
+        for table in about["tables"]:
+            frame = pd.read_csv(out / f"{table}.csv")
+            blocks += [f"### {table}.csv", module.TABLES[table], markdown(frame)]
+        blocks.append(_made_by(about))
+    page = out / PAGE
+    with atomic_path(page) as temporary:
+        temporary.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    return page
 
-    numeric = [pd.api.types.is_numeric_dtype(frame[c]) for c in frame]
-    rows = [frame.columns, ["---:" if n else "---" for n in numeric]]
-    columns = [[cell(str(c), value) for value in frame[c].tolist()] for c in frame]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [*rows, *zip(*columns, strict=True)])
+
+def _made_by(about: Mapping[str, Any]) -> str:
+    """One line: the command, the time it took, the machine."""
+    trainings = [f"{count} {how}" for how, count in sorted(about.get("trainings", {}).items())]
+    told = f" (trainings: {', '.join(trainings)})" if trainings else ""
+    gpu = f", {about['gpu']}" if "gpu" in about else ""
+    return (
+        f"Made by `{about['command']}` in {about['seconds']} s{told} on {about['cpu']}{gpu}, "
+        f"{about['cores']} cores, {about['threads']} torch thread(s), torch {about['torch']}; load "
+        f"average at the start {about['load_average']}."
+    )
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table in Markdown, with three significant digits."""
+    sides = ["---:" if pd.api.types.is_numeric_dtype(frame[column]) else "---" for column in frame]
+    lines = [_line(frame.columns), _line(sides)]
+    # row by row, but each column with its own type
+    columns = [frame[column].tolist() for column in frame]
+    lines += [_line(row) for row in zip(*columns, strict=True)]
+    return "\n".join(lines)
+
+
+def _line(values) -> str:
+    return f"| {' | '.join(_cell(value) for value in values)} |"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value).replace("|", "\\|")  # a bar would end the cell, and |IE| has two
+
+
+def _number(value: float) -> str:
+    """Three significant digits; whole numbers from a thousand on; nothing for a missing value."""
+    if value != value:
+        return ""
+    if 999.5 <= abs(value) < float("inf"):
+        return f"{value:,.0f}"
+    return f"{value + 0.0:.3g}"  # + 0.0: no "-0"

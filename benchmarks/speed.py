@@ -1,196 +1,298 @@
-"""How much the package's shortcuts save: ratios of times taken in one process, in turns (A B A B ...)."""
+"""What the shortcuts save: times of two ways, taken in turns (A B A B ...) in one process."""
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import ctt_helpers as ctt
-from benchmarks.report import markdown
 from ctt_helpers import hooks
-from ctt_helpers.activations import stacked_activations
-from ctt_helpers.checkpoints import Checkpoints
-from ctt_helpers.optimisation import TrainingRun
-from ctt_helpers.paths import NODES, WEIGHTS, ActivationPath, effects_from_gradient, touched
-from ctt_helpers.tasks import MinimalPairs
+from ctt_helpers.attribution import NODES, WEIGHTS, effects_from_gradient
+from ctt_helpers.effects import readout_of, touched
 from ctt_helpers.toy.dictionary import N_LATENTS, TRAIN_TOKENS, K
+from ctt_helpers.training import TrainingRun
 
 TASKS = ("agreement/simple", "agreement/pp", "agreement/subj_rel", "agreement/obj_rel_pp")
-REPEATS, ABLATION_ROUNDS = 5, 3
-PAIRS, LARGE_PAIRS, ABLATION_PAIRS, SEQUENCES = 128, 32, 100, 16  # 128: what indirect_effects reads at once
+REPEATS = 5  # rounds of two ways in turns
+ABLATION_ROUNDS = 3
+PAIRS = 128  # what indirect_effects reads at once
+LARGE_PAIRS = 32  # the same for the larger model, so that it takes no minutes
+ABLATION_PAIRS = 100
+SEQUENCES = 16
 STEPS = 20  # training steps timed together
+
+TABLES = {
+    "speed": (
+        "One row for each shortcut and size. Medians over rounds: milliseconds of the shortcut "
+        "(ms) and of the plain way (against_ms); ratio: how many times longer the plain way takes, "
+        f"round by round. IG: one checkpoint, {len(NODES)} nodes, pairs of {TASKS[1]}; "
+        "logits_above: the same pairs; residual_stream: running text."
+    ),
+    "ablation": (
+        "One row for each task: exact ablation of every active latent, one by one, at all "
+        "checkpoints of the triplet. Passes through the layers above the layer that is read, all "
+        "checkpoints together; medians over rounds."
+    ),
+}
 
 
 def run() -> dict[str, pd.DataFrame]:
     suite = ctt.load_suite("tiny")
     ckpts = suite.checkpoints(suite.default_triplet, device="cpu")
     crosscoder = ctt.Crosscoder.load(suite.crosscoder_folder)
-    # a second model of a usual size, with random weights: times depend on sizes, not on what the weights know
+    pairs = suite.pairs(TASKS[1], n=PAIRS)
+    text = suite.text(SEQUENCES * suite.meta["context_length"])
+    # a second model of a usual size, with random weights: times depend on sizes, not on what the
+    # weights know
     large = pythia_shaped(suite.tokenizer)
-    dictionary = ctt.Crosscoder(len(ckpts), large.d_model, 8 * large.d_model, sparsity="l1").eval()
-    pairs, text = suite.pairs(TASKS[1], n=PAIRS), suite.text(SEQUENCES * suite.meta["context_length"])
+    n_latents = 8 * large.d_model
+    dictionary = ctt.Crosscoder(len(ckpts), large.d_model, n_latents, sparsity="l1").eval()
     rows = shortcuts(list(ckpts), crosscoder, pairs, text)
     rows += shortcuts([large] * len(ckpts), dictionary, pairs[:LARGE_PAIRS], text)
     rows.append(training_steps(suite, ckpts))
     return {"speed": pd.DataFrame(rows), "ablation": ablation_times(suite, ckpts, crosscoder)}
 
 
-def shortcuts(models: list, crosscoder: ctt.Crosscoder, pairs: MinimalPairs, text: Tensor) -> list[dict[str, Any]]:
-    """The package's ways against the plain ones, on the last of the models."""
-    model, case = models[-1], Case.of(models, crosscoder, pairs)
-    # what is compared must be the same thing
-    torch.testing.assert_close(case.on_the_residual(), case.on_the_latents(), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(case.answers_above(), case.answers_whole(), rtol=1e-3, atol=1e-4)
-    read, whole = (lambda: hooks.residual_stream(model, text)), (lambda: whole_pass(model, text, None))
-    some, much = f"{len(pairs)} pairs", f"{len(text)} sequences"
-    ways = (
-        (
-            "IG, gradient on the residual",
-            "gradient on f, whole passes",
-            some,
-            case.on_the_residual,
-            case.on_the_latents,
-        ),
-        ("residual_stream", "whole pass", much, read, whole),
-        ("logits_above", "whole pass", some, case.answers_above, case.answers_whole),
+def pythia_shaped(tokenizer: Any) -> hooks.HookedModel:
+    """Random weights in the shape of Pythia-70m."""
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=50_304,
+        hidden_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        intermediate_size=2048,
     )
-    sizes = f"{model.label}: {model.n_layers} blocks, d {model.d_model}, layer {model.layer}"
-    return [
-        {"what": what, "against": other, "on": f"{sizes}, {data}", **in_turns(*both)}
-        for what, other, data, *both in ways
-    ]
+    model = GPTNeoXForCausalLM(config)
+    return hooks.HookedModel(model, tokenizer, layer=3, label="Pythia-70m's shape")
 
 
-def in_turns(ours: Callable, other: Callable) -> dict[str, float]:
-    """Median milliseconds of both, and the median over rounds of other / ours; one round first goes uncounted."""
+# ---- two ways in turns
+
+
+def in_turns(ours: Callable[[], Any], other: Callable[[], Any]) -> dict[str, float]:
+    """Median milliseconds of both, and the median over rounds of other / ours.
+
+    One more round, the first, is not counted: it pays for what is set up once.
+    """
     times = np.array([[seconds(ours), seconds(other)] for _ in range(REPEATS + 1)])[1:]
-    ms, other_ms = 1000 * np.median(times, axis=0)
-    return {"ms": ms, "against_ms": other_ms, "ratio": np.median(times[:, 1] / times[:, 0]), "rounds": REPEATS}
+    ms, against_ms = 1000 * np.median(times, axis=0)
+    ratio = np.median(times[:, 1] / times[:, 0])
+    return {"ms": ms, "against_ms": against_ms, "ratio": ratio, "rounds": REPEATS}
 
 
-def seconds(function: Callable) -> float:
+def seconds(function: Callable[[], Any]) -> float:
+    """How long a call takes."""
     begin = time.perf_counter()
     function()
     return time.perf_counter() - begin
 
 
-def pythia_shaped(tokenizer) -> hooks.HookedModel:
-    """Random weights in the shape of Pythia-70m."""
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=50_304, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=2048
-    )
-    return hooks.HookedModel(GPTNeoXForCausalLM(config), tokenizer, 3, "Pythia-70m's shape")
+# ---- reading, and effects
+
+
+def shortcuts(
+    models: Sequence[hooks.HookedModel],
+    crosscoder: ctt.Crosscoder,
+    pairs: ctt.MinimalPairs,
+    text: Int[Tensor, "sequences length"],
+) -> list[dict[str, Any]]:
+    """The package's ways against the plain ones, on the last of the models."""
+    model = models[-1]
+    case = make_case(models, crosscoder, pairs)
+    # what is compared must be the same thing
+    latents, residual = case.on_the_latents(), case.on_the_residual()
+    torch.testing.assert_close(residual, latents, rtol=1e-3, atol=1e-4)
+    whole, above = case.answers_whole(), case.answers_above()
+    torch.testing.assert_close(above, whole, rtol=1e-3, atol=1e-4)
+
+    sizes = f"{model.label}: {model.n_layers} blocks, d {model.d_model}, layer {model.layer}"
+    on_pairs = f"{sizes}, {len(pairs)} pairs"
+    on_text = f"{sizes}, {len(text)} sequences"
+    return [
+        {
+            "what": "IG, gradient on the residual",
+            "against": "gradient on f, whole passes",
+            "on": on_pairs,
+            **in_turns(case.on_the_residual, case.on_the_latents),
+        },
+        {
+            "what": "residual_stream",
+            "against": "whole pass",
+            "on": on_text,
+            **in_turns(
+                lambda: hooks.residual_stream(model, text), lambda: whole_pass(model, text, None)
+            ),
+        },
+        {
+            "what": "logits_above",
+            "against": "whole pass",
+            "on": on_pairs,
+            **in_turns(case.answers_above, case.answers_whole),
+        },
+    ]
 
 
 @torch.no_grad()
-def whole_pass(model: hooks.HookedModel, ids: Tensor, mask: Tensor | None) -> Tensor:
+def whole_pass(
+    model: hooks.HookedModel,
+    ids: Int[Tensor, "batch tokens"],
+    mask: Int[Tensor, "batch tokens"] | None,
+) -> Float[Tensor, "batch tokens vocabulary"]:
     """The plain forward pass: logits of all positions."""
     return model.hf_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
 @dataclass
 class Case:
-    """One model, dictionary and batch of pairs: IG's gradients, formulated in two ways, over the same nodes."""
+    """One model, dictionary and batch of pairs: IG's gradients over the same nodes, in two ways.
+
+    Attributes:
+        model: the checkpoint.
+        pairs: the batch.
+        x: [pairs, t, d_model] its activations.
+        f: [pairs, t, latents] latents, zero where nothing is touched.
+        W_dec, b_dec: the decoder of this checkpoint, in raw space.
+        touched: [pairs, t] where the method reaches.
+    """
 
     model: hooks.HookedModel
-    pairs: MinimalPairs
-    x: Tensor
-    f: Tensor
-    W: Tensor
-    b: Tensor
-    keep: Tensor
+    pairs: ctt.MinimalPairs
+    x: Float[Tensor, "pairs t d_model"]
+    f: Float[Tensor, "pairs t latents"]
+    W_dec: Float[Tensor, "latents d_model"]
+    b_dec: Float[Tensor, " d_model"]
+    touched: Bool[Tensor, "pairs t"]
 
-    @classmethod
-    @torch.no_grad()
-    def of(cls, models: list[hooks.HookedModel], crosscoder: ctt.Crosscoder, pairs: MinimalPairs) -> "Case":
-        x, keep = stacked_activations(models, pairs.input_ids, pairs.attention_mask), touched(pairs)
-        W, b = crosscoder.raw_decoder()
-        return cls(models[-1], pairs, x[:, :, -1], crosscoder.encode(x) * keep[..., None], W[:, -1], b[-1], keep)
-
-    def on_the_residual(self) -> Tensor:
-        """As the package does it: the gradient on the residual stream, only the layers above, two logits."""
-        path, grad = ActivationPath(self.model, self.pairs, self.x, self.b, self.keep), torch.zeros_like(self.x)
+    def on_the_residual(self) -> Float[Tensor, "pairs latents"]:
+        """As the package does it: gradient on the residual stream, layers above, two logits."""
+        readout = readout_of(self.model, self.pairs, self.x, self.b_dec)
+        grad = torch.zeros_like(self.x)
         for a, weight in zip(NODES, WEIGHTS, strict=True):
-            grad += weight * path.gradient(a.expand(len(self.pairs)))
-        return effects_from_gradient(self.f, self.W, grad).sum(1)
+            grad += weight * readout.gradient(readout.at(a.expand(len(self.pairs))))
+        return effects_from_gradient(self.f, self.W_dec, grad).sum(1)
 
-    def on_the_latents(self) -> Tensor:
-        """As the definition reads: the gradient on f and e, and a whole pass from the embedding, at every node."""
-        keep, rows = self.keep[..., None], torch.arange(len(self.pairs))
-        e = (self.x - self.f @ self.W - self.b) * keep
-        effects = torch.zeros(len(self.pairs), len(self.W))
+    def on_the_latents(self) -> Float[Tensor, "pairs latents"]:
+        """As the definition reads: gradient on f and e, a whole pass from the embedding each."""
+        touched = self.touched[..., None]
+        rows = torch.arange(len(self.pairs))
+        e = (self.x - self.f @ self.W_dec - self.b_dec) * touched
+        block = self.model.hf_model.gpt_neox.layers[self.model.layer]
+        effects = torch.zeros(len(self.pairs), len(self.W_dec))
         for a, weight in zip(NODES.tolist(), WEIGHTS.tolist(), strict=True):
-            f, error = ((1 - a) * self.f).requires_grad_(True), ((1 - a) * e).requires_grad_(True)
-            rebuilt = torch.where(keep, f @ self.W + self.b + error, self.x)
-            block = self.model.hf_model.gpt_neox.layers[self.model.layer]
+            f = ((1 - a) * self.f).requires_grad_(True)
+            error = ((1 - a) * e).requires_grad_(True)
+            rebuilt = torch.where(touched, f @ self.W_dec + self.b_dec + error, self.x)
             handle = block.register_forward_hook(lambda *_, new=rebuilt: new)
             try:
                 logits = self.model.hf_model(
-                    input_ids=self.pairs.input_ids, attention_mask=self.pairs.attention_mask, use_cache=False
+                    input_ids=self.pairs.input_ids,
+                    attention_mask=self.pairs.attention_mask,
+                    use_cache=False,
                 ).logits
             finally:
                 handle.remove()
             last = logits[rows, self.pairs.answer_position]
             m = (last[rows, self.pairs.wrong] - last[rows, self.pairs.right]).sum()
-            effects -= weight * (torch.autograd.grad(m, (f, error))[0] * self.f).sum(1)
+            # the gradient on the error is not used here, but belongs to what this way costs
+            grad, _ = torch.autograd.grad(m, (f, error))
+            effects -= weight * (grad * self.f).sum(1)
         return effects
 
     @torch.no_grad()
-    def answers_above(self) -> Tensor:
+    def answers_above(self) -> Float[Tensor, "pairs 2"]:
+        """Answer logits, from the layers above."""
+        return hooks.logits_above(
+            self.model,
+            self.x,
+            self.pairs.attention_mask,
+            position=self.pairs.answer_position,
+            tokens=self.pairs.answers,
+        )
+
+    def answers_whole(self) -> Float[Tensor, "pairs 2"]:
+        """Answer logits, out of those of a whole pass."""
         pairs = self.pairs
-        return hooks.logits_above(self.model, self.x, pairs.attention_mask, pairs.answer_position, pairs.answers)
-
-    def answers_whole(self) -> Tensor:
-        pairs, rows = self.pairs, torch.arange(len(self.pairs))
+        rows = torch.arange(len(pairs))[:, None]
         logits = whole_pass(self.model, pairs.input_ids, pairs.attention_mask)
-        return logits[rows[:, None], pairs.answer_position[:, None], pairs.answers]
+        return logits[rows, pairs.answer_position[:, None], pairs.answers]
 
 
-def training_steps(suite: ctt.Suite, ckpts: Checkpoints) -> dict[str, Any]:
+@torch.no_grad()
+def make_case(
+    models: Sequence[hooks.HookedModel], crosscoder: ctt.Crosscoder, pairs: ctt.MinimalPairs
+) -> Case:
+    """A case of the last model, with latents that are read from all of them."""
+    x = hooks.stacked_activations(models, pairs.input_ids, pairs.attention_mask)
+    where = touched(pairs)
+    W_dec, b_dec = crosscoder.raw_decoder()
+    return Case(
+        model=models[-1],
+        pairs=pairs,
+        x=x[:, :, -1],
+        f=crosscoder.encode(x) * where[..., None],
+        W_dec=W_dec[:, -1],
+        b_dec=b_dec[-1],
+        touched=where,
+    )
+
+
+# ---- training, and exact ablation
+
+
+def training_steps(suite: ctt.Suite, ckpts: ctt.Checkpoints) -> dict[str, Any]:
     """A step of BatchTopK against one of L1, with the default settings, from the first step on."""
     stream = ctt.ActivationStream(ckpts, suite.text(TRAIN_TOKENS))
     batches = list(itertools.islice(stream.batches(), (REPEATS + 1) * STEPS))
 
-    def block(sparsity: str) -> Callable:
-        crosscoder = ctt.Crosscoder(len(ckpts), ckpts.d_model, N_LATENTS, sparsity, k=K, scales=stream.scales())
-        training, left = TrainingRun(crosscoder.train(), ctt.TrainConfig()), iter(batches)
-        return lambda: [training.step(x, log=False) for x in itertools.islice(left, STEPS)]
+    def next_steps(sparsity: str) -> Callable[[], None]:
+        crosscoder = ctt.Crosscoder(
+            len(ckpts), ckpts.d_model, N_LATENTS, sparsity, k=K, scales=stream.scales()
+        )
+        training = TrainingRun(crosscoder.train(), ctt.TrainConfig())
+        left = iter(batches)
 
-    times = in_turns(block("batch_topk"), block("l1"))
-    times |= {name: times[name] / STEPS for name in ("ms", "against_ms")}
-    sizes = f"{len(ckpts)} checkpoints, d {ckpts.d_model}, {N_LATENTS} latents, {stream.batch_size} tokens"
+        def take() -> None:
+            for x in itertools.islice(left, STEPS):
+                training.step(x, log=False)
+
+        return take
+
+    times = in_turns(next_steps("batch_topk"), next_steps("l1"))
+    times["ms"] /= STEPS
+    times["against_ms"] /= STEPS
+    sizes = (
+        f"{len(ckpts)} checkpoints, d {ckpts.d_model}, {N_LATENTS} latents, "
+        f"{stream.batch_size} tokens"
+    )
     return {"what": "training step, BatchTopK", "against": "L1", "on": sizes, **times}
 
 
-def ablation_times(suite: ctt.Suite, ckpts: Checkpoints, crosscoder: ctt.Crosscoder) -> pd.DataFrame:
+def ablation_times(
+    suite: ctt.Suite, ckpts: ctt.Checkpoints, crosscoder: ctt.Crosscoder
+) -> pd.DataFrame:
     """Exact effects of every active latent at every checkpoint of the triplet, task by task."""
-    pairs, rows = {task: suite.pairs(task, n=ABLATION_PAIRS) for task in TASKS}, []
+    pairs = {task: suite.pairs(task, n=ABLATION_PAIRS) for task in TASKS}
+    rows = []
     for _ in range(ABLATION_ROUNDS):
         for task, some in pairs.items():
             begin = time.perf_counter()
             effects = ctt.indirect_effects(crosscoder, ckpts, some, "ablation")
-            taken = (time.perf_counter() - begin) * 100 / len(some)
-            rows.append((task, taken, effects.n_nodes.sum()))
-    table = pd.DataFrame(rows, columns=["task", "seconds_per_100_pairs", "passes_per_pair"])
-    table = table.groupby("task", sort=False).median().reset_index()
+            taken = time.perf_counter() - begin
+            rows.append(
+                {
+                    "task": task,
+                    "seconds_per_100_pairs": taken * 100 / len(some),
+                    "passes_per_pair": effects.n_nodes.sum(),
+                }
+            )
+    table = pd.DataFrame(rows).groupby("task", sort=False).median().reset_index()
     return table.assign(checkpoints=len(ckpts), pairs=ABLATION_PAIRS, rounds=ABLATION_ROUNDS)
-
-
-def section(frames: dict[str, pd.DataFrame]) -> str:
-    speed, ablation = (f.rename(columns=lambda c: c.replace("_", " ")) for f in (frames["speed"], frames["ablation"]))
-    return (
-        "## What the shortcuts save\n\n"
-        "Medians over rounds in turns (A B A B ...) in one process; ratio: how many times longer the other way takes, "
-        f"median over rounds. IG: one checkpoint, {len(NODES)} nodes, pairs of {TASKS[1]}; logits_above: the same "
-        f"pairs; residual_stream: text.\n\n{markdown(speed)}\n\n"
-        "Exact ablation of every active latent, one by one, at all checkpoints of the triplet; passes of the layers "
-        f"above, all checkpoints together.\n\n{markdown(ablation, {'passes per pair': 0})}"
-    )

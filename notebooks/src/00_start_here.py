@@ -36,12 +36,12 @@
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
 model: str | None = None  # a suite; "tiny" is embedded
-revisions: list | None = None  # the checkpoints that the crosscoder was trained on; None: the default triplet
+revisions: list | None = None  # those of the crosscoder; None: the default triplet
 layer: int | None = None
 crosscoder: str | None = None  # its folder; None: the one shipped with the suite
-tasks: list | None = None  # up to four tasks to follow; None: plain agreement, and agreement across attractors
+tasks: list | None = None  # up to four tasks; None: agreement, plain and across attractors
 n_pairs: int | None = None  # pairs a task
-pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
+pairs_path: str | None = None  # folder of published pairs; None: from where they are published
 text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own
 n_features: int = 5  # features to show
 seed: int = 0
@@ -58,7 +58,7 @@ import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
-from ctt_helpers import plots, widgets
+from ctt_helpers.notebook import plots, widgets
 
 ctt.use_profile(globals(), "00", n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs")
 suite = ctt.load_suite(model)
@@ -66,7 +66,7 @@ if suite.name == "tiny":
     torch.set_num_threads(1)  # a second thread slows small models down
 ours = ["agreement/simple", "agreement/pp", "agreement/subj_rel"]  # plain agreement first
 wanted = tasks or [t for t in ours if t in suite.task_names] or suite.task_names[:3]
-short = ctt.tasks.short_names(wanted)
+short = ctt.pairs.short_names(wanted)
 pairs = {short[t]: suite.pairs(t, split="find", n=n_pairs, path=pairs_path) for t in wanted}
 plain, hard = next(iter(pairs)), list(pairs)[1]
 print(f"{len(suite.revisions)} checkpoints of {suite.name!r}; tasks: {', '.join(pairs)}")
@@ -84,9 +84,13 @@ print(f"{len(suite.revisions)} checkpoints of {suite.name!r}; tasks: {', '.join(
 # Accuracy is the share of sentences in which the right word gets the higher score. Over training:
 
 # %%
-looked_at = suite.revisions if suite.is_local else revisions or suite.default_triplet  # the hub's are many and large
+looked_at = (
+    suite.revisions if suite.is_local else revisions or suite.default_triplet
+)  # the hub's are many and large
 curve = ctt.accuracy_curve(suite, pairs, looked_at, device=device)
-curve.pivot(index="task", columns="revision", values="accuracy").loc[list(pairs), looked_at].round(2)
+curve.pivot(index="task", columns="revision", values="accuracy").loc[list(pairs), looked_at].round(
+    2
+)
 
 # %% [markdown]
 # **Question.** Guessing would give 0.5. Find the checkpoint where the model is good on the first row and far *below* 0.5
@@ -113,7 +117,9 @@ print(", ".join(ckpts.labels), "|", dictionary)
 
 # %%
 effects = {
-    name: ctt.indirect_effects(dictionary, ckpts, p, "ablation") for name, p in pairs.items() if name in (plain, hard)
+    name: ctt.indirect_effects(dictionary, ckpts, p, "ablation")
+    for name, p in pairs.items()
+    if name in (plain, hard)
 }
 ie = effects[hard].mean
 ratios = ctt.rel_ie(ie, inactive_below=1e-3)
@@ -121,7 +127,9 @@ middle = len(ckpts) // 2
 hurts, helps = np.argsort(ie[middle])[:2].tolist(), np.argsort(-ie.max(0)).tolist()
 features = hurts + [i for i in helps if i not in hurts][: n_features - 2]
 shown = [f"#{i}" for i in features]
-table = pd.DataFrame({f"IE at {n}": ie[c, features] for c, n in enumerate(ckpts.labels)}, index=shown)
+table = pd.DataFrame(
+    {f"IE at {n}": ie[c, features] for c, n in enumerate(ckpts.labels)}, index=shown
+)
 for c, n in enumerate(ckpts.labels):
     table[f"RelIE {n}"] = ratios[c, features]
 Path(out).mkdir(parents=True, exist_ok=True)
@@ -140,7 +148,9 @@ for k, row in pairs[hard].table.iterrows():
     for role, position in row.get("roles", {}).items():
         number = row["head_number" if role == "subject" else "attractor_number"]
         active_on.setdefault(f"{number} {role}", []).append(f[k, position][features])
-on_words = pd.DataFrame({word: np.mean(values, 0) for word, values in active_on.items()}, index=shown)
+on_words = pd.DataFrame(
+    {word: np.mean(values, 0) for word, values in active_on.items()}, index=shown
+)
 on_words.round(2)
 
 # %% [markdown]
@@ -149,12 +159,18 @@ on_words.round(2)
 # nouns in the middle of either number? It seems to know that *a noun stands between*, whatever its number.
 
 # %% tags=["figure-signature"]
-low = curve[(curve["task"] == hard) & (curve["revision"] == ckpts.labels[middle])]["accuracy"].item()
+low = curve[(curve["task"] == hard) & (curve["revision"] == ckpts.labels[middle])][
+    "accuracy"
+].item()
 title = {t["name"].split("/")[-1]: t["title"] for t in suite.meta.get("tasks", [])}
 left = f"Agreement {title.get(hard, hard)} dips to {low:.2f} while {title.get(plain, plain)} rises"
-hurt, (then, late) = (ie[middle, features] < -0.05).sum(), [(ie[c, features] > 0.05).sum() for c in (middle, -1)]
+hurt, (then, late) = (
+    (ie[middle, features] < -0.05).sum(),
+    [(ie[c, features] > 0.05).sum() for c in (middle, -1)],
+)
 at_middle = f"{hurt} hurt and {then} {'helps' if then == 1 else 'help'} at {ckpts.labels[middle]}"
-right = f"Of {len(features)} features {at_middle}; {late} {'helps' if late == 1 else 'help'} at {ckpts.labels[-1]}"
+help_ = "helps" if late == 1 else "help"
+right = f"Of {len(features)} features {at_middle}; {late} {help_} at {ckpts.labels[-1]}"
 strong = on_words.gt(on_words.max(axis=1) / 2, axis=0)  # the words on which a feature is active
 labels = [f"{i}\n" + ", ".join(strong.columns[strong.loc[i]]).replace(" ", "\n") for i in shown]
 with plots.style():

@@ -15,16 +15,16 @@
 # %% [markdown]
 # ## Parameters
 # These are the only numbers you may want to change. `None` means: what the suite says. A rerun with other values is
-# one line in a terminal: `papermill 01_hooking_checkpoints.ipynb out.ipynb -p layer 1`.
+# one line in a terminal: `papermill 01_hooking_checkpoints.ipynb ../runs/01.ipynb -p layer 1`.
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
-model: str | None = None  # a suite: "tiny" is embedded here; "pythia-160m" and others come from the hub
+model: str | None = None  # a suite: "tiny" is embedded; "pythia-160m" ... from the hub
 revisions: list | None = None  # three checkpoints, in the order of training
 layer: int | None = None  # the block whose output we read, counted from 0
 task: str | None = None  # which minimal pairs to read
 n_pairs: int | None = None  # how many of them
-pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
+pairs_path: str | None = None  # folder of published pairs; None: from where they are published
 text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own
 seed: int = 0  # for the sample of text
 device: str = "auto"  # "cpu", "cuda" ...
@@ -38,14 +38,17 @@ import pandas as pd
 import torch
 
 import ctt_helpers as ctt
-from ctt_helpers import plots
+from ctt_helpers.notebook import plots
 
 ctt.use_profile(globals(), "01", n_pairs=lambda n: None if n >= 2 else "take at least 2 pairs")
 suite = ctt.load_suite(model)
 if suite.name == "tiny":
     torch.set_num_threads(1)  # a second thread slows small models down
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
-print(f"{suite.name}: {len(suite.revisions)} checkpoints; here {', '.join(ckpts.labels)}; layer {ckpts.layer}")
+print(
+    f"{suite.name}: {len(suite.revisions)} checkpoints; here {', '.join(ckpts.labels)}; layer "
+    f"{ckpts.layer}"
+)
 
 # %% [markdown]
 # ## One training run, many checkpoints
@@ -56,7 +59,9 @@ print(f"{suite.name}: {len(suite.revisions)} checkpoints; here {', '.join(ckpts.
 # closer together, where the model's answers change.
 
 # %%
-pd.DataFrame({"revision": suite.revisions, "tokens seen": [suite.tokens_seen(r) for r in suite.revisions]}).T
+pd.DataFrame(
+    {"revision": suite.revisions, "tokens seen": [suite.tokens_seen(r) for r in suite.revisions]}
+).T
 
 # %% [markdown]
 # **Question.** The file sizes of two checkpoints are equal. What else could you compare to make sure that they are not
@@ -75,8 +80,14 @@ ckpts.source["fingerprints"]
 # %%
 late = ckpts[len(ckpts) - 1]
 config = late.hf_model.config
-print(f"{late.architecture}, {late.n_layers} blocks, {config.num_attention_heads} heads, d_model = {late.d_model}")
-print(f"{sum(p.numel() for p in late.hf_model.parameters()):,} weights; vocabulary of {config.vocab_size} tokens")
+print(
+    f"{late.architecture}, {late.n_layers} blocks, {config.num_attention_heads} heads, d_model = "
+    f"{late.d_model}"
+)
+print(
+    f"{sum(p.numel() for p in late.hf_model.parameters()):,} weights; vocabulary of "
+    f"{config.vocab_size} tokens"
+)
 
 # %% [markdown]
 # ## Minimal pairs
@@ -106,7 +117,10 @@ print("right, wrong  ", [suite.tokenizer.decode([int(i)]) for i in row.answers[0
 
 # %%
 on_device = pairs.to(late.device)
-with torch.no_grad(), late.lm.trace(input_ids=on_device.input_ids, attention_mask=on_device.attention_mask) as tracer:
+with (
+    torch.no_grad(),
+    late.lm.trace(input_ids=on_device.input_ids, attention_mask=on_device.attention_mask) as tracer,
+):
     x = late.blocks[ckpts.layer].output.save()
     tracer.stop()
 x.shape  # [pairs, tokens, d_model]
@@ -117,7 +131,7 @@ x.shape  # [pairs, tokens, d_model]
 
 # %%
 caught = {}
-block = late.hf_model.get_submodule(ctt.hooks.ARCHITECTURES[late.architecture][0])[ckpts.layer]
+block = late.hf_model.get_submodule(late.parts.blocks)[ckpts.layer]
 handle = block.register_forward_hook(lambda module, args, output: caught.update(x=output))
 with torch.no_grad():
     late.hf_model(input_ids=on_device.input_ids, attention_mask=on_device.attention_mask)
@@ -143,7 +157,11 @@ text = suite.text(4000, split="validation", seed=seed, path=text_path)
 
 def next_token_loss(logits):
     """Cross-entropy (nats a token) of the next token, the first position left out."""
-    return float(torch.nn.functional.cross_entropy(logits[:, 1:-1].flatten(0, 1).cpu(), text[:, 2:].flatten()))
+    return float(
+        torch.nn.functional.cross_entropy(
+            logits[:, 1:-1].flatten(0, 1).cpu(), text[:, 2:].flatten()
+        )
+    )
 
 
 own = ctt.residual_stream(late, text)
@@ -154,7 +172,9 @@ losses = {
     "the model as it is": next_token_loss(late.hf_model(text.to(late.device)).logits),
     # None: no padding here
     "its own stream spliced in": next_token_loss(ctt.spliced_logits(late, text, None, own)),
-    f"the stream of {early.label}": next_token_loss(ctt.spliced_logits(late, text, None, other_layer_input)),
+    f"the stream of {early.label}": next_token_loss(
+        ctt.spliced_logits(late, text, None, other_layer_input)
+    ),
     "zeros": next_token_loss(ctt.spliced_logits(late, text, None, zeros)),
 }
 pd.Series(losses, name="loss (nats a token)").to_frame().round(3)
@@ -173,7 +193,9 @@ assert losses["zeros"] > losses["the model as it is"]
 # starts from a residual stream and runs only what is above. It can also return the logits of the two answers alone.
 
 # %%
-answers = ctt.logits_above(late, x, pairs.attention_mask, pairs.answer_position, pairs.answers)  # [pairs, 2]
+answers = ctt.logits_above(
+    late, x, pairs.attention_mask, pairs.answer_position, pairs.answers
+)  # [pairs, 2]
 right_wins = (answers[:, 0] > answers[:, 1]).double().cpu().mean()
 print(f"{late.label} takes the right word in {right_wins:.1%} of {len(pairs)} pairs ({task})")
 assert abs(float(right_wins) - ctt.accuracy(late, pairs)) < 1e-9
@@ -196,7 +218,10 @@ with plots.style():
         ax.plot(norms[label][:32], color=color, label=label, marker=".", lw=1)
     ax.set(xlabel="position in the sequence", ylabel="mean norm of the residual stream")
     grew = sizes[ckpts.labels[-1]] / sizes[ckpts.labels[0]]
-    ax.set_title(f"From {ckpts.labels[0]} to {ckpts.labels[-1]} the stream's norm grows by a factor of {grew:.1f}")
+    ax.set_title(
+        f"From {ckpts.labels[0]} to {ckpts.labels[-1]} the stream's norm grows by a factor of "
+        f"{grew:.1f}"
+    )
     ax.legend(title="checkpoint", frameon=False)
 
 # %%

@@ -20,7 +20,7 @@ revisions: list | None = None  # checkpoints to look at; None: all
 layer: int | None = None  # for the similarity
 split: str = "find"  # "find" to choose on; "test" stays untouched until notebook 04
 n_pairs: int | None = None  # pairs a task, at most
-pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
+pairs_path: str | None = None  # folder of published pairs; None: from where they are published
 seed: int = 0  # for the shuffled control
 device: str = "auto"
 out: str | None = None  # where tables go; None: runs/02 of the project
@@ -36,20 +36,21 @@ import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
-from ctt_helpers import plots, runtime
+from ctt_helpers import files
+from ctt_helpers.notebook import plots
 
 ctt.use_profile(globals(), "02", n_pairs=lambda n: None if n >= 2 else "take at least 2 pairs")
 suite = ctt.load_suite(model)
 if suite.name == "tiny":
     torch.set_num_threads(1)  # a second thread slows small models down
-short = ctt.tasks.short_names(tasks or suite.task_names)
+short = ctt.pairs.short_names(tasks or suite.task_names)
 pairs = {short[t]: suite.pairs(t, split=split, n=n_pairs, path=pairs_path) for t in short}
 print(f"{suite.name}: {len(revisions or suite.revisions)} checkpoints, {len(pairs)} tasks")
 
 # %% tags=["estimate"]
 if suite.name != "tiny":  # what it takes on this machine, before anything large is downloaded
     ckpts = suite.checkpoints(revisions, layer=layer, device=device)
-    print(ckpts.estimate(pairs={"accuracy": (len(pairs) + 1) * n_pairs, "reading": 200}))
+    print(ctt.estimate(ckpts, pairs={"accuracy": (len(pairs) + 1) * n_pairs, "reading": 200}))
 
 # %% [markdown]
 # ## The tasks
@@ -81,14 +82,17 @@ wide.round(2)
 simple = next(iter(pairs))
 some = [t for t in (simple, "pp", "obj_rel", "sent_comp", "center_embed") if t in pairs]
 shown = some if len(some) > 2 else list(pairs)
-learned = [name for name in wide.index if wide.loc[name].iloc[-1] >= 0.75] or list(wide.index)  # or all, if none is
+learned = [name for name in wide.index if wide.loc[name].iloc[-1] >= 0.75] or list(
+    wide.index
+)  # or all, if none is
 lowest = curve.loc[curve[curve["task"].isin(({*learned} & {*shown}) or shown)]["accuracy"].idxmin()]
 there = wide.loc[simple, lowest["revision"]]
 with plots.style():
     ax = plots.accuracy_curves(
         curve,
         tasks=shown,
-        title=f"{lowest['task']} is at {lowest['accuracy']:.2f} at {lowest['revision']}, where {simple} is at {there:.2f}",
+        title=f"{lowest['task']} is at {lowest['accuracy']:.2f} at {lowest['revision']}, "
+        f"where {simple} is at {there:.2f}",
     )
 
 # %% [markdown]
@@ -113,9 +117,16 @@ def attractor_between(p):
 with_attractor = [name for name, p in pairs.items() if attractor_between(p)]
 nearest = curve[curve["task"].isin(with_attractor)].assign(nearest=lambda t: 1 - t["accuracy"])
 if with_attractor:
-    display(nearest.pivot(index="task", columns="revision", values="nearest").loc[:, list(wide.columns)].round(2))
+    display(
+        nearest.pivot(index="task", columns="revision", values="nearest")
+        .loc[:, list(wide.columns)]
+        .round(2)
+    )
 else:
-    print("Left out here: these tasks do not say where their nouns are. (Those of the embedded suite do.)")
+    print(
+        "Left out here: these tasks do not say where their nouns are. (Those of the embedded suite "
+        "do.)"
+    )
 
 # %% [markdown]
 # Where is the gap between plain agreement and the worst task widest? (We leave out tasks that this model never learns.)
@@ -123,8 +134,14 @@ else:
 # %%
 low = wide.loc[learned].min()
 dip = (wide.loc[simple] - low).idxmax()
-pd.Series({"widest gap at": dip, f"{simple} there": wide.loc[simple, dip], "its accuracy": low[dip],
-           "lowest task there": wide.loc[learned, dip].idxmin()}).to_frame("")  # fmt: skip
+pd.Series(
+    {
+        "widest gap at": dip,
+        f"{simple} there": wide.loc[simple, dip],
+        "its accuracy": low[dip],
+        "lowest task there": wide.loc[learned, dip].idxmin(),
+    }
+).to_frame("")
 
 # %% [markdown]
 # ### Is it the attractor? Two controls
@@ -141,8 +158,15 @@ for name in [simple, *(t for t in with_attractor if t in learned), *({"sent_comp
     right = ctt.logit_differences(model_at_dip, pairs[name]).numpy() > 0
     if "head_number" in pairs[name].table:
         number = pairs[name].table["head_number"].to_numpy()
-        rows.append({"task": name, **{f"{n} subject": right[number == n].mean() for n in sorted(set(number))}})
-pd.DataFrame(rows).set_index("task").round(2) if rows else "Left out here: no task says the number of its subjects."
+        rows.append(
+            {
+                "task": name,
+                **{f"{n} subject": right[number == n].mean() for n in sorted(set(number))},
+            }
+        )
+pd.DataFrame(rows).set_index("task").round(
+    2
+) if rows else "Left out here: no task says the number of its subjects."
 
 # %% [markdown]
 # **What we saw.** Where the attractor is the last word before the verb (`pp`, `nested_pp`, `subj_rel`), the rise and the dip
@@ -157,7 +181,10 @@ pd.DataFrame(rows).set_index("task").round(2) if rows else "Left out here: no ta
 # learned there, and it is the wrong thing. Which noun might it follow? Look at the table of the nearest noun again.
 
 # %%
-onset = {name: next((r for r in wide.columns if wide.loc[name, r] >= 0.75), "never") for name in wide.index}
+onset = {
+    name: next((r for r in wide.columns if wide.loc[name, r] >= 0.75), "never")
+    for name in wide.index
+}
 pd.Series(onset, name="onset").to_frame().T
 
 # %% [markdown]
@@ -167,13 +194,25 @@ pd.Series(onset, name="onset").to_frame().T
 # same directions, 0 for unrelated ones.
 
 # %%
-sim = ctt.similarity_matrix(suite, pairs[simple][:100], layer=layer, revisions=revisions, device=device)
+sim = ctt.similarity_matrix(
+    suite, pairs[simple][:100], layer=layer, revisions=revisions, device=device
+)
 steps = {a: 1 - sim.loc[a, b] for a, b in zip(sim.index[:-1], sim.index[1:], strict=True)}
 biggest = max(steps, key=steps.get)
 with plots.style():
     fig, ax = plt.subplots(figsize=(5, 4))
-    above = np.triu(np.ones(sim.shape, dtype=bool), k=1)  # it says nothing that is not below the diagonal
-    sns.heatmap(sim, mask=above, ax=ax, cmap="mako_r", vmax=1, square=True, cbar_kws={"label": "cosine similarity"})
+    above = np.triu(
+        np.ones(sim.shape, dtype=bool), k=1
+    )  # it says nothing that is not below the diagonal
+    sns.heatmap(
+        sim,
+        mask=above,
+        ax=ax,
+        cmap="mako_r",
+        vmax=1,
+        square=True,
+        cbar_kws={"label": "cosine similarity"},
+    )
     ax.set(xlabel="checkpoint", ylabel="checkpoint")
     plots.set_title(ax, f"Activations turn most right after {biggest}")
 
@@ -217,14 +256,22 @@ choice.table.head(6).round(2)
 
 # %%
 picked = {"suggested": choice.revisions, "default of the suite": suite.default_triplet}
-told = "The default triplet: as the dip begins, at its bottom, at the end" if model == "tiny" else "The default triplet"
+told = (
+    "The default triplet: as the dip begins, at its bottom, at the end"
+    if model == "tiny"
+    else "The default triplet"
+)
 looked_at = set(suite.default_triplet) <= set(wide.columns)
 with plots.style():
     ax = plots.accuracy_curves(
         curve,
-        tasks=[simple, *with_attractor[:3], *({"sent_comp"} & set(pairs))] if with_attractor else list(pairs)[:5],
+        tasks=[simple, *with_attractor[:3], *({"sent_comp"} & set(pairs))]
+        if with_attractor
+        else list(pairs)[:5],
         highlight=suite.default_triplet if looked_at else choice.revisions,
-        title=told if looked_at else "The suggested triplet (the default one is not among these revisions)",
+        title=told
+        if looked_at
+        else "The suggested triplet (the default one is not among these revisions)",
     )
 pd.DataFrame(picked)
 
@@ -234,7 +281,7 @@ pd.DataFrame(picked)
 # middle one? (Without a running kernel you see the table of one checkpoint.)
 
 # %%
-from ctt_helpers import widgets
+from ctt_helpers.notebook import widgets
 
 display(HTML(widgets.checkpoint_table_html(curve, sim, dip)))
 widgets.checkpoint_slider(curve, sim)
@@ -244,7 +291,8 @@ folder = Path(out)
 folder.mkdir(parents=True, exist_ok=True)
 curve.to_csv(folder / "accuracy.csv", index=False)
 sim.to_csv(folder / "similarity.csv")
-runtime.write_json(folder / "triplet.json", {**picked, "reasons": choice.reasons, "versions": runtime.versions()})
+about = {**picked, "reasons": choice.reasons, "versions": files.versions()}
+files.write_json(folder / "triplet.json", about)
 print(f"written: {folder}/accuracy.csv, similarity.csv, triplet.json")
 
 # %% [markdown]
@@ -271,7 +319,7 @@ pd.DataFrame(paper).T.rename_axis("Pythia-1B")
 # that show most at the end of training?
 
 # %%
-from ctt_helpers import published
+from ctt_helpers.sources import published
 
 kinds = {
     "regular_plural_subject_verb_agreement_1": "regular nouns",
@@ -280,20 +328,26 @@ kinds = {
     "distractor_agreement_relative_clause": "relative clause between",
 }
 real = published.pythia_blimp()
-real = real[real["task"].isin(kinds)].assign(kind=lambda t: t["task"].map(kinds), size=lambda t: t["model"].str[7:])
+real = real[real["task"].isin(kinds)].assign(
+    kind=lambda t: t["task"].map(kinds), size=lambda t: t["model"].str[7:]
+)
 
 # %%
 with plots.style():
     fig, axes = plt.subplots(1, 4, figsize=(9.5, 2.8), sharey=True)
     for ax, kind in zip(axes, kinds.values(), strict=True):
         part = real[real["kind"] == kind]
-        sns.lineplot(part, x="tokens_seen", y="accuracy", hue="size", palette="viridis_r", marker="o", ax=ax)
+        sns.lineplot(
+            part, x="tokens_seen", y="accuracy", hue="size", palette="viridis_r", marker="o", ax=ax
+        )
         ax.axhline(0.5, color="black", ls=":")
         ax.set(xscale="log", ylim=(0.4, 1), title=kind, xlabel="tokens seen (log scale)")
         ax.set_xticks([1e10, 1e11], ["10B", "100B"])
         ax.get_legend().remove()
     axes[-1].legend(title="parameters", loc="center left", bbox_to_anchor=(1, 0.5))
-    fig.suptitle("Size decides how soon, and much less how far (1,000 pairs a task; dotted: chance)")
+    fig.suptitle(
+        "Size decides how soon, and much less how far (1,000 pairs a task; dotted: chance)"
+    )
 
 # %%
 ends = real.groupby(["size", "kind"], sort=False)["accuracy"].agg(["first", "last"])

@@ -42,7 +42,7 @@ import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
-from ctt_helpers import plots, widgets
+from ctt_helpers.notebook import plots, widgets
 
 ctt.use_profile(globals(), "03", steps=lambda n: None if n >= 20 else "take at least 20 steps")
 suite = ctt.load_suite(model)
@@ -58,7 +58,11 @@ print(f"{suite.name} at {', '.join(ckpts.labels)}, layer {ckpts.layer}")
 if suite.name != "tiny":
     made = {"n_latents": n_latents, "k": k, "steps": steps, "batch_size": batch_size}
     made["bf16"] = training.get("bf16", False)
-    print(ckpts.estimate(tokens=steps * batch_size + n_eval_tokens, evaluated=n_eval_tokens, **made))
+    print(
+        ctt.estimate(
+            ckpts, tokens=steps * batch_size + n_eval_tokens, evaluated=n_eval_tokens, **made
+        )
+    )
 
 # %% [markdown]
 # ## What goes in
@@ -81,7 +85,9 @@ x.shape
 # %%
 scales = stream.scales()
 norm = x.norm(dim=-1).mean(0).cpu()
-pd.DataFrame({"mean norm": norm, "scale s": scales, "after scaling": norm * scales}, index=ckpts.labels).round(2)
+pd.DataFrame(
+    {"mean norm": norm, "scale s": scales, "after scaling": norm * scales}, index=ckpts.labels
+).round(2)
 
 # %% [markdown]
 # ## The model in six lines
@@ -96,7 +102,12 @@ pd.DataFrame({"mean norm": norm, "scale s": scales, "after scaling": norm * scal
 
 # %%
 crosscoder = ctt.Crosscoder(
-    n_checkpoints=len(ckpts), d_model=ckpts.d_model, n_latents=n_latents, sparsity="batch_topk", k=k, seed=seed
+    n_checkpoints=len(ckpts),
+    d_model=ckpts.d_model,
+    n_latents=n_latents,
+    sparsity="batch_topk",
+    k=k,
+    seed=seed,
 ).to(x.device)
 crosscoder.scales.copy_(scales)
 
@@ -128,7 +139,7 @@ print("f", tuple(f.shape), "  rebuilt", tuple(rebuilt.shape))
 #
 # We use BatchTopK with a light penalty of the L1 form. As in the paper, $k$ starts large and falls to its value (here over
 # the first half of training), and features that have gone silent get a small loss of their own (**AuxK**): they learn to
-# rebuild what the others leave out. What each of these is worth is measured in `benchmarks/results/RESULTS.md`.
+# rebuild what the others leave out. What each of these is worth is measured in `benchmarks/README.md`.
 #
 # At training time a feature's fate depends on its batch. Afterwards we want one token's code to depend on that token
 # alone. So training keeps a **threshold**: the running mean of the smallest size that was kept.
@@ -152,34 +163,46 @@ print("f", tuple(f.shape), "  rebuilt", tuple(rebuilt.shape))
 # kind would you expect to be lost: think of *rotate*, which is a different direction each time.
 
 # %%
-from ctt_helpers.toy.planted import plant, recovery
+from ctt_helpers.planted import plant, recovery
 
 planted = plant(n_checkpoints=3, d_model=32, seed=seed)
 planted_x, sizes = planted.sample(20_000, seed=seed)
 student = ctt.Crosscoder(3, 32, n_latents=96, k=4, seed=seed)
 before = recovery(student, planted)  # the control: its random directions
-ctt.train(student, ctt.TensorStream(planted_x.float(), seed=seed), ctt.TrainConfig(steps=400), device="cpu")
+ctt.train(
+    student,
+    ctt.TensorStream(planted_x.float(), seed=seed),
+    ctt.TrainConfig(steps=400),
+    device="cpu",
+)
 after = recovery(student, planted)
-after.groupby("kind", sort=False).agg(features=("found", "size"), found=("found", "mean"), cosine=("cosine", "mean"))
+after.groupby("kind", sort=False).agg(
+    features=("found", "size"), found=("found", "mean"), cosine=("cosine", "mean")
+)
 
 # %%
 with plots.style():
     fig, ax = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
-    places = pd.factorize(after["kind"])[0] + np.random.default_rng(0).uniform(-0.25, 0.25, len(after))
+    places = pd.factorize(after["kind"])[0] + np.random.default_rng(0).uniform(
+        -0.25, 0.25, len(after)
+    )
     for found_by, color, label in ((before, "0.65", "untrained"), (after, "#0072B2", "trained")):
         ax.scatter(places, found_by["cosine"], color=color, label=label, s=14)
     ax.axhline(0.9, color="0.6", lw=1, ls=":")
     ax.set_xticks(range(after["kind"].nunique()), after["kind"].unique())
-    ax.set(ylabel="cosine with the closest latent", xlabel="kind of planted feature", ylim=(0, 1.03))
+    ax.set(
+        ylabel="cosine with the closest latent", xlabel="kind of planted feature", ylim=(0, 1.03)
+    )
     ax.set_title(
-        f"{after['found'].sum()} of {len(after)} planted features are found; untrained, {before['found'].sum()}"
+        f"{after['found'].sum()} of {len(after)} planted features are found; untrained, "
+        f"{before['found'].sum()}"
     )
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 # %% [markdown]
 # Few are active at a time, and that is enough. *Rotate* is not lost: the cosine is taken over all three checkpoints
 # together, and one latent has a decoder for each. (Harder worlds, with other settings and seeds, are in
-# `benchmarks.science`: there, some are lost.)
+# `experiments`: there, some are lost.)
 #
 # ### What does the decoder norm say?
 # **RelDec** is the share of one checkpoint in a feature's decoder norms. Below, the last checkpoint against the first.
@@ -192,7 +215,9 @@ ends = ctt.pairwise(ctt.rel_dec(student.decoder_norms()))[0, -1, after["latent"]
 used = ctt.pairwise(ctt.rel_ie(planted.exact_effects(planted_x, sizes)))[0, -1]
 table = after.assign(reldec=ends, used=used)[after["found"]]
 table["called specific"], table["truly specific"] = table["reldec"] > 0.7, table["used"] > 0.7
-table.groupby("kind", sort=False)[["reldec", "used", "called specific", "truly specific"]].mean().round(2)
+table.groupby("kind", sort=False)[
+    ["reldec", "used", "called specific", "truly specific"]
+].mean().round(2)
 
 # %% [markdown]
 # `used` is the same share of the planted effects (missing where there is none). RelDec tells *emerge*, *persist* and
@@ -205,7 +230,11 @@ table.groupby("kind", sort=False)[["reldec", "used", "called specific", "truly s
 # %%
 if train:
     result = ctt.train(
-        crosscoder, stream, ctt.TrainConfig(steps=steps, **training), out=Path(out), device=str(x.device)
+        crosscoder,
+        stream,
+        ctt.TrainConfig(steps=steps, **training),
+        out=Path(out),
+        device=str(x.device),
     )
     history = result.history
     folder = Path(out) / "crosscoder"
@@ -220,12 +249,20 @@ if history is not None:
     last = history.iloc[-1]
     with plots.style():
         fig, axes = plt.subplots(1, 3, figsize=(9, 2.6))
-        labels = {"explained_variance": "share of variance explained", "l0": "L0", "dead": "dead latents"}
+        labels = {
+            "explained_variance": "share of variance explained",
+            "l0": "L0",
+            "dead": "dead latents",
+        }
         for ax, (column, label) in zip(axes, labels.items(), strict=True):
             ax.plot(history["tokens"] / 1e6, history[column])
             ax.set(xlabel="million tokens trained on", ylabel=label)
-        axes[0].set_ylim(max(0, history["explained_variance"].min()), 1)  # the first steps may be far below zero
-        fig.suptitle(f"k falls, and some features fall silent; at the end {last['dead']:.0f} are dead")
+        axes[0].set_ylim(
+            max(0, history["explained_variance"].min()), 1
+        )  # the first steps may be far below zero
+        fig.suptitle(
+            f"k falls, and some features fall silent; at the end {last['dead']:.0f} are dead"
+        )
 
 # %% [markdown]
 # Look at the third panel. When few features may be active, some fall silent. The small extra loss brings most of them
@@ -249,7 +286,8 @@ if history is not None:
 held_out = suite.text(n_eval_tokens, split="validation", seed=seed + 1, path=text_path)
 report = ctt.evaluate(crosscoder, ckpts, held_out)
 print(
-    f"L0 {report.l0:.1f}; dead {report.dead:.1%} of {crosscoder.n_latents}, silent over {report.dead_tokens:,} tokens"
+    f"L0 {report.l0:.1f}; dead {report.dead:.1%} of {crosscoder.n_latents}, silent over "
+    f"{report.dead_tokens:,} tokens"
 )
 report.to_frame().round(3)
 
@@ -265,26 +303,43 @@ report.to_frame().round(3)
 # would buy us nothing.
 
 # %%
-fresh = ctt.Crosscoder(len(ckpts), ckpts.d_model, n_latents, k=k, seed=seed, scales=scales).to(x.device).train()
+fresh = (
+    ctt.Crosscoder(len(ckpts), ckpts.d_model, n_latents, k=k, seed=seed, scales=scales)
+    .to(x.device)
+    .train()
+)
 fresh.b_dec.data = (x.mean(0) * fresh.scales[:, None]).detach()
 few = 25_600 // text.shape[1]  # sequences
-sample, probe = (ctt.activations.stacked_activations(ckpts, t[:few])[:, 1:].flatten(0, 1) for t in (text, held_out))
+sample, probe = (
+    ctt.activations.stacked_activations(ckpts, t[:few])[:, 1:].flatten(0, 1)
+    for t in (text, held_out)
+)
 
 
 def explained(target, rebuilt):
-    return (1 - (target - rebuilt).pow(2).sum((0, 2)) / (target - target.mean(0)).pow(2).sum((0, 2))).tolist()
+    return (
+        1 - (target - rebuilt).pow(2).sum((0, 2)) / (target - target.mean(0)).pow(2).sum((0, 2))
+    ).tolist()
 
 
 with torch.no_grad():
     untrained = explained(probe, fresh(probe))
+
+# %%
 flat = (sample * scales.to(x.device)[:, None]).flatten(1)
 mean = flat.mean(0)
 _, _, directions = torch.linalg.svd(flat - mean, full_matrices=False)
 axes = directions[: max(1, round(report.l0))]
 scaled = (probe * scales.to(x.device)[:, None]).flatten(1)
-pca = explained(scaled.view(probe.shape), ((scaled - mean) @ axes.T @ axes + mean).view(probe.shape))
+pca = explained(
+    scaled.view(probe.shape), ((scaled - mean) @ axes.T @ axes + mean).view(probe.shape)
+)
 table = pd.DataFrame(
-    {"crosscoder": report.explained_variance, f"PCA, {len(axes)} directions": pca, "untrained": untrained},
+    {
+        "crosscoder": report.explained_variance,
+        f"PCA, {len(axes)} directions": pca,
+        "untrained": untrained,
+    },
     index=ckpts.labels,
 )
 table.round(3)
@@ -315,7 +370,9 @@ with plots.style():
     fig, ax = plt.subplots(figsize=(5.2, 2.8), layout="constrained")
     ax.hist(np.log10(alive), bins=40, color="0.35")
     ax.set(xlabel="log10 of the share of tokens on which a feature is active", ylabel="features")
-    ax.set_title(f"{len(alive)} features live; the median fires on {np.median(alive):.2%} of tokens")
+    ax.set_title(
+        f"{len(alive)} features live; the median fires on {np.median(alive):.2%} of tokens"
+    )
 
 # %% [markdown]
 # ## Reading a feature
@@ -339,18 +396,35 @@ for feature in chosen:
 ratios = ctt.rel_dec(crosscoder.decoder_norms(), dead=report.dead_mask)
 with plots.style():
     fig, ax = plt.subplots(figsize=(5.6, 3), layout="constrained")
-    for row, (label, color) in zip(ratios, plots.checkpoint_colors(ckpts.labels).items(), strict=True):
-        ax.hist(row[~np.isnan(row)], bins=np.linspace(0, 1, 41), histtype="step", color=color, label=label, lw=1.6)
+    for row, (label, color) in zip(
+        ratios, plots.checkpoint_colors(ckpts.labels).items(), strict=True
+    ):
+        ax.hist(
+            row[~np.isnan(row)],
+            bins=np.linspace(0, 1, 41),
+            histtype="step",
+            color=color,
+            label=label,
+            lw=1.6,
+        )
     third = 1 / len(ckpts)
     ax.axvline(third, color="0.6", lw=1, ls=":")
     ax.set(xlabel="RelDec: share of the decoder norm", ylabel="features")
     gone = float(np.mean(ratios[-1, ~report.dead_mask] < 0.025))
-    ax.set_title(f"{gone:.0%} of the living features are hardly written any more at {ckpts.labels[-1]}")
+    ax.set_title(
+        f"{gone:.0%} of the living features are hardly written any more at {ckpts.labels[-1]}"
+    )
     ax.legend(title="checkpoint", frameon=False)
 
 # %%
 if len(ckpts) <= 3:
-    display(ctt.classify(ratios, ckpts.labels).groupby(["label", "members"]).size().rename("features").reset_index())
+    display(
+        ctt.classify(ratios, ckpts.labels)
+        .groupby(["label", "members"])
+        .size()
+        .rename("features")
+        .reset_index()
+    )
 
 # %% [markdown]
 # A decoder norm tells where a feature is *written*. It does not tell whether anything *reads* it. For that we need its
@@ -383,15 +457,21 @@ reads = {
 losses = {}
 with torch.no_grad():
     streams = {"(the model's own stream)": inner[:, :, 0]}
-    streams |= {label: crosscoder.decode(crosscoder.encode(read))[:, :, 0] for label, read in reads.items()}
+    streams |= {
+        label: crosscoder.decode(crosscoder.encode(read))[:, :, 0] for label, read in reads.items()
+    }
     for label, stream_c in streams.items():
         whole, total = torch.cat([test_x[:, :1, 0], stream_c], 1), 0.0
         few_rows = len(whole) // 20 + 1  # at a time: whole vocabularies take room
         for part, target in zip(whole.split(few_rows), targets.split(few_rows), strict=True):
             logits = ctt.logits_above(ckpts[0], part)[:, 1:-1].flatten(0, 1).float()
-            total += float(torch.nn.functional.cross_entropy(logits, target.flatten(), reduction="sum"))
+            total += float(
+                torch.nn.functional.cross_entropy(logits, target.flatten(), reduction="sum")
+            )
         losses[label] = total / targets.numel()
-pd.Series(losses, name=f"loss of {ckpts.labels[0]} (nats a token)").rename_axis("code read from").to_frame().round(3)
+pd.Series(losses, name=f"loss of {ckpts.labels[0]} (nats a token)").rename_axis(
+    "code read from"
+).to_frame().round(3)
 
 # %% [markdown]
 # If the last row is close to the first, the extra skill was borrowed: the joint code told the early decoder things that
@@ -406,7 +486,9 @@ pd.Series(losses, name=f"loss of {ckpts.labels[0]} (nats a token)").rename_axis(
 with torch.no_grad():
     plain = crosscoder.folded()
     assert torch.equal(plain.encode(x) > 0, crosscoder.encode(x) > 0)
-    assert torch.allclose(plain.decode(plain.encode(x)), crosscoder.decode(crosscoder.encode(x)), atol=1e-3)
+    assert torch.allclose(
+        plain.decode(plain.encode(x)), crosscoder.decode(crosscoder.encode(x)), atol=1e-3
+    )
 report.save(Path(out) / "report.json")
 print(f"written: {out}")
 

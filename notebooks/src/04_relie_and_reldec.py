@@ -21,11 +21,11 @@ crosscoder: str | None = None  # its folder; None: the one shipped with the suit
 task: str | None = None  # agreement across an attractor: "The author near the guards laughs"
 plain_task: str | None = None  # the same without one: "The author laughs"
 n_pairs: int | None = None  # pairs to find features with, and as many others to test them on
-pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
+pairs_path: str | None = None  # folder of published pairs; None: from where they are published
 text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own
 n_tokens: int = 40_000  # tokens of text to look for examples in
 n_features: int = 12  # how many to show
-method: str | None = None  # effects that RelIE is taken of: "ablation", "atp", "ig", "ig_near" or "ig_own"
+method: str | None = None  # effects for RelIE: "ablation", "atp", "ig", "ig_near", "ig_own"
 seed: int = 0
 device: str = "auto"
 out: str | None = None  # where effects and tables go; None: runs/04 of the project
@@ -41,8 +41,9 @@ import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
-from ctt_helpers import plots, uncertainty, widgets
-from ctt_helpers.paths import METHODS
+from ctt_helpers import uncertainty
+from ctt_helpers.attribution import METHODS
+from ctt_helpers.notebook import plots, widgets
 
 ctt.use_profile(
     globals(),
@@ -60,7 +61,11 @@ dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder)
 if suite.name != "tiny":  # what it takes on this machine, before anything is downloaded
     # 41 points of the path on 60 pairs, and effects by three methods
     todo = {"ablation": 3 * n_pairs, "ig": 2 * n_pairs, "atp": 2 * n_pairs, "accuracy": 41 * 60}
-    print(ckpts.estimate(tokens=n_tokens, pairs=todo, n_latents=dictionary.n_latents, k=dictionary.k or 64))
+    print(
+        ctt.estimate(
+            ckpts, tokens=n_tokens, pairs=todo, n_latents=dictionary.n_latents, k=dictionary.k or 64
+        )
+    )
 
 # %%
 dictionary.to(ckpts[0].device)
@@ -68,9 +73,12 @@ ctt.evaluation.check_match(dictionary, ckpts)  # an error here: it was trained o
 names, colors = ckpts.labels, plots.checkpoint_colors(ckpts.labels)
 find = {t: suite.pairs(t, split="find", n=n_pairs, path=pairs_path) for t in (task, plain_task)}
 test = {t: suite.pairs(t, split="test", n=n_pairs, path=pairs_path) for t in (task, plain_task)}
-short = ctt.tasks.short_names([task, plain_task])
+short = ctt.pairs.short_names([task, plain_task])
 print(dictionary)
-print(f"{', '.join(names)}; {len(find[task])} pairs to find, {len(test[task])} others to test: {find[task].text[0]}")
+print(
+    f"{', '.join(names)}; {len(find[task])} pairs to find, {len(test[task])} others to test: "
+    f"{find[task].text[0]}"
+)
 for t, half in find.items():
     for reason, count in half.left_out.items():
         print(f"{short[t]}: {count:,} of the task's pairs are left out: {reason}")
@@ -140,10 +148,15 @@ by_hand.round(3)
 # Over a task, we take the mean over pairs. `method="ablation"` does this for every active feature, in batches.
 
 # %%
-exact = {t: ctt.indirect_effects(dictionary, ckpts, find[t], "ablation") for t in (task, plain_task)}
+exact = {
+    t: ctt.indirect_effects(dictionary, ckpts, find[t], "ablation") for t in (task, plain_task)
+}
 check = ctt.indirect_effects(dictionary, ckpts, pair, "ablation", features=list(by_hand.index))
 assert np.allclose(check.mean[:, by_hand.index].T, by_hand[names], atol=1e-3)
-print(f"{int((exact[task].mean != 0).any(0).sum())} of {dictionary.n_latents} features have an effect on {short[task]}")
+print(
+    f"{int((exact[task].mean != 0).any(0).sum())} of {dictionary.n_latents} features have an "
+    f"effect on {short[task]}"
+)
 
 # %% [markdown]
 # ## Two shortcuts, and what they answer
@@ -166,8 +179,8 @@ with plots.style():
         sample = find[task][:60]
         stream = ctt.residual_stream(checkpoint, sample.input_ids, sample.attention_mask)
         bias = dictionary.raw_decoder()[1][c].detach()
-        path = ctt.paths.ActivationPath(checkpoint, sample, stream, bias, ctt.paths.touched(sample).to(stream.device))
-        ax.plot(steps, path.metric(steps).mean(1).cpu(), color=colors[names[c]], label=names[c])
+        readout = ctt.readout_of(checkpoint, sample, stream, bias)  # m as a function of the stream
+        ax.plot(steps, readout.along(steps).mean(1).cpu(), color=colors[names[c]], label=names[c])
     ax.axhline(0, color="0.6", lw=0.8)
     ax.set(xlabel="a: share of features and error taken away", ylabel="m (below 0: right)")
     ax.set_title(f"m bends along IG's path; {len(sample)} pairs of {short[task]}")
@@ -204,10 +217,6 @@ pd.DataFrame(
 
 
 # %%
-def rank_correlation(a, b):
-    return pd.Series(a).rank().corr(pd.Series(b).rank())
-
-
 rows = []
 for t in (task, plain_task):
     for c, name in enumerate(names):
@@ -215,7 +224,9 @@ for t in (task, plain_task):
         large, best = np.abs(truth) > 1e-3, set(np.argsort(-np.abs(truth))[:10])
         row = {"task": short[t], "checkpoint": name, "features": large.sum()}
         for label, e in (("AtP", atp), ("IG", ig)):
-            row[f"{label}: rank correlation"] = rank_correlation(e[t].mean[c, large], truth[large])
+            row[f"{label}: rank correlation"] = ctt.rank_correlation(
+                e[t].mean[c, large], truth[large]
+            )
             row[f"{label}: of the top 10"] = len(best & set(np.argsort(-np.abs(e[t].mean[c]))[:10]))
         rows.append(row)
 pd.DataFrame(rows).round(2)
@@ -229,9 +240,15 @@ with plots.style():
         found, top_one = e[task].mean[-1], np.abs(truth).argmax()
         ax.axline((0, 0), slope=1, color="0.5", lw=1, ls=":")
         ax.scatter(truth[large], found[large], 14, alpha=0.6)
-        ax.set(xlabel=f"exact ablation (logits), {large.sum()} features", ylabel=f"{label} (logits)")
+        ax.set(
+            xlabel=f"exact ablation (logits), {large.sum()} features", ylabel=f"{label} (logits)"
+        )
         times = found[top_one] / truth[top_one]
-        plots.set_title(ax, f"{label} at {names[-1]}: the strongest feature gets {times:.1f} times its exact effect")
+        plots.set_title(
+            ax,
+            f"{label} at {names[-1]}: the strongest feature gets {times:.1f} times its exact "
+            "effect",
+        )
 
 # %% [markdown]
 # Two lessons. **Ranking**: over the features that count, AtP is closer to the exact order than IG, or as close, and most of all late
@@ -255,7 +272,9 @@ with plots.style():
 
 # %%
 there = {"ablation": exact, "atp": atp, "ig": ig}
-effects = there.get(method) or {t: ctt.indirect_effects(dictionary, ckpts, find[t], method) for t in find}
+effects = there.get(method) or {
+    t: ctt.indirect_effects(dictionary, ckpts, find[t], method) for t in find
+}
 ratios = ctt.rel_ie(effects[task].mean, inactive_below=1e-3)
 classes = ctt.classify(ratios, names) if len(ckpts) <= 3 else ctt.trajectory(ratios, names)
 if len(ckpts) <= 3:
@@ -268,7 +287,7 @@ classes.head(12)
 # **undecided**.
 
 # %%
-twins = uncertainty.twins(find[task])  # pairs of the same words are drawn together
+twins = ctt.twins(find[task])  # pairs of the same words are drawn together
 draws = uncertainty.resample(effects[task], 1000, seed, clusters=twins)
 low, high = uncertainty.interval(draws)
 ratio_draws = uncertainty.rel_ie_draws(draws, inactive_below=1e-3)
@@ -277,8 +296,13 @@ if len(ckpts) <= 3:
     display(pd.crosstab(settled["candidate"], settled["label"]))
     size, open_ = np.abs(effects[task].mean).max(0), (settled["label"] == "undecided").to_numpy()
     done = ~settled["label"].isin(["undecided", "inactive"]).to_numpy()
-    print(f"median of the largest |IE|: {np.median(size[done]):.4f} settled, {np.median(size[open_]):.4f} undecided")
-    display(settled.loc[np.argsort(-size)[:n_features], ["feature", "label", "members", "probability"]])
+    print(
+        f"median of the largest |IE|: {np.median(size[done]):.4f} settled, "
+        f"{np.median(size[open_]):.4f} undecided"
+    )
+    display(
+        settled.loc[np.argsort(-size)[:n_features], ["feature", "label", "members", "probability"]]
+    )
 else:
     display(uncertainty.trajectory_draws(ratio_draws, names, point=ratios).dropna().head(12))
 
@@ -299,7 +323,9 @@ top = np.argsort(-strength)[:n_features]
 with plots.style():
     fig, axes = plt.subplots(1, 2, figsize=(9, 0.32 * n_features + 1.4), layout="constrained")
     for ax, t in zip(axes, (task, plain_task), strict=True):
-        plots.feature_heatmap(effects[t].mean, top, names, ax=ax, title=f"IE on {short[t]}", quantity="IE (logits)")
+        plots.feature_heatmap(
+            effects[t].mean, top, names, ax=ax, title=f"IE on {short[t]}", quantity="IE (logits)"
+        )
 
 # %% [markdown]
 # Blue helps, red hurts. (Each picture has its own scale.) How sure are these numbers? Here is the left picture again, with
@@ -308,7 +334,10 @@ with plots.style():
 # %%
 with plots.style():
     clear = ((low > 0) | (high < 0))[:, top].any(0)
-    title = f"{clear.sum()} of {len(top)}: an effect that is clear of zero at some checkpoint ({len(find[task])} pairs)"
+    title = (
+        f"{clear.sum()} of {len(top)}: an effect that is clear of zero at some checkpoint "
+        f"({len(find[task])} pairs)"
+    )
     ax = plots.interval_plot(effects[task].mean, low, high, top, names, title=title)
 
 # %% [markdown]
@@ -351,9 +380,13 @@ share, plain_share = (np.abs(v) / np.abs(v).sum(1, keepdims=True) for v in (ie, 
 plain_ratios = ctt.rel_ie(plain, inactive_below=1e-3)
 middle, last = len(ckpts) // 2, len(ckpts) - 1
 hunts = {
-    "nearest noun": (ie[middle] < 0) & (plain[middle] > 0) & (np.minimum(share, plain_share)[middle] > 0.02),
+    "nearest noun": (ie[middle] < 0)
+    & (plain[middle] > 0)
+    & (np.minimum(share, plain_share)[middle] > 0.02),
     "late helper": (ratios[last] > 0.7) & (ie[last] > 0) & (share[last] > 0.02),
-    "kept": (plain[1:] > 0).all(0) & (plain_ratios[1:] > 0.2).all(0) & (plain_share[1:] > 0.02).all(0),
+    "kept": (plain[1:] > 0).all(0)
+    & (plain_ratios[1:] > 0.2).all(0)
+    & (plain_share[1:] > 0.02).all(0),
 }
 where = {"nearest noun": (task, middle), "late helper": (task, last), "kept": (plain_task, last)}
 caught = {}
@@ -367,16 +400,27 @@ caught
 # Now measure the same effects again, exactly, on the *test* half.
 
 # %%
-tested = {t: ctt.indirect_effects(dictionary, ckpts, test[t], "ablation", features=candidates) for t in test}
+tested = {
+    t: ctt.indirect_effects(dictionary, ckpts, test[t], "ablation", features=candidates)
+    for t in test
+}
 
 # standard errors; pairs of the same words are drawn together
-error = {t: uncertainty.resample(tested[t], 1000, seed, clusters=uncertainty.twins(test[t])).std(0) for t in test}
+error = {
+    t: uncertainty.resample(tested[t], 1000, seed, clusters=ctt.twins(test[t])).std(0) for t in test
+}
 
 rows = []
 for name, group in caught.items():
     t, c = where[name]
     for i in group:
-        row = {"hunt": name, "feature": i, "on": short[t], "at": names[c], "IE on find": effects[t].mean[c, i]}
+        row = {
+            "hunt": name,
+            "feature": i,
+            "on": short[t],
+            "at": names[c],
+            "IE on find": effects[t].mean[c, i],
+        }
         for u in (task, plain_task):
             row[f"test, {short[u]}"] = f"{tested[u].mean[c, i]:+.3f} ± {error[u][c, i]:.3f}"
         again = tested[t].mean[c, i]
@@ -392,8 +436,14 @@ hunted.round(2)
 # hold, and are small: at the last checkpoint no single feature carries plain agreement.)
 
 # %%
-verdict = hunted.groupby("hunt")["holds"].agg(["sum", "size"]) if rows else pd.DataFrame(columns=["sum", "size"])
-verdict.reindex(hunts).fillna(0).astype(int).rename(columns={"sum": "holds on test", "size": "found"})
+verdict = (
+    hunted.groupby("hunt")["holds"].agg(["sum", "size"])
+    if rows
+    else pd.DataFrame(columns=["sum", "size"])
+)
+verdict.reindex(hunts).fillna(0).astype(int).rename(
+    columns={"sum": "holds on test", "size": "found"}
+)
 
 # %% [markdown]
 # ### A control: does the task matter at all?
@@ -407,13 +457,21 @@ if "head_number" in table and len(candidates):
     generator, number = np.random.default_rng(seed), table["head_number"].to_numpy()
     verbs = {n: np.unique(test[task].right[np.flatnonzero(number == n)]) for n in set(number)}
     drawn = torch.tensor(np.array([generator.choice(verbs[n], 2, replace=False) for n in number]))
-    nonsense = replace(test[task], right=drawn[:, 0], wrong=drawn[:, 1], name="two random verbs of one number")
+    nonsense = replace(
+        test[task], right=drawn[:, 0], wrong=drawn[:, 1], name="two random verbs of one number"
+    )
     control = ctt.indirect_effects(dictionary, ckpts, nonsense, "ablation", features=candidates)
     sizes = {
-        label: [float(e.per_pair[c].to_dense()[:, candidates].abs().mean()) for c in range(len(ckpts))]
+        label: [
+            float(e.per_pair[c].to_dense()[:, candidates].abs().mean()) for c in range(len(ckpts))
+        ]
         for label, e in (("mean |IE| on the task", tested[task]), ("on two random verbs", control))
     }
-    display(pd.DataFrame(sizes, index=names).assign(ratio=lambda d: d.iloc[:, 0] / d.iloc[:, 1]).round(4))
+    display(
+        pd.DataFrame(sizes, index=names)
+        .assign(ratio=lambda d: d.iloc[:, 0] / d.iloc[:, 1])
+        .round(4)
+    )
 
 # %% [markdown]
 # ## What are they about?
@@ -438,7 +496,14 @@ Path(out).mkdir(parents=True, exist_ok=True)
 labels = {i: name for name, group in caught.items() for i in group}
 promoted = {i: ctt.promoted_tokens(dictionary, ckpts, i, k=5) for i in candidates}
 widgets.feature_explorer(
-    ie, ratios, norms, names, examples, promoted, labels=labels, annotations_path=Path(out) / "notes.csv"
+    ie,
+    ratios,
+    norms,
+    names,
+    examples,
+    promoted,
+    labels=labels,
+    annotations_path=Path(out) / "notes.csv",
 )
 
 # %% [markdown]
@@ -452,26 +517,41 @@ with plots.style():
     more = np.nanmean(np.where(np.isnan(ratios[last]), np.nan, ratios[last] > reldec[last]))
     fig, ax = plt.subplots(figsize=(4.2, 3.8))
     across, up, size = reldec[last], ratios[last], np.abs(ie[last])
-    ax.scatter(across, up, 4 + 160 * size / size.max(), color=colors[names[last]], alpha=0.55, linewidths=0)
+    ax.scatter(
+        across, up, 4 + 160 * size / size.max(), color=colors[names[last]], alpha=0.55, linewidths=0
+    )
     for i in np.argsort(-size)[:6]:
         ax.annotate(f"#{i}", (across[i], up[i]), (4, 4), textcoords="offset points", fontsize=7.5)
     ax.axline((0, 0), slope=1, color="0.5", lw=1, ls=":")
-    ax.set(xlabel=f"RelDec at {names[last]} (share of decoder norm)", ylabel=f"RelIE at {names[last]} (share of |IE|)")
-    plots.set_title(ax, f"{more:.0%} of active features matter more at {names[last]} than their norm says")
+    ax.set(
+        xlabel=f"RelDec at {names[last]} (share of decoder norm)",
+        ylabel=f"RelIE at {names[last]} (share of |IE|)",
+    )
+    plots.set_title(
+        ax, f"{more:.0%} of active features matter more at {names[last]} than their norm says"
+    )
 
 # %% [markdown]
 # Which of the two predicts effects on *new* sentences? We take the exact effects on the test half, form their shares, and
 # correlate, over the features that have an effect on both halves. A shuffled RelIE is the control.
 
 # %%
-fresh = ctt.rel_ie(ctt.indirect_effects(dictionary, ckpts, test[task], "ablation").mean, inactive_below=1e-3)
+fresh = ctt.rel_ie(
+    ctt.indirect_effects(dictionary, ckpts, test[task], "ablation").mean, inactive_below=1e-3
+)
 usable = ~np.isnan(fresh).any(0) & ~np.isnan(ratios).any(0) & ~np.isnan(reldec).any(0)
 shuffled = np.random.default_rng(seed).permutation(ratios[:, usable].T).T
 predicts = pd.DataFrame(
     {
-        "RelIE (find)": [rank_correlation(ratios[c, usable], fresh[c, usable]) for c in range(len(ckpts))],
-        "RelDec": [rank_correlation(reldec[c, usable], fresh[c, usable]) for c in range(len(ckpts))],
-        "RelIE shuffled": [rank_correlation(shuffled[c], fresh[c, usable]) for c in range(len(ckpts))],
+        "RelIE (find)": [
+            ctt.rank_correlation(ratios[c, usable], fresh[c, usable]) for c in range(len(ckpts))
+        ],
+        "RelDec": [
+            ctt.rank_correlation(reldec[c, usable], fresh[c, usable]) for c in range(len(ckpts))
+        ],
+        "RelIE shuffled": [
+            ctt.rank_correlation(shuffled[c], fresh[c, usable]) for c in range(len(ckpts))
+        ],
     },
     index=names,
 )

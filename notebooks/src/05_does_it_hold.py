@@ -20,11 +20,11 @@ layer: int | None = None
 crosscoder: str | None = None  # its folder; None: the one shipped with the suite
 task: str | None = None  # agreement across an attractor
 plain_task: str | None = None  # the same without one
-other_task: str | None = None  # something else, to see whether the features are special to agreement
+other_task: str | None = None  # something else: are the features special to agreement?
 top_k: int = 10  # features a group
 n_random: int = 5  # random groups to compare with
 n_pairs: int | None = None  # pairs to find with, and as many others to test on
-pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
+pairs_path: str | None = None  # folder of published pairs; None: from where they are published
 seed: int = 0
 device: str = "auto"
 out: str | None = None  # where tables go; None: runs/05 of the project
@@ -38,7 +38,8 @@ import pandas as pd
 import torch
 
 import ctt_helpers as ctt
-from ctt_helpers import controls, plots
+from ctt_helpers import controls
+from ctt_helpers.notebook import plots
 
 ctt.use_profile(
     globals(),
@@ -57,18 +58,21 @@ dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder)
 if suite.name != "tiny":  # what it takes on this machine, before anything is downloaded
     # 12 ablations of groups, and 11 for each random group
     todo = {"ablation": n_pairs, "ablate": (12 + 11 * n_random) * n_pairs, "accuracy": n_pairs}
-    print(ckpts.estimate(pairs=todo, n_latents=dictionary.n_latents, k=dictionary.k or 64))
+    print(ctt.estimate(ckpts, pairs=todo, n_latents=dictionary.n_latents, k=dictionary.k or 64))
 
 # %%
 dictionary.to(ckpts[0].device)
 ctt.evaluation.check_match(dictionary, ckpts)  # an error here: it was trained on other checkpoints
 names, colors = ckpts.labels, plots.checkpoint_colors(ckpts.labels)
 tasks = [task, plain_task, other_task]
-short = ctt.tasks.short_names(tasks)
+short = ctt.pairs.short_names(tasks)
 find = {t: suite.pairs(t, split="find", n=n_pairs, path=pairs_path) for t in tasks}
 test = {t: suite.pairs(t, split="test", n=n_pairs, path=pairs_path) for t in tasks}
 assert not {*find[task].text} & {*test[task].text}
-print(f"{', '.join(names)}; {len(find[task])} pairs of {task} to find with, {len(test[task])} others to test on")
+print(
+    f"{', '.join(names)}; {len(find[task])} pairs of {task} to find with, {len(test[task])} others "
+    "to test on"
+)
 
 # %% [markdown]
 # ## Choosing, once
@@ -92,20 +96,29 @@ pd.DataFrame({names[c]: [f"#{i} ({ie[c, i]:+.2f})" for i in helpers[c]] for c in
 
 # %%
 x = ctt.activations.stacked_activations(ckpts, find[task].input_ids, find[task].attention_mask)
-f = dictionary.encode(x).detach()[range(len(x)), find[task].answer_position].cpu().numpy()  # at the answer position
+f = (
+    dictionary.encode(x).detach()[range(len(x)), find[task].answer_position].cpu().numpy()
+)  # at the answer position
 norms = dictionary.decoder_norms().detach().cpu().numpy()
-written = f.mean(0) * norms + 1e-6  # [checkpoints, latents]: activation times decoder norm, mean over pairs
+written = (
+    f.mean(0) * norms + 1e-6
+)  # [checkpoints, latents]: activation times decoder norm, mean over pairs
 
 
 def matched(group, c, n):
-    """n groups of other features; each member is one of the five that write most like one of the group's."""
+    """n groups of others, each member one of the five that write most like one of the group's."""
     return controls.control_groups(group, np.flatnonzero(f.max(0) > 0), n, seed, size=written[c])
 
 
 match = [matched(g, c, n_random) for c, g in enumerate(helpers)]  # [checkpoints, groups, features]
 sizes = {"top": helpers, "matched": [groups[0] for groups in match]}
-pd.DataFrame({f"written at the answer, {k}": [written[c][g].mean() for c, g in enumerate(v)] for k, v in sizes.items()},
-             index=names).round(3)  # fmt: skip
+pd.DataFrame(
+    {
+        f"written at the answer, {k}": [written[c][g].mean() for c, g in enumerate(v)]
+        for k, v in sizes.items()
+    },
+    index=names,
+).round(3)
 
 # %% [markdown]
 # The match is as good as the dictionary allows. Where the first column stays above the second, hardly any other feature
@@ -116,16 +129,29 @@ pd.DataFrame({f"written at the answer, {k}": [written[c][g].mean() for c, g in e
 active = np.flatnonzero(ie.any(0))  # with some effect on the task, anywhere in the sentence
 anyone = [controls.control_groups(g, active, n_random, seed + 1) for g in helpers]
 kinds = {f"random {top_k}, matched": match, f"random {top_k}, any": anyone}
-tables, draws = [ctt.ablate(dictionary, ckpts, test[task], helpers).assign(group=f"top {top_k}")], {}
+tables, draws = (
+    [ctt.ablate(dictionary, ckpts, test[task], helpers).assign(group=f"top {top_k}")],
+    {},
+)
 for kind, groups in kinds.items():
     draws[kind] = pd.concat(
         [ctt.ablate(dictionary, ckpts, test[task], [g[k] for g in groups]) for k in range(n_random)]
     )
-    averaged = draws[kind].groupby("checkpoint", sort=False).mean().reset_index().astype({"n_pairs": int})
+    averaged = (
+        draws[kind].groupby("checkpoint", sort=False).mean().reset_index().astype({"n_pairs": int})
+    )
     tables.append(averaged.assign(group=kind))
 together = pd.concat(tables, ignore_index=True)
-columns = ["group", "checkpoint", "accuracy_before", "accuracy_after", "logit_difference_before",
-           "logit_difference_after", "effect", "effect_stderr"]  # fmt: skip
+columns = [
+    "group",
+    "checkpoint",
+    "accuracy_before",
+    "accuracy_after",
+    "logit_difference_before",
+    "logit_difference_after",
+    "effect",
+    "effect_stderr",
+]
 together[columns].round(3)
 
 # %%
@@ -137,12 +163,26 @@ with plots.style():
     after = after.loc[names, [f"top {top_k}", *kinds]]
     after.insert(0, "untouched", together[is_top].set_index("checkpoint")["accuracy_before"])
     error = (after * (1 - after) / len(test[task])) ** 0.5
-    after.plot.bar(ax=ax, yerr=error, color=["0.85", "#0072B2", "0.4", "0.6"], width=0.8, rot=0, error_kw={"lw": 1})
+    after.plot.bar(
+        ax=ax,
+        yerr=error,
+        color=["0.85", "#0072B2", "0.4", "0.6"],
+        width=0.8,
+        rot=0,
+        error_kw={"lw": 1},
+    )
     ax.axhline(0.5, color="0.4", lw=0.8, ls="--")
-    ax.set(ylabel="accuracy (lines: ± 1 standard error)", xlabel=f"{len(test[task])} pairs", ylim=(0, 1.05))
+    ax.set(
+        ylabel="accuracy (lines: ± 1 standard error)",
+        xlabel=f"{len(test[task])} pairs",
+        ylim=(0, 1.05),
+    )
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     fall, control = drop[is_top].iloc[-1], drop[is_matched].iloc[-1]
-    title = f"Without its top {top_k}, {names[-1]} falls by {fall:.2f}; without {top_k} matched ones by {control:.2f}"
+    title = (
+        f"Without its top {top_k}, {names[-1]} falls by {fall:.2f}; "
+        f"without {top_k} matched ones by {control:.2f}"
+    )
     plots.set_title(ax, title)
 
 # %% [markdown]
@@ -167,15 +207,28 @@ pd.DataFrame(spread).round(3)
 sizes = sorted({1, 2, 5, top_k, 2 * top_k})
 ranked = [np.argsort(-ie[c])[: sizes[-1]].tolist() for c in range(len(ckpts))]
 single = ctt.indirect_effects(
-    dictionary, ckpts, test[task], "ablation", features=sorted({i for group in ranked for i in group})
+    dictionary,
+    ckpts,
+    test[task],
+    "ablation",
+    features=sorted({i for group in ranked for i in group}),
 )
 rows = []
 for size in sizes:
     table = ctt.ablate(dictionary, ckpts, test[task], [group[:size] for group in ranked])
     for c, done in table.iterrows():
         added = single.mean[c, ranked[c][:size]].sum()
-        rows.append((names[c], size, added, done["effect"], done["effect_stderr"], done["accuracy_after"]))
-columns = ["checkpoint", "features", "sum of single effects", "effect together", "stderr", "accuracy"]
+        rows.append(
+            (names[c], size, added, done["effect"], done["effect_stderr"], done["accuracy_after"])
+        )
+columns = [
+    "checkpoint",
+    "features",
+    "sum of single effects",
+    "effect together",
+    "stderr",
+    "accuracy",
+]
 parts = pd.DataFrame(rows, columns=columns)
 parts.round(3)
 
@@ -183,8 +236,21 @@ parts.round(3)
 with plots.style():
     fig, ax = plt.subplots(figsize=(6.6, 3.2), layout="constrained")
     for name, part in parts.groupby("checkpoint", sort=False):
-        ax.plot(part["features"], part["effect together"], "o-", color=colors[name], label=f"{name}, together")
-        ax.plot(part["features"], part["sum of single effects"], "o--", color=colors[name], mfc="none", alpha=0.7)
+        ax.plot(
+            part["features"],
+            part["effect together"],
+            "o-",
+            color=colors[name],
+            label=f"{name}, together",
+        )
+        ax.plot(
+            part["features"],
+            part["sum of single effects"],
+            "o--",
+            color=colors[name],
+            mfc="none",
+            alpha=0.7,
+        )
     at_end = parts[(parts["checkpoint"] == names[-1]) & (parts["features"] == top_k)].iloc[0]
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="features removed (the strongest helpers first)", ylabel="effect on m (logits)")
@@ -192,7 +258,12 @@ with plots.style():
         f"{names[-1]}: {top_k} features do {at_end['effect together']:.1f} together, "
         f"{at_end['sum of single effects']:.1f} added up one by one"
     )
-    ax.legend(title="dashed: single effects\nadded up", frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.legend(
+        title="dashed: single effects\nadded up",
+        frameon=False,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+    )
 
 # %% [markdown]
 # Where the solid line runs above the dashed one, features can stand in for each other: remove one and little happens;
@@ -230,7 +301,9 @@ measured.round(3)
 rng = np.random.default_rng(seed)
 away = {
     name: [
-        ctt.ablate(dictionary, ckpts, test[task], rng.choice(worth, len(group), replace=False))["effect"].to_numpy()
+        ctt.ablate(dictionary, ckpts, test[task], rng.choice(worth, len(group), replace=False))[
+            "effect"
+        ].to_numpy()
         for _ in range(2 * n_random)
     ]
     for name, group in own.items()
@@ -239,10 +312,16 @@ rows = []
 for name in own:
     c, drawn = names.index(name), np.array(away[name])
     rows.append(
-        {"group": f"{name}'s own", "features": len(own[name]), "effect at home": measured.loc[name, name],
-         "random groups: mean": drawn[:, c].mean(), "largest": drawn[:, c].max(),
-         "largest effect away": measured.loc[name].drop(name).abs().max(), "random: away": np.abs(np.delete(drawn, c, 1)).mean()}
-    )  # fmt: skip
+        {
+            "group": f"{name}'s own",
+            "features": len(own[name]),
+            "effect at home": measured.loc[name, name],
+            "random groups: mean": drawn[:, c].mean(),
+            "largest": drawn[:, c].max(),
+            "largest effect away": measured.loc[name].drop(name).abs().max(),
+            "random: away": np.abs(np.delete(drawn, c, 1)).mean(),
+        }
+    )
 pd.DataFrame(rows).set_index("group").round(3)
 
 # %% [markdown]
@@ -255,12 +334,20 @@ with plots.style():
     reach = float(measured.abs().to_numpy().max())
     ax.imshow(measured, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto")
     for (r, c), value in np.ndenumerate(measured.to_numpy()):
-        ax.text(c, r, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.7 * reach else "black")
+        ax.text(
+            c,
+            r,
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            color="white" if abs(value) > 0.7 * reach else "black",
+        )
     ax.set_xticks(range(len(names)), names)
     ax.set_yticks(range(len(own)), [f"{name}'s own ({len(g)})" for name, g in own.items()])
     at_home = sum(measured.loc[name].idxmax() == name for name in own)
     ax.set(
-        xlabel="removed at", title=f"{at_home} of {len(own)} groups do most at their own checkpoint (effect in logits)"
+        xlabel="removed at",
+        title=f"{at_home} of {len(own)} groups do most at their own checkpoint (effect in logits)",
     )
 
 # %% [markdown]
@@ -275,7 +362,10 @@ with plots.style():
 # %%
 at_each = [ctt.accuracy(checkpoint, find[task]) for checkpoint in ckpts]
 middle = int(np.argmin(at_each))  # where the model is worst
-print(f"worst at {names[middle]}: {at_each[middle]:.2f}" + ("" if at_each[middle] < 0.5 else ", not below chance"))
+print(
+    f"worst at {names[middle]}: {at_each[middle]:.2f}"
+    + ("" if at_each[middle] < 0.5 else ", not below chance")
+)
 hurting = np.argsort(ie[middle])[:top_k].tolist()
 rows = []
 for t in tasks:
@@ -285,9 +375,14 @@ for t in tasks:
     ):
         row = ctt.ablate(dictionary, ckpts, test[t], group).iloc[middle]
         rows.append(
-            {"task": short[t], "group": label, "before": row["accuracy_before"], "after": row["accuracy_after"],
-             "effect on m": row["effect"]}
-        )  # fmt: skip
+            {
+                "task": short[t],
+                "group": label,
+                "before": row["accuracy_before"],
+                "after": row["accuracy_after"],
+                "effect on m": row["effect"],
+            }
+        )
 better = pd.DataFrame(rows).groupby(["task", "group"], sort=False).mean()
 print(f"accuracy at {names[middle]}")
 better.round(3)
@@ -302,8 +397,10 @@ with plots.style():
     ax.axhline(0.5, color="0.4", lw=0.8, ls="--")
     ax.set(ylabel="accuracy", xlabel="", ylim=(0, 1.05))
     change = better.loc[(short[task], f"the {top_k} that hurt most")]
-    ax.set_title(f"{names[middle]}: {short[task]} goes from {change['before']:.2f} to {change['after']:.2f} "
-                 f"when {top_k} features are removed")  # fmt: skip
+    ax.set_title(
+        f"{names[middle]}: {short[task]} goes from {change['before']:.2f} to {change['after']:.2f} "
+        f"when {top_k} features are removed"
+    )
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 # %% [markdown]

@@ -22,13 +22,13 @@ crosscoder: str | None = None  # its folder; None: the one shipped with the suit
 task: str | None = None  # agreement across an attractor
 other_task: str | None = None  # a task whose subject, attractor and answer are different words
 n_pairs: int | None = None  # pairs to find with, and as many others to test on
-pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
+pairs_path: str | None = None  # folder of published pairs; None: from where they are published
 text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own
 n_draws: int = 1000  # bootstrap draws
 n_features: int = 10  # how many to show
 seed: int = 0
 device: str = "auto"
-results: str | None = None  # tables that `python -m benchmarks.science` makes in minutes; None: the project's own
+results: str | None = None  # tables of `python -m experiments`; None: the project's own
 out: str | None = None  # where tables go; None: runs/06 of the project
 
 # %%
@@ -41,10 +41,13 @@ import torch
 from IPython.display import display
 
 import ctt_helpers as ctt
-from ctt_helpers import controls, plots, runtime, uncertainty
-from ctt_helpers.paths import ActivationPath, effects_from_gradient, touched
-from ctt_helpers.scaling import artefacts, latent_scaling
-from ctt_helpers.toy.planted import COUNTS, measures, plant, recovery, score
+from ctt_helpers import controls, uncertainty
+from ctt_helpers.attribution import effects_from_gradient
+from ctt_helpers.controls import artefacts, latent_scaling
+from ctt_helpers.effects import touched
+from ctt_helpers.notebook import plots
+from ctt_helpers.notebook.parameters import top_folder
+from ctt_helpers.planted import COUNTS, measures, plant, recovery, score
 
 ctt.use_profile(
     globals(),
@@ -61,8 +64,18 @@ dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder)
 # %% tags=["estimate"]
 if suite.name != "tiny":  # what it takes on this machine, before anything is downloaded
     # six sets of exact effects; the side-by-side table takes 420 pairs more
-    todo = {"ablation": 6 * n_pairs, "ig": n_pairs + 420, "ig_near": n_pairs, "ig_own": 60, "atp": n_pairs + 420}
-    print(ckpts.estimate(tokens=40_000, pairs=todo, n_latents=dictionary.n_latents, k=dictionary.k or 64))
+    todo = {
+        "ablation": 6 * n_pairs,
+        "ig": n_pairs + 420,
+        "ig_near": n_pairs,
+        "ig_own": 60,
+        "atp": n_pairs + 420,
+    }
+    print(
+        ctt.estimate(
+            ckpts, tokens=40_000, pairs=todo, n_latents=dictionary.n_latents, k=dictionary.k or 64
+        )
+    )
 
 # %%
 dictionary.to(ckpts[0].device)
@@ -70,13 +83,8 @@ ctt.evaluation.check_match(dictionary, ckpts)  # an error here: it was trained o
 names, colors = ckpts.labels, plots.checkpoint_colors(ckpts.labels)
 find = {t: suite.pairs(t, split="find", n=n_pairs, path=pairs_path) for t in (task, other_task)}
 test = {t: suite.pairs(t, split="test", n=n_pairs, path=pairs_path) for t in (task, other_task)}
-short = ctt.tasks.short_names(list(find))
+short = ctt.pairs.short_names(list(find))
 print(f"{', '.join(names)}; {len(find[task])} pairs to find, {len(test[task])} others to test")
-
-
-def spearman(a, b):
-    return pd.Series(np.asarray(a)).rank().corr(pd.Series(np.asarray(b)).rank())
-
 
 # %% [markdown]
 # # Part 1 · Where the truth is known
@@ -97,7 +105,9 @@ seen = ctt.TensorStream(crowded.sample(20_000, seed)[0].float(), 1024, seed)
 ctt.train(student, seen, ctt.TrainConfig(steps=400), device="cpu")
 known = recovery(student, crowded)
 test_x = crowded.sample(8_000, seed + 1)[0]
-scores = pd.DataFrame({name: score(ratios, known) for name, ratios in measures(student, crowded, test_x).items()}).T
+scores = pd.DataFrame(
+    {name: score(ratios, known) for name, ratios in measures(student, crowded, test_x).items()}
+).T
 print(f"found: {known['found'].sum()} of {len(known)} planted features; the scores are about these")
 display(known.groupby("kind", sort=False)["found"].agg(["sum", "size"]).T)
 scores.round(2)
@@ -128,10 +138,14 @@ with plots.style():
     ax.plot(shares, lost, "s-", color="#0072B2", label="has an effect, yet called inactive")
     ax.axvline(1e-3, color="0.6", lw=1, ls=":")
     ax.set(
-        xscale="log", xlabel="inactive below this share of all |IE| (dotted: the default)", ylabel="share of features"
+        xscale="log",
+        xlabel="inactive below this share of all |IE| (dotted: the default)",
+        ylabel="share of features",
     )
     at_default = scores.loc["RelIE", "specific_decodable"]
-    ax.set_title(f"At the default, {at_default:.0%} of the {(~causal).sum()} unread features are 'specific'")
+    ax.set_title(
+        f"At the default, {at_default:.0%} of the {(~causal).sum()} unread features are 'specific'"
+    )
     ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.25))
 
 # %% [markdown]
@@ -146,10 +160,15 @@ unread = torch.tensor(known[known["found"] & (known["kind"] == "decodable")]["la
 draw, wide = np.random.default_rng(seed), []
 for _ in range(50):
     rows = draw.integers(len(test_x), size=len(test_x))
-    ie = crowded.exact_effects(test_x[rows], code[rows][:, unread], student.raw_decoder()[0][unread])
+    ie = crowded.exact_effects(
+        test_x[rows], code[rows][:, unread], student.raw_decoder()[0][unread]
+    )
     wide.append(ctt.pairwise(ie)[0, -1])
 low, high = np.percentile(wide, [2.5, 97.5], axis=0)
-print(f"widest 95 % interval of the late share: {np.max(high - low):.2g}; wholly above 0.7: {np.mean(low > 0.7):.0%}")
+print(
+    f"widest 95 % interval of the late share: {np.max(high - low):.2g}; wholly above 0.7: "
+    f"{np.mean(low > 0.7):.0%}"
+)
 
 # %% [markdown]
 # More test tokens: no. The task is linear, so the same share comes out of *every* draw: the error sits in the decoder, not
@@ -161,12 +180,16 @@ longer = ctt.Crosscoder(3, 32, n_latents=96, k=7, seed=seed)
 ctt.train(longer, seen, ctt.TrainConfig(steps=1600), device="cpu")
 known_longer = recovery(longer, crowded)
 rows = [
-    (label, table["found"].sum(), score(measures(one, crowded, test_x)["RelIE"], table)["specific_decodable"])
+    (
+        label,
+        table["found"].sum(),
+        score(measures(one, crowded, test_x)["RelIE"], table)["specific_decodable"],
+    )
     for label, one, table in (("400 steps", student, known), ("1600 steps", longer, known_longer))
 ]
-pd.DataFrame(rows, columns=["training", "found, of 96", "unread features called specific"]).set_index("training").round(
-    2
-)
+pd.DataFrame(
+    rows, columns=["training", "found, of 96", "unread features called specific"]
+).set_index("training").round(2)
 
 # %% [markdown]
 # More training on the same tokens finds more features, and makes fewer false ones. A better dictionary is the best control.
@@ -182,7 +205,13 @@ for limit in (np.inf, 4.0, 2.0, 1.0):
     planted_x, sizes = world.sample(8_000, seed)
     ie = world.exact_effects(planted_x, sizes)
     late = ctt.pairwise(ie)[0, -1, world.kinds == "persist"]
-    rows.append({"S": limit, "late share of what persists": late.mean(), "called 'fades'": (late < 0.3).mean()})
+    rows.append(
+        {
+            "S": limit,
+            "late share of what persists": late.mean(),
+            "called 'fades'": (late < 0.3).mean(),
+        }
+    )
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
@@ -209,20 +238,33 @@ pd.DataFrame(rows).round(2)
 # **Question.** IG is complete: its effects add up to the whole. AtP's do not. Which of the two is closer to exact ablation?
 
 # %%
-effects = {m: ctt.indirect_effects(dictionary, ckpts, find[task], m) for m in ("ablation", "atp", "ig", "ig_near")}
+effects = {
+    m: ctt.indirect_effects(dictionary, ckpts, find[task], m)
+    for m in ("ablation", "atp", "ig", "ig_near")
+}
 few = find[task][:40]
 own = {m: ctt.indirect_effects(dictionary, ckpts, few, m) for m in ("ablation", "ig_own")}
 rows = []
 for method, c in [(m, c) for m in ("atp", "ig_near", "ig", "ig_own") for c in range(len(ckpts))]:
-    estimate, truth = (own["ig_own"], own["ablation"]) if method == "ig_own" else (effects[method], effects["ablation"])
+    estimate, truth = (
+        (own["ig_own"], own["ablation"])
+        if method == "ig_own"
+        else (effects[method], effects["ablation"])
+    )
     e, t = estimate.mean[c], truth.mean[c]
     large, active, strong = np.abs(t) > 1e-3, t != 0, np.argsort(-np.abs(t))[:20]
     rows.append(
-        {"method": method, "checkpoint": names[c], "rank, large effects": spearman(e[large], t[large]),
-         "rank, all active": spearman(e[active], t[active]), "same sign": np.mean(e[large] * t[large] > 0),
-         "size (1: right)": (e[strong] @ t[strong]) / (t[strong] @ t[strong]), "gap": estimate.gap[c],
-         "gradients a pair": estimate.n_nodes[c]}
-    )  # fmt: skip
+        {
+            "method": method,
+            "checkpoint": names[c],
+            "rank, large effects": ctt.rank_correlation(e[large], t[large]),
+            "rank, all active": ctt.rank_correlation(e[active], t[active]),
+            "same sign": np.mean(e[large] * t[large] > 0),
+            "size (1: right)": (e[strong] @ t[strong]) / (t[strong] @ t[strong]),
+            "gap": estimate.gap[c],
+            "gradients a pair": estimate.n_nodes[c],
+        }
+    )
 compared = pd.DataFrame(rows).set_index(["method", "checkpoint"])
 compared.round(3)
 
@@ -235,7 +277,9 @@ with plots.style():
         size = compared.loc[(method, names[-1]), "size (1: right)"]
         ax.axline((0, 0), slope=1, color="0.5", lw=1, ls=":")
         ax.scatter(truth[large], effects[method].mean[-1, large], 14, alpha=0.6)
-        ax.set(xlabel=f"exact ablation (logits), {large.sum()} features", ylabel=f"{method} (logits)")
+        ax.set(
+            xlabel=f"exact ablation (logits), {large.sum()} features", ylabel=f"{method} (logits)"
+        )
         ax.set_title(f"{method} at {names[-1]}: {size:.1f} times the exact size")
 
 # %% [markdown]
@@ -261,26 +305,28 @@ f = dictionary.encode(x).detach() * keep[..., None]
 along, m_along, m_frozen = np.zeros((3, len(ckpts), len(points)))
 
 
-def with_frozen_norm(path, points):
-    """m along the path if the final norm went on dividing by what it divides by at the clean point."""
-    caught, norm = [], path.model.final_norm
+def with_frozen_norm(checkpoint, readout, points):
+    """m along the path if the final norm went on dividing as it does at the clean point."""
+    caught, norm = [], checkpoint.final_norm
     handle = norm.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].detach()))
-    path.metric(points)
+    readout.along(points)
     handle.remove()
-    if "RMS" not in type(norm).__name__:  # a layer norm takes the mean away first
+    if checkpoint.norm_centres:  # a layer norm takes the mean away first
         caught = [h - h.mean(-1, keepdim=True) for h in caught]
     size = caught[0].pow(2).mean(-1, keepdim=True).sqrt()
-    right, wrong = path.model.unembedding.weight[sample.answers.to(size.device)].unbind(1)
-    read = (wrong - right) * getattr(norm, "weight", 1.0)
+    right, wrong = checkpoint.unembedding.weight[sample.answers.to(size.device)].unbind(1)
+    read = (wrong - right) * checkpoint.norm_gain
     return [float((h / size * read).sum(-1).mean()) for h in caught]
 
 
 for c, checkpoint in enumerate(ckpts):
-    path = ActivationPath(checkpoint, sample, x[:, :, c], bias[c], keep)
-    m_along[c], m_frozen[c] = path.metric(points).mean(1).cpu(), with_frozen_norm(path, points)
+    readout = ctt.readout_of(checkpoint, sample, x[:, :, c], bias[c])
+    m_along[c] = readout.along(points).mean(1).cpu()
+    m_frozen[c] = with_frozen_norm(checkpoint, readout, points)
     for k, a in enumerate(points):
-        there = effects_from_gradient(f, W_dec[:, c], path.gradient(a.expand(len(sample)))).sum(1).mean(0).cpu()
-        along[c, k] = spearman(there[exact[c] != 0], exact[c][exact[c] != 0])
+        gradient = readout.gradient(readout.at(a.expand(len(sample))))
+        there = effects_from_gradient(f, W_dec[:, c], gradient).sum(1).mean(0).cpu()
+        along[c, k] = ctt.rank_correlation(there[exact[c] != 0], exact[c][exact[c] != 0])
 
 # %%
 with plots.style():
@@ -291,14 +337,18 @@ with plots.style():
         axes[1].plot(points, along[c], color=colors[name])
     moved = np.abs(m_along[-1] - m_along[-1, 0]) > 0.05 * np.abs(m_along[-1, 0])
     until = points[int(moved.argmax())] if moved.any() else 1.0
-    axes[0].set(ylabel="m (below 0: right)", title=f"{names[-1]}: m hardly moves until a = {until:.2f}")
+    axes[0].set(
+        ylabel="m (below 0: right)", title=f"{names[-1]}: m hardly moves until a = {until:.2f}"
+    )
     below = points[int(np.argmax(along[-1] < 0.5))] if (along[-1] < 0.5).any() else 1.0
     axes[1].set(ylabel="rank correlation with exact", ylim=(min(-0.05, np.nanmin(along)), 1.05))
     axes[1].set_title(f"{names[-1]}: from a = {below:.2f} on, the gradient ranks other things")
     for ax in axes:
         ax.axhline(0, color="0.6", lw=0.8)
         ax.set_xlabel("a: share of features and error taken away")
-    axes[0].legend(frameon=False, title="dashed: the final\nnorm's divisor frozen", title_fontsize=8)
+    axes[0].legend(
+        frameon=False, title="dashed: the final\nnorm's divisor frozen", title_fontsize=8
+    )
 
 # %% [markdown]
 # There it is. Near the clean point the gradient ranks the features rightly. Far along the path the stream is something
@@ -311,23 +361,34 @@ with plots.style():
 #   $m$ moves from the start.
 # - **A joint path.** IG removes feature A while B, C and D are going too. Ablation removes A while they are there.
 #
-# How much of IG's trouble is the norm's? `python -m benchmarks.science` freezes the divisor, in the estimate and in the exact
+# How much of IG's trouble is the norm's? `python -m experiments` freezes the divisor, in the estimate and in the exact
 # effect alike, and compares again. (Tables that take minutes come from there.)
 
 
 # %%
 def table_of(name):
-    """A table that `python -m benchmarks.science` made, or None with a sentence."""
-    path = Path(results or runtime.top_folder() / "benchmarks/results/science") / f"{name}.csv"
+    """A table that `python -m experiments` made, or None with a sentence."""
+    path = Path(results or top_folder() / "experiments/results") / f"{name}.csv"
     if path.is_file():
         return pd.read_csv(path)
-    print(f"{path} is not there, so this table is not shown: in a checkout, `make science` makes it.")
+    print(
+        f"{path} is not there, so this table is not shown: in a checkout, `make experiments` makes "
+        "it."
+    )
 
 
 frozen = table_of("frozen_norm")
 if frozen is not None:
-    figures = {"size": "size (1: right)", "rank_large": "rank, large effects", "rank_all": "rank, all active"}
-    by = frozen.groupby(["method", "checkpoint", "norm"], sort=False)[list(figures)].mean().rename(columns=figures)
+    figures = {
+        "size": "size (1: right)",
+        "rank_large": "rank, large effects",
+        "rank_all": "rank, all active",
+    }
+    by = (
+        frozen.groupby(["method", "checkpoint", "norm"], sort=False)[list(figures)]
+        .mean()
+        .rename(columns=figures)
+    )
     display(by.unstack("norm").round(2))
 
 # %% [markdown]
@@ -341,11 +402,17 @@ if frozen is not None:
 estimators, budget = table_of("estimators"), table_of("budget")
 if estimators is not None:
     off = estimators.groupby(["method", "checkpoint"], sort=False)[["relie_error", "passes"]].mean()
-    wide = off["relie_error"].unstack("checkpoint").loc[off.index.unique("method"), off.index.unique("checkpoint")]
+    wide = (
+        off["relie_error"]
+        .unstack("checkpoint")
+        .loc[off.index.unique("method"), off.index.unique("checkpoint")]
+    )
     wide = wide.assign(passes=off["passes"].groupby("method").mean())
     display(wide.dropna().rename_axis("RelIE off by, with effects from").round(3))
 if budget is not None:
-    rank = budget.groupby(["way", "checkpoint"], sort=False)["rank_large"].mean().unstack("checkpoint")
+    rank = (
+        budget.groupby(["way", "checkpoint"], sort=False)["rank_large"].mean().unstack("checkpoint")
+    )
     rank = rank.loc[budget["way"].unique(), budget["checkpoint"].unique()]
     rank["passes a pair"] = budget.groupby("way")["passes"].mean().round(0)
     display(rank.rename_axis("rank correlation with exact effects on other sentences").round(2))
@@ -362,7 +429,11 @@ if budget is not None:
 gaps = [
     {"task": t.split("/")[-1], "checkpoint": name, "gap": found.gap[c]}
     for t in suite.task_names[:14]
-    for found in [ctt.indirect_effects(dictionary, ckpts, suite.pairs(t, split="test", n=30, path=pairs_path), "ig")]
+    for found in [
+        ctt.indirect_effects(
+            dictionary, ckpts, suite.pairs(t, split="test", n=30, path=pairs_path), "ig"
+        )
+    ]
     for c, name in enumerate(names)
 ]
 gap_table = pd.DataFrame(gaps).pivot(index="task", columns="checkpoint", values="gap")[names]
@@ -384,10 +455,14 @@ top = np.argsort(-np.abs(whole.mean).max(0))[:n_features]
 best = np.abs(whole.mean).argmax(0)  # the checkpoint where each does most
 roles = [r for r in ("subject", "attractor", "answer") if r == "answer" or "roles" in pairs.table]
 at_role = {
-    r: ctt.indirect_effects(dictionary, ckpts, pairs, "ablation", features=top, positions=pairs.positions(r)).mean
+    r: ctt.indirect_effects(
+        dictionary, ckpts, pairs, "ablation", features=top, positions=pairs.positions(r)
+    ).mean
     for r in roles
 }
-by_role = pd.DataFrame({r: [v[best[i], i] for i in top] for r, v in at_role.items()}, index=[f"#{i}" for i in top])
+by_role = pd.DataFrame(
+    {r: [v[best[i], i] for i in top] for r, v in at_role.items()}, index=[f"#{i}" for i in top]
+)
 by_role.insert(0, "at", [names[best[i]] for i in top])
 by_role["everywhere at once"] = [whole.mean[best[i], i] for i in top]
 by_role.round(2)
@@ -402,7 +477,9 @@ at = np.zeros((length, len(ckpts), dictionary.n_latents))
 for t in range(1, length):
     mask = torch.zeros_like(pairs.attention_mask, dtype=torch.bool)
     mask[torch.arange(len(pairs)), pairs.answer_position - (length - 1 - t)] = True
-    at[t] = ctt.indirect_effects(dictionary, ckpts, pairs, "ablation", features=top, positions=mask).mean
+    at[t] = ctt.indirect_effects(
+        dictionary, ckpts, pairs, "ablation", features=top, positions=mask
+    ).mean
 values = np.array([[at[t, best[i], i] for t in range(1, length)] for i in top])
 shortest = int(pairs.answer_position.argmin())
 words = [suite.tokenizer.decode([i]) for i in pairs.input_ids[shortest, 1:length].tolist()]
@@ -434,13 +511,18 @@ real = effects["ablation"]
 sign = torch.tensor(rng.permutation(np.resize([1.0, -1.0], len(find[task]))))
 dense = real.per_pair.to_dense().double()
 swapped = (dense * sign[None, :, None]).mean(1).numpy()
-twins = uncertainty.twins(find[task])  # pairs of the same words are one piece of evidence
+twins = ctt.twins(find[task])  # pairs of the same words are one piece of evidence
 print(
-    f"summed |IE|: {np.abs(real.mean).sum():.1f} on the task, {np.abs(swapped).sum():.1f} with half the labels swapped"
+    f"summed |IE|: {np.abs(real.mean).sum():.1f} on the task, {np.abs(swapped).sum():.1f} with "
+    "half the labels swapped"
 )
 for label, ie in (("task", real.mean), ("swapped", swapped)):
     if len(ckpts) <= 3:
-        counts = ctt.classify(ctt.rel_ie(ie, inactive_below=1e-3), names)["label"].value_counts().to_dict()
+        counts = (
+            ctt.classify(ctt.rel_ie(ie, inactive_below=1e-3), names)["label"]
+            .value_counts()
+            .to_dict()
+        )
         print(f"{label}: {counts}")
 
 # %% [markdown]
@@ -453,7 +535,9 @@ for label, ie in (("task", real.mean), ("swapped", swapped)):
 # together.)
 
 # %%
-swapped_effects = ctt.Effects(**{**vars(real), "mean": swapped, "per_pair": (dense * sign[None, :, None]).to_sparse()})
+swapped_effects = ctt.Effects(
+    **{**vars(real), "mean": swapped, "per_pair": (dense * sign[None, :, None]).to_sparse()}
+)
 draws = {
     label: uncertainty.resample(e, n_draws, seed, clusters=twins)
     for label, e in (("task", real), ("swapped", swapped_effects))
@@ -463,9 +547,14 @@ strongest = np.argsort(-np.abs(real.mean).max(0))[:n_features]
 sure = int(((low > 0) | (high < 0))[:, strongest].any(0).sum())
 with plots.style():
     ax = plots.interval_plot(
-        real.mean, low, high, strongest, names,
-        title=f"{sure} of the {len(strongest)} strongest effects are clear of zero somewhere, {len(find[task])} pairs",
-    )  # fmt: skip
+        real.mean,
+        low,
+        high,
+        strongest,
+        names,
+        title=f"{sure} of the {len(strongest)} strongest effects are clear of zero somewhere, "
+        f"{len(find[task])} pairs",
+    )
 
 # %% [markdown]
 # Now the ratio and the class. In each draw we form RelIE and the class. A class is **decided** if 95 % of the draws agree on
@@ -481,7 +570,9 @@ def decided(label, ie):
 
 
 if len(ckpts) <= 3:
-    tables = {label: decided(label, ie) for label, ie in (("task", real.mean), ("swapped", swapped))}
+    tables = {
+        label: decided(label, ie) for label, ie in (("task", real.mean), ("swapped", swapped))
+    }
     counts = {}
     for label, (table, _) in tables.items():
         counts[f"{label}: point"] = table["candidate"].value_counts()
@@ -489,7 +580,11 @@ if len(ckpts) <= 3:
     display(pd.DataFrame(counts).fillna(0).astype(int))
 else:
     ratio_draws = uncertainty.rel_ie_draws(draws["task"])
-    display(uncertainty.trajectory_draws(ratio_draws, names, point=ctt.rel_ie(real.mean)).dropna().head(12))
+    display(
+        uncertainty.trajectory_draws(ratio_draws, names, point=ctt.rel_ie(real.mean))
+        .dropna()
+        .head(12)
+    )
 
 # %%
 if len(ckpts) <= 3:
@@ -499,9 +594,16 @@ if len(ckpts) <= 3:
     open_ = table["feature"][table["label"] == "undecided"].tolist()
     with plots.style():
         ax = plots.interval_plot(
-            point, low_r, high_r, shown, names, undecided=open_, ratios=True,
-            title=f"{sum(i in open_ for i in shown)} of the {len(shown)} strongest features have no settled class",
-        )  # fmt: skip
+            point,
+            low_r,
+            high_r,
+            shown,
+            names,
+            undecided=open_,
+            ratios=True,
+            title=f"{sum(i in open_ for i in shown)} of the {len(shown)} strongest features "
+            "have no settled class",
+        )
 
 # %% [markdown]
 # On the task most of the "specific" features are settled, and nearly all the strong ones. With swapped labels, few are. The
@@ -513,7 +615,10 @@ if len(ckpts) <= 3:
 # %%
 noise = controls.random_directions(dictionary, seed)
 random_ie = ctt.indirect_effects(noise, ckpts, find[task], "ablation").mean
-ranked = {"dictionary": np.sort(np.abs(real.mean), 1)[:, ::-1], "random": np.sort(np.abs(random_ie), 1)[:, ::-1]}
+ranked = {
+    "dictionary": np.sort(np.abs(real.mean), 1)[:, ::-1],
+    "random": np.sort(np.abs(random_ie), 1)[:, ::-1],
+}
 columns = {f"{k}: summed |IE|": v.sum(1) for k, v in ranked.items()}
 columns |= {f"{k}: largest": v[:, 0] for k, v in ranked.items()}
 for k, ie in (("dictionary", real.mean), ("random", random_ie)):
@@ -525,16 +630,27 @@ pd.DataFrame(columns, index=names).round(3)
 # late checkpoint has larger logits and reads finer differences, so *any* push does more there. "Specific to the end" is
 # partly a word for "sensitive at the end". What random directions lack on this task are the large effects: compare the
 # columns *largest*. A finding should be far above what a random direction of the same size does. (At the first checkpoint
-# even that fails, on plain agreement and across an object relative clause: see the table of `benchmarks.science`.)
+# even that fails, on plain agreement and across an object relative clause: see the table of `experiments`.)
 #
 # **3. The same checkpoint twice** and **4. a random-init checkpoint** need crosscoders of their own. They are trained by
-# `python -m benchmarks.science`; here is what came out.
+# `python -m experiments`; here is what came out.
 
 # %%
 twins_table, start = table_of("null_twins"), table_of("null_start")
 if twins_table is not None:
-    print("the same checkpoint under two names; P: the second one's share of the two, which should be 0.5")
-    columns = ["crosscoder", "task", "ratio", "active latents", "specific to one twin", "P mean", "P sd"]
+    print(
+        "the same checkpoint under two names; P: the second one's share of the two, which should "
+        "be 0.5"
+    )
+    columns = [
+        "crosscoder",
+        "task",
+        "ratio",
+        "active latents",
+        "specific to one twin",
+        "P mean",
+        "P sd",
+    ]
     display(twins_table[columns].round(3))
 if start is not None:
     print("a random-init checkpoint in the first place: how many features are specific to which?")
@@ -586,9 +702,13 @@ if len(ckpts) <= 3:
     active = classes["raw, |mean|"]["label"] != "inactive"
     for k in list(ways)[1:]:
         print(
-            f"{k}: {(key[k] != key['raw, |mean|'])[active].mean():.0%} of {active.sum()} active features change class"
+            f"{k}: {(key[k] != key['raw, |mean|'])[active].mean():.0%} of {active.sum()} active "
+            "features change class"
         )
-rows = {f"#{i}": {f"{k} at {n}": v[c, i] for k, v in ways.items() for c, n in enumerate(names)} for i in strongest}
+rows = {
+    f"#{i}": {f"{k} at {n}": v[c, i] for k, v in ways.items() for c, n in enumerate(names)}
+    for i in strongest
+}
 pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
@@ -603,11 +723,18 @@ pd.DataFrame(rows).T.round(2)
 
 # %%
 text = suite.text(40_000, split="validation", seed=seed + 3, path=text_path)
-batches = (ctt.activations.stacked_activations(ckpts, ids)[:, 1:].flatten(0, 1) for ids in text.split(64))
+batches = (
+    ctt.activations.stacked_activations(ckpts, ids)[:, 1:].flatten(0, 1) for ids in text.split(64)
+)
 scaling = latent_scaling(dictionary, batches)
 reldec = ctt.rel_dec(dictionary.decoder_norms(), dead=np.isnan(scaling.beta_error[0]))
-verdicts = {"RelDec": artefacts(reldec, scaling, names), "RelIE": artefacts(ways["raw, |mean|"], scaling, names)}
-pd.DataFrame({k: v.groupby(["checkpoint", "verdict"]).size() for k, v in verdicts.items()}).fillna(0).astype(int)
+verdicts = {
+    "RelDec": artefacts(reldec, scaling, names),
+    "RelIE": artefacts(ways["raw, |mean|"], scaling, names),
+}
+pd.DataFrame({k: v.groupby(["checkpoint", "verdict"]).size() for k, v in verdicts.items()}).fillna(
+    0
+).astype(int)
 
 # %%
 with plots.style():
@@ -615,10 +742,22 @@ with plots.style():
     for ax, (k, v) in zip(axes, verdicts.items(), strict=True):
         for name in names:
             part = v[v["checkpoint"] == name]
-            ax.scatter(part["nu_error"], part["nu_reconstruction"], 12, color=colors[name], label=name, alpha=0.7)
+            ax.scatter(
+                part["nu_error"],
+                part["nu_reconstruction"],
+                12,
+                color=colors[name],
+                label=name,
+                alpha=0.7,
+            )
         ax.axvline(0.2, color="0.6", lw=0.8, ls=":")
         ax.axhline(0.5, color="0.6", lw=0.8, ls=":")
-        ax.set(xlabel="largest nu_error elsewhere", ylabel="largest nu_rec elsewhere", xlim=(-0.5, 1.5), ylim=(-1, 2))
+        ax.set(
+            xlabel="largest nu_error elsewhere",
+            ylabel="largest nu_rec elsewhere",
+            xlim=(-0.5, 1.5),
+            ylim=(-1, 2),
+        )
         below = (v["verdict"] == "genuine").sum()
         plots.set_title(ax, f"{k}: {below} of {len(v)} 'specific' features are below both bounds")
     axes[0].legend(frameon=False)
@@ -633,7 +772,12 @@ with plots.style():
 # %%
 null = table_of("scaling_null")
 if null is not None:
-    display(null[null["verdict"] == "all"].drop(columns="verdict").T.rename(columns={0: "specific by RelDec"}).round(2))
+    display(
+        null[null["verdict"] == "all"]
+        .drop(columns="verdict")
+        .T.rename(columns={0: "specific by RelDec"})
+        .round(2)
+    )
 
 # %% [markdown]
 # It is a hard lesson. With many more features than dimensions, *everything else* writes along any direction, so
@@ -657,26 +801,41 @@ if causal is not None:
 
 # %%
 fresh = ctt.indirect_effects(dictionary, ckpts, test[task], "ablation")
-guesses = {"RelDec": reldec, **{f"RelIE, {m}": ctt.rel_ie(effects[m].mean, 1e-3) for m in ("ig", "atp", "ablation")}}
+guesses = {
+    "RelDec": reldec,
+    **{f"RelIE, {m}": ctt.rel_ie(effects[m].mean, 1e-3) for m in ("ig", "atp", "ablation")},
+}
 target = ctt.rel_ie(fresh.mean, inactive_below=1e-3)
 usable = ~np.isnan(target).any(0) & np.all([~np.isnan(g).any(0) for g in guesses.values()], 0)
 drawn = uncertainty.resample(fresh, 200, seed, clusters=twins)[:, :, usable]
 
 
 def fit(guess, effect):
-    """Mean over checkpoints of the rank correlation with the shares, over the features that have an effect."""
+    """Mean over checkpoints of the rank correlation with the shares of features with an effect."""
     there = np.abs(effect).sum(0) > 0
     truth = ctt.rel_ie(effect[:, there], inactive_below=0)
-    return np.mean([spearman(guess[c, there], truth[c]) for c in range(len(ckpts))])
+    return np.mean([ctt.rank_correlation(guess[c, there], truth[c]) for c in range(len(ckpts))])
 
 
+# %%
 rows = []
 for label, guess in guesses.items():
-    value, spread = fit(guess[:, usable], fresh.mean[:, usable]), np.std([fit(guess[:, usable], d) for d in drawn])
-    rows.append((label, value, value - 1.96 * spread, min(1, value + 1.96 * spread),
-                 np.abs(guess - target)[:, usable].mean()))  # fmt: skip
-predicted = pd.DataFrame(rows, columns=["guess", "rank correlation", "low", "high", "mean |error| of the share"])
-print(f"{usable.sum()} features; mean over the checkpoints; interval: 1.96 standard deviations over test sentences")
+    value = fit(guess[:, usable], fresh.mean[:, usable])
+    spread = np.std([fit(guess[:, usable], d) for d in drawn])
+    rows.append(
+        {
+            "guess": label,
+            "rank correlation": value,
+            "low": value - 1.96 * spread,
+            "high": min(1, value + 1.96 * spread),
+            "mean |error| of the share": np.abs(guess - target)[:, usable].mean(),
+        }
+    )
+predicted = pd.DataFrame(rows)
+print(
+    f"{usable.sum()} features; mean over the checkpoints; interval: 1.96 standard deviations over "
+    "test sentences"
+)
 predicted.round(3)
 
 # %%
@@ -698,14 +857,21 @@ with plots.style():
 prediction, removed = table_of("prediction"), table_of("ablation_groups")
 if prediction is not None:
     column = "rank correlation"
-    ends = [f"{column} {end}, latents" for end in ("low", "high")]  # features drawn anew: wider than over sentences
+    ends = [
+        f"{column} {end}, latents" for end in ("low", "high")
+    ]  # features drawn anew: wider than over sentences
     ends = ends if ends[0] in prediction else [f"{column} low", f"{column} high"]
     numbers = prediction[[column, *ends]].clip(upper=1).to_numpy()
     shown = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in numbers]
     display(prediction.assign(shown=shown).pivot(index="task", columns="predictor", values="shown"))
 if removed is not None:
-    print("change when the top k helpers of a checkpoint are removed there, and with as many random features")
-    columns = ["accuracy"] + [c for c in removed if c.split(": ")[-1] in ("top", "random", "matched", "all")]
+    print(
+        "change when the top k helpers of a checkpoint are removed there, and with as many random "
+        "features"
+    )
+    columns = ["accuracy"] + [
+        c for c in removed if c.split(": ")[-1] in ("top", "random", "matched", "all")
+    ]
     display(removed.set_index(["task", "k", "checkpoint"])[columns].round(2))
 
 # %% [markdown]
@@ -719,7 +885,7 @@ if removed is not None:
 
 # %% [markdown]
 # # Part 7 · Another seed, another dictionary?
-# A feature that only one training run finds is a property of that run. `python -m benchmarks.science` trains the same
+# A feature that only one training run finds is a property of that run. `python -m experiments` trains the same
 # crosscoder with five seeds, and one on a second *model* of another seed, and matches features: by decoder similarity, and
 # between models by their activations on the same text.
 

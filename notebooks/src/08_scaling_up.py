@@ -31,9 +31,9 @@ training: dict | None = None  # further settings of TrainConfig
 task: str | None = None  # agreement across an attractor
 n_pairs: int | None = None
 method: str | None = None  # of the effects: "ablation" (exact), or "atp" where that takes too long
-crosscoder: str | None = None  # folder of the triplet's crosscoder; None: the one shipped with the suite
-tasks: list | None = None  # pairs whose features are compared: of several tasks, or of several languages
-pairs_path: str | None = None  # folder of published pairs (BLiMP, CLAMS ...); None: from where they are published
+crosscoder: str | None = None  # the triplet's crosscoder; None: the one shipped with the suite
+tasks: list | None = None  # whose features are compared: of several tasks, or languages
+pairs_path: str | None = None  # folder of published pairs; None: from where they are published
 other_models: list | None = None  # suites of the hub for the cell on architectures
 n_features: int = 8  # how many to draw
 n_draws: int = 500  # bootstrap draws
@@ -54,10 +54,12 @@ from IPython.display import display
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ctt_helpers as ctt
-from ctt_helpers import plots, uncertainty
-from ctt_helpers.estimates import count_parameters, show_size, show_time
-from ctt_helpers.presets import PRESETS
-from ctt_helpers.profiles import PROFILES
+from ctt_helpers import uncertainty
+from ctt_helpers.messages import show_size, show_time
+from ctt_helpers.notebook import plots
+from ctt_helpers.notebook.parameters import PROFILES
+from ctt_helpers.sources.machine import count_parameters
+from ctt_helpers.sources.presets import PRESETS
 
 ctt.use_profile(
     globals(),
@@ -75,10 +77,14 @@ ckpts = suite.checkpoints(revisions, layer=layer, device=device)
 if suite.name != "tiny":  # what it takes on this machine, before anything is downloaded
     share = 1 + 3 / len(ckpts)  # the second crosscoder, over a triplet
     made = {"n_latents": n_latents, "k": k, "batch_size": batch_size, "buffer_tokens": 2**16}
-    made |= {"steps": int(share * steps), "tokens": int(share * steps * batch_size), "evaluated": n_eval_tokens}
+    made |= {
+        "steps": int(share * steps),
+        "tokens": int(share * steps * batch_size),
+        "evaluated": n_eval_tokens,
+    }
     made["bf16"] = training.get("bf16", False)
     todo = {"atp": (1 + len(tasks)) * n_pairs, "accuracy": (1 + len(tasks)) * n_pairs}
-    print(ckpts.estimate(pairs=todo | {method: todo.get(method, 0) + 2 * n_pairs}, **made))
+    print(ctt.estimate(ckpts, pairs=todo | {method: todo.get(method, 0) + 2 * n_pairs}, **made))
 
 # %%
 names, tokens = ckpts.labels, ckpts.tokens_seen
@@ -98,23 +104,33 @@ sizes = {n: 2 * n * ckpts.d_model * n_latents for n in sorted({2, 3, len(ckpts),
 adam = 4 * 4  # bytes: a weight, its gradient, and Adam's two moments, in float32
 pd.DataFrame(
     {"weights": sizes, "to train": {n: show_size(adam * w) for n, w in sizes.items()}}
-).rename_axis("checkpoints")  # fmt: skip
+).rename_axis("checkpoints")
 
 # %% [markdown]
 # It may be fair if the checkpoints have much in common. How alike are their streams, on the words of the task?
 
 # %%
 x = ctt.activations.stacked_activations(ckpts, pairs.input_ids, pairs.attention_mask)
-words = torch.nn.functional.normalize(x[:, 1:][pairs.attention_mask[:, 1:].bool().to(x.device)], dim=-1)
+words = torch.nn.functional.normalize(
+    x[:, 1:][pairs.attention_mask[:, 1:].bool().to(x.device)], dim=-1
+)
 similar = (torch.einsum("tcd,ted->ce", words, words) / len(words)).cpu().numpy()
 to_next = np.diag(similar, 1)
 turns = int(to_next.argmin())
 with plots.style():
     fig, ax = plt.subplots(figsize=(5.4, 4.6), layout="constrained")
-    title = f"The stream turns most from {names[turns]} to {names[turns + 1]} (cosine {to_next[turns]:.2f})"
+    turn_from, turn_to = names[turns], names[turns + 1]
+    title = f"The stream turns most from {turn_from} to {turn_to} (cosine {to_next[turns]:.2f})"
     above = np.triu(np.ones(similar.shape, dtype=bool), k=1)
-    sns.heatmap(pd.DataFrame(similar, names, names), mask=above, ax=ax, cmap="mako_r", vmax=1, square=True,
-                cbar_kws={"label": "mean cosine similarity"})  # fmt: skip
+    sns.heatmap(
+        pd.DataFrame(similar, names, names),
+        mask=above,
+        ax=ax,
+        cmap="mako_r",
+        vmax=1,
+        square=True,
+        cbar_kws={"label": "mean cosine similarity"},
+    )
     plots.set_title(ax, title)
 
 # %% [markdown]
@@ -138,15 +154,18 @@ result.history.tail(3).round(3)
 held_out = suite.text(n_eval_tokens, split="validation", seed=seed, path=text_path)
 report = ctt.evaluate(many, ckpts, held_out)
 quality = report.to_frame().set_index("checkpoint")
-print(f"L0 {report.l0:.1f}; {report.dead:.0%} of the features are silent over {report.dead_tokens:,} tokens")
+print(
+    f"L0 {report.l0:.1f}; {report.dead:.0%} of the features are silent over {report.dead_tokens:,} "
+    "tokens"
+)
 quality.round(3)
 
 # %% [markdown]
-# **Question.** Some numbers under `ce_recovered` are above 1, or odd. Look at `ce_clean` and `ce_zero` at step 0.
-# What is that ratio made of?
+# **Question.** Under `ce_recovered` some numbers are missing, some above 1. Look at `ce_clean` and `ce_zero` at step 0.
+# What would that ratio be made of?
 #
-# An untrained model predicts as badly with its stream as without. A ratio of two such nothings says nothing. Read `dce`
-# there. And where `dce` is below zero, the rebuilt stream is *better* than the model's own: the code was read from all
+# An untrained model predicts as badly with its stream as without. A ratio of two such nothings says nothing, so it is
+# left out. Read `dce` there. And where `dce` is below zero, the rebuilt stream is *better* than the model's own: the code was read from all
 # checkpoints, so the early ones borrow from the late ones (notebook 03).
 
 # %%
@@ -157,7 +176,10 @@ with plots.style():
     ax.plot(tokens, 1 - quality["explained_variance"], "o-", color="#0072B2")
     ax.set(ylabel="variance left unexplained", ylim=(0, None))
     left = 1 - quality["explained_variance"]
-    ax.set_title(f"Most is left unexplained at {worst} ({left.max():.1%}), least at {left.idxmin()} ({left.min():.1%})")
+    ax.set_title(
+        f"Most is left unexplained at {worst} ({left.max():.1%}), least at {left.idxmin()} "
+        f"({left.min():.1%})"
+    )
 
 # %% [markdown]
 # ## When is a feature written?
@@ -172,19 +194,28 @@ with plots.style():
 reldec = ctt.rel_dec(many.decoder_norms(), dead=report.dead_mask)
 written = ctt.trajectory(reldec, names)
 high = reldec >= 0.5 * np.nanmax(np.where(np.isnan(reldec), 0, reldec), 0)
-counts = pd.DataFrame({"begin": written["onset"].value_counts(), "end": written["end"].value_counts()})
+counts = pd.DataFrame(
+    {"begin": written["onset"].value_counts(), "end": written["end"].value_counts()}
+)
 counts = counts.reindex(names).fillna(0).astype(int)
 with plots.style():
     fig, ax = plt.subplots(figsize=(6.4, 3), layout="constrained")
-    ax.fill_between(range(len(names)), high.sum(1), color="0.85", step="mid", label="written (half of their most)")
+    ax.fill_between(
+        range(len(names)),
+        high.sum(1),
+        color="0.85",
+        step="mid",
+        label="written (half of their most)",
+    )
     ax.bar(np.arange(len(names)) - 0.2, counts["begin"], 0.4, color="#0072B2", label="begin")
     ax.bar(np.arange(len(names)) + 0.2, counts["end"], 0.4, color="#D55E00", label="end")
     plots.look.checkpoint_ticks(ax, names)
     ax.set(ylabel="features")
     ax.set_title(
-        f"{counts['begin'].iloc[0]} of {counts['begin'].sum()} features are written from the first checkpoint on, "
-        f"{counts['end'].iloc[-1]} until the last", wrap=True
-    )  # fmt: skip
+        f"{counts['begin'].iloc[0]} of {counts['begin'].sum()} features are written from the first "
+        f"checkpoint on, {counts['end'].iloc[-1]} until the last",
+        wrap=True,
+    )
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 # %% [markdown]
@@ -200,17 +231,22 @@ with plots.style():
 
 # %%
 effects = ctt.indirect_effects(many, ckpts, pairs, method)
-twins = np.arange(len(pairs)) // 2 if suite.name == "tiny" else None  # mirrored pairs are drawn together
+twins = ctt.twins(pairs)  # mirrored pairs are drawn together
 draws = uncertainty.resample(effects, n_draws, seed, clusters=twins)
 low, high = uncertainty.interval(draws)
 strength = np.abs(effects.mean).max(0)
 top = np.argsort(-strength)[:n_features]
-print(f"method {method!r}: {int((strength > 0.05).sum())} features reach 0.05 logits at some checkpoint")
+print(
+    f"method {method!r}: {int((strength > 0.05).sum())} features reach 0.05 logits at some "
+    "checkpoint"
+)
 
 # %%
 accuracy = np.array([ctt.accuracy(checkpoint, pairs) for checkpoint in ckpts])
 error = np.sqrt(accuracy * (1 - accuracy) / len(pairs))
-curve = pd.DataFrame({"revision": names, "tokens_seen": tokens, "accuracy": accuracy, "stderr": error})
+curve = pd.DataFrame(
+    {"revision": names, "tokens_seen": tokens, "accuracy": accuracy, "stderr": error}
+)
 curve = curve.assign(task=short, n_pairs=len(pairs))
 with plots.style():
     fig, (above, below) = plt.subplots(
@@ -238,11 +274,18 @@ for i in sorted(turn, key=lambda i: -strength[i])[:n_features]:
     best, worst = int(effects.mean[:, i].argmax()), int(effects.mean[:, i].argmin())
     W = torch.nn.functional.normalize(many.W_dec[i].detach(), dim=-1)
     rows.append(
-        {"feature": f"#{i}", "helps most at": names[best], "IE": effects.mean[best, i], "hurts most at": names[worst],
-         "IE ": effects.mean[worst, i], "cosine of the two decoders": float(W[best] @ W[worst])}
-    )  # fmt: skip
+        {
+            "feature": f"#{i}",
+            "helps most at": names[best],
+            "IE": effects.mean[best, i],
+            "hurts most at": names[worst],
+            "IE ": effects.mean[worst, i],
+            "cosine of the two decoders": float(W[best] @ W[worst]),
+        }
+    )
 print(
-    f"{len(turn)} of {len(strong)} strong features help at one checkpoint and hurt at another, by 0.05 logits or more"
+    f"{len(turn)} of {len(strong)} strong features help at one checkpoint and hurt at another, by "
+    "0.05 logits or more"
 )
 pd.DataFrame(rows).round(2)
 
@@ -260,7 +303,9 @@ pd.DataFrame(rows).round(2)
 # %%
 ratios = ctt.rel_ie(effects.mean)
 when = ctt.trajectory(ratios, names).set_index("feature")
-sure = uncertainty.trajectory_draws(uncertainty.rel_ie_draws(draws), names, point=ratios).set_index("feature")
+sure = uncertainty.trajectory_draws(uncertainty.rel_ie_draws(draws), names, point=ratios).set_index(
+    "feature"
+)
 active = when["onset"].dropna().index
 table = sure.loc[top, ["onset", "onset_probability", "end", "end_probability", "peak"]]
 table.insert(0, "centre of mass", when.loc[top, "centre_of_mass"])
@@ -282,8 +327,11 @@ with plots.style():
     fig, axes = plt.subplots(1, 2, figsize=(9.4, 3), layout="constrained")
     centre = {"RelDec": written["centre_of_mass"], "RelIE": when["centre_of_mass"]}
     for ax, (label, shares) in zip(axes, (("RelDec", reldec), ("RelIE", ratios)), strict=True):
-        title = f"{label}: centre of mass at checkpoint {np.nanmean(centre[label][top[:4]]):.1f} on average"
-        plots.trajectories(shares, tokens, top[:4], names, quantity=f"{label} (share)", ax=ax, title=title)
+        mean = np.nanmean(centre[label][top[:4]])
+        title = f"{label}: centre of mass at checkpoint {mean:.1f} on average"
+        plots.trajectories(
+            shares, tokens, top[:4], names, quantity=f"{label} (share)", ax=ax, title=title
+        )
 
 # %% [markdown]
 # The same features twice: where they are **written** (left) and where they are **used** (right). Writing spreads over
@@ -300,11 +348,19 @@ def weight_at(column):
 
 
 moves = pd.DataFrame(
-    {"accuracy": accuracy, "change": np.diff(accuracy, prepend=accuracy[0]), "begins": weight_at("onset"),
-     "ends": weight_at("end")}, index=names
-)  # fmt: skip
-alike = moves["change"].abs().rank().corr(moves["begins"].rank())
-print(f"rank correlation of |change of accuracy| with what begins there: {alike:.2f} ({len(names)} checkpoints)")
+    {
+        "accuracy": accuracy,
+        "change": np.diff(accuracy, prepend=accuracy[0]),
+        "begins": weight_at("onset"),
+        "ends": weight_at("end"),
+    },
+    index=names,
+)
+alike = ctt.rank_correlation(moves["change"].abs(), moves["begins"])
+print(
+    f"rank correlation of |change of accuracy| with what begins there: {alike:.2f} ({len(names)} "
+    "checkpoints)"
+)
 moves[(moves["begins"] > 0) | (moves["ends"] > 0)].round(2)
 
 # %% [markdown]
@@ -326,7 +382,9 @@ for label, other in cheap.items():
         "same onset": (apart == 0).mean(),
         "at most one apart": (apart.abs() <= 1).mean(),
         "mean distance": apart.mean(),
-        "rank correlation, centre of mass": theirs["centre_of_mass"].rank().corr(ours["centre_of_mass"].rank()),
+        "rank correlation, centre of mass": ctt.rank_correlation(
+            theirs["centre_of_mass"], ours["centre_of_mass"]
+        ),
     }
 pd.DataFrame(rows).T.round(2)
 
@@ -354,8 +412,9 @@ except FileNotFoundError as error:
     print(error)
 if three is None:
     print(
-        "Left out here: the comparison with a triplet's crosscoder, and the triangle. It takes one that was trained\n"
-        "on three of these checkpoints and this layer: notebook 03 makes it, the parameter crosscoder= names it."
+        "Left out here: the comparison with a triplet's crosscoder, and the triangle. It takes one "
+        "that was trained\non three of these checkpoints and this layer: notebook 03 makes it, the "
+        "parameter crosscoder= names it."
     )
 else:
     own = ctt.indirect_effects(triplet, three, pairs, method)
@@ -374,17 +433,23 @@ def compare(other, stream, effects_there, decoders):
     writes = ctt.decoder_similarity(triplet.W_dec, decoders)
     mine, theirs = own.mean[:, i], effects_there[:, j]
     large = np.abs(mine) > 0.05
-    found = found.rename(columns={"similarity": "fire alike"}).assign(**{"write alike": writes[i, j]})
+    found = found.rename(columns={"similarity": "fire alike"}).assign(
+        **{"write alike": writes[i, j]}
+    )
     for c, name in enumerate(three.labels):
-        found[f"IE at {name}"] = [f"{a:.2f} / {b:.2f}" for a, b in zip(mine[c], theirs[c], strict=True)]
+        found[f"IE at {name}"] = [
+            f"{a:.2f} / {b:.2f}" for a, b in zip(mine[c], theirs[c], strict=True)
+        ]
     same = (np.sign(mine) == np.sign(theirs))[large].mean()
     return found, {
-        "strong features": len(i), "different matches": len(set(j)),
+        "strong features": len(i),
+        "different matches": len(set(j)),
         "a match that fires alike (above 0.7)": (found["fire alike"] > 0.7).sum(),
         "fire alike (median)": found["fire alike"].median(),
-        "write alike (median)": found["write alike"].median(), "same sign where |IE| > 0.05": same,
+        "write alike (median)": found["write alike"].median(),
+        "same sign where |IE| > 0.05": same,
         "correlation of IE": np.corrcoef(mine.ravel(), theirs.ravel())[0, 1],
-    }  # fmt: skip
+    }
 
 
 if three is not None:
@@ -430,7 +495,10 @@ if three is not None:
             there = ~np.isnan(shares[0])
             corner = (shares[:, there] > 0.7).any(0)
             weight = alive[there][corner].sum() / alive[there].sum()
-            title = f"{label}: {corner.sum()} of {there.sum()} in a corner, with {weight:.0%} of the effect"
+            title = (
+                f"{label}: {corner.sum()} of {there.sum()} in a corner, "
+                f"with {weight:.0%} of the effect"
+            )
             plots.ternary(shares, alive, three.labels, ax=ax, title=title)
 
 # %% [markdown]
@@ -445,7 +513,8 @@ if three is not None:
 pythia = ctt.load_suite("pythia-1b")
 about = pythia.describe()
 print(
-    f"{len(about)} checkpoints; the paper's triplet: {', '.join(pythia.default_triplet)}; layer {pythia.default_layer}"
+    f"{len(about)} checkpoints; the paper's triplet: {', '.join(pythia.default_triplet)}; layer "
+    f"{pythia.default_layer}"
 )
 about[about["revision"].isin(["step0", *pythia.default_triplet])]
 
@@ -453,7 +522,7 @@ about[about["revision"].isin(["step0", *pythia.default_triplet])]
 # `estimate()` says what a set of checkpoints takes **before** anything is downloaded.
 
 # %%
-print(pythia.checkpoints(pythia.default_triplet, device="cpu", dtype="bfloat16").estimate())
+print(ctt.estimate(pythia.checkpoints(pythia.default_triplet, device="cpu", dtype="bfloat16")))
 
 # %% [markdown]
 # ## What does it cost?
@@ -472,21 +541,33 @@ print(pythia.checkpoints(pythia.default_triplet, device="cpu", dtype="bfloat16")
 
 # %%
 def cost(name, settings, read=65e12 / 3, train=8.1e12 / 3):
-    """What a triplet of a suite takes with a profile's settings for notebook 03; nothing is loaded."""
+    """What a triplet takes with a profile's settings for notebook 03; nothing is loaded."""
     suite = ctt.load_suite(name)
-    need = suite.checkpoints(suite.default_triplet, device="cpu", dtype="bfloat16").estimate()
+    need = ctt.estimate(suite.checkpoints(suite.default_triplet, device="cpu", dtype="bfloat16"))
     blocks = count_parameters(suite.config, suite.default_layer)["blocks"]
-    seen, h, d = settings["steps"] * settings["batch_size"], settings["n_latents"], suite.config.hidden_size
+    seen, h, d = (
+        settings["steps"] * settings["batch_size"],
+        settings["n_latents"],
+        suite.config.hidden_size,
+    )
     reading, training = 2 * blocks * seen * 3, 12 * seen * 3 * d * h
     return {
-        "model": name, "tokens": f"{seen:,}", "download": show_size(need.download), "models": show_size(need.together),
-        "crosscoder": show_size(16 * 2 * 3 * d * h), "reading": show_time(reading / read),
+        "model": name,
+        "tokens": f"{seen:,}",
+        "download": show_size(need.download),
+        "models": show_size(need.together),
+        "crosscoder": show_size(16 * 2 * 3 * d * h),
+        "reading": show_time(reading / read),
         "training": show_time(training / train),
-    }  # fmt: skip
+    }
 
 
 models = {"colab": ["pythia-160m", "pythia-410m"], "paper": ["pythia-1b", "olmo-1b", "bloom-1b1"]}
-bills = [{"profile": p, **cost(name, PROFILES[p]["03"])} for p, wanted in models.items() for name in wanted]
+bills = [
+    {"profile": p, **cost(name, PROFILES[p]["03"])}
+    for p, wanted in models.items()
+    for name in wanted
+]
 pd.DataFrame(bills).set_index(["profile", "model"])
 
 # %% [markdown]
@@ -501,15 +582,25 @@ pd.DataFrame(bills).set_index(["profile", "model"])
 
 # %%
 SMALL = {
-    "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
-    "intermediate_size": 128, "n_layer": 3, "n_head": 4, "eos_token_id": 0, "bos_token_id": 0, "pad_token_id": 0,
-}  # fmt: skip
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 128,
+    "n_layer": 3,
+    "n_head": 4,
+    "eos_token_id": 0,
+    "bos_token_id": 0,
+    "pad_token_id": 0,
+}
 
 
 def shrunk(name, folder):
     """A suite of two checkpoints with random weights, of the architecture of a preset."""
     facts = {key: SMALL.get(key, value) for key, value in PRESETS[name].config.items()}
-    config = AutoConfig.for_model(facts.pop("model_type"), **facts | {"vocab_size": suite.config.vocab_size})
+    config = AutoConfig.for_model(
+        facts.pop("model_type"), **facts | {"vocab_size": suite.config.vocab_size}
+    )
     for step in (0, 1):
         torch.manual_seed(seed + step)
         AutoModelForCausalLM.from_config(config).save_pretrained(Path(folder) / f"step{step}")
@@ -517,16 +608,19 @@ def shrunk(name, folder):
     return ctt.load_suite(folder)
 
 
+# %%
 def same_path(other, some):
-    """Read, splice back, take effects: the largest change of a logit, and how well AtP ranks the exact effects."""
+    """Read, splice back, take effects: the largest change of a logit, and how well AtP ranks."""
     two = other.checkpoints(other.revisions[-2:], device=device, dtype="float32")
     x = ctt.residual_stream(two[0], some.input_ids, some.attention_mask)
     spliced = ctt.logits_above(two[0], x, some.attention_mask, some.answer_position, some.answers)
     plain = ctt.logit_differences(two[0], some)
     change = (spliced[:, 0] - spliced[:, 1]).cpu() - torch.as_tensor(plain)
     code = ctt.Crosscoder(2, two.d_model, n_latents=64, k=8, seed=seed).to(x.device)
-    exact, fast = (ctt.indirect_effects(code, two, some, m).mean.ravel() for m in ("ablation", "atp"))
-    rank = pd.Series(exact).rank().corr(pd.Series(fast).rank())
+    exact, fast = (
+        ctt.indirect_effects(code, two, some, m).mean.ravel() for m in ("ablation", "atp")
+    )
+    rank = ctt.rank_correlation(exact, fast)
     return {
         "class": type(two[0].hf_model).__name__,
         "largest change": float(change.abs().max()),
@@ -553,12 +647,17 @@ for name in other_models or []:
     try:
         other = ctt.load_suite(name)
         print(name, same_path(other, other.pairs(other.task_names[0], n=10, path=pairs_path)))
-    except (OSError, MemoryError, ValueError) as error:  # no hub, no room, or no pair of one token in this vocabulary
+    except (
+        OSError,
+        MemoryError,
+        ValueError,
+    ) as error:  # no hub, no room, or no pair of one token in this vocabulary
         print(f"{name} is left out: {error}")
 if not other_models:
     print(
-        "Left out here: real weights. With other_models=['olmo-1b', 'bloom-1b1'] and a hub, this cell would show the\n"
-        "class of each model, that splicing its stream back leaves the logits alone, and how AtP ranks its effects."
+        "Left out here: real weights. With other_models=['olmo-1b', 'bloom-1b1'] and a hub, this "
+        "cell would show the\nclass of each model, that splicing its stream back leaves the logits "
+        "alone, and how AtP ranks its effects."
     )
 
 # %% [markdown]
@@ -588,7 +687,7 @@ count.round(2)
 
 # %%
 def overlap(c):
-    """Share of features in common, for each two tasks at checkpoint c; NaN where neither has any."""
+    """Share of features in common, for each two tasks at checkpoint c; NaN: neither has any."""
     table = pd.DataFrame(index=list(sets), columns=list(sets), dtype=float)
     for a in sets:
         for b in sets:
@@ -601,18 +700,36 @@ def between(c):
     return overlap(c).to_numpy()[np.triu_indices(len(sets), 1)]
 
 
+# %%
 if len(sets) > 1:
     with plots.style():
         fig, axes = plt.subplots(1, 2, figsize=(9.4, 3.9), layout="constrained")
         for ax, c in zip(axes, (dip, last), strict=True):
-            table = overlap(c).rename(index=lambda t: t.split("/", 1)[1], columns=lambda t: t.split("/", 1)[1])
+            table = overlap(c).rename(
+                index=lambda t: t.split("/", 1)[1], columns=lambda t: t.split("/", 1)[1]
+            )
             image = ax.imshow(table, vmin=0, vmax=1, cmap="mako_r")
-            ax.set_xticks(range(len(table)), table.columns, rotation=35, ha="right", rotation_mode="anchor")
-            ax.set_yticks(range(len(table)), [f"{t} ({sets[n][c].sum()})" for t, n in zip(table, sets, strict=True)])
+            ax.set_xticks(
+                range(len(table)), table.columns, rotation=35, ha="right", rotation_mode="anchor"
+            )
+            ax.set_yticks(
+                range(len(table)),
+                [f"{t} ({sets[n][c].sum()})" for t, n in zip(table, sets, strict=True)],
+            )
             for (r, s), value in np.ndenumerate(table.to_numpy()):
-                ax.text(s, r, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color="w" if value > 0.5 else "k")
+                ax.text(
+                    s,
+                    r,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color="w" if value > 0.5 else "k",
+                )
             shared = np.nanmean(between(c)) if np.isfinite(between(c)).any() else np.nan
-            plots.set_title(ax, f"{names[c]}: two of them share {shared:.0%} of their features on average")
+            plots.set_title(
+                ax, f"{names[c]}: two of them share {shared:.0%} of their features on average"
+            )
         fig.colorbar(image, ax=axes, label="share in common", shrink=0.8)
 
 # %% [markdown]
@@ -629,19 +746,31 @@ if len(sets) > 1:
 # %%
 if len(sets) > 1:
     rng = np.random.default_rng(seed)
-    pool = np.flatnonzero(np.any([s[last] for s in sets.values()], axis=0))  # features that count for some task
+    pool = np.flatnonzero(
+        np.any([s[last] for s in sets.values()], axis=0)
+    )  # features that count for some task
     by_chance = []
     for _ in range(200):
-        drawn = [set(rng.choice(pool, int(s[last].sum()), replace=False)) for s in sets.values() if s[last].any()]
+        drawn = [
+            set(rng.choice(pool, int(s[last].sum()), replace=False))
+            for s in sets.values()
+            if s[last].any()
+        ]
         pairs_of = [(a, b) for i, a in enumerate(drawn) for b in drawn[i + 1 :]]
         by_chance.append(np.mean([len(a & b) / len(a | b) for a, b in pairs_of]))
     both, chance = np.nanmean(between(last)), np.mean(by_chance)
     print(
-        f"{names[last]}: overlap {both:.2f}, by chance {chance:.2f} (sets of these sizes out of {len(pool)} features)"
+        f"{names[last]}: overlap {both:.2f}, by chance {chance:.2f} (sets of these sizes out of "
+        f"{len(pool)} features)"
     )
     common = np.sum([s[last] for s in sets.values()], axis=0)
     print(
-        pd.Series(common[pool]).value_counts().sort_index().rename("features").rename_axis("count for tasks").to_frame()
+        pd.Series(common[pool])
+        .value_counts()
+        .sort_index()
+        .rename("features")
+        .rename_axis("count for tasks")
+        .to_frame()
     )
 
 # %% [markdown]
@@ -653,15 +782,23 @@ languages = [t for t in sets if t.split("/")[0] in ("clams", "multiblimp")]
 if len(languages) < 2:
     print(
         "Left out here: languages, for `tasks` names none. With a multilingual model, such as\n"
-        "  papermill notebooks/08_scaling_up.ipynb out.ipynb -p profile paper -p model bloom-1b1 \\\n"
-        "    -y '{revisions: [global_step1000, global_step10000, global_step100000, main], task: clams/en/prep_anim,\n"
+        "  papermill notebooks/08_scaling_up.ipynb runs/08.ipynb -p profile paper -p model bloom-1b1 \\\n"
+        "    -y '{revisions: [global_step1000, global_step10000, global_step100000, main],\n"
+        "         task: clams/en/prep_anim,\n"
         "         tasks: [clams/en/prep_anim, clams/fr/prep_anim, multiblimp/spa]}'\n"
-        "the two pictures above would show, early and late in training, which features two languages share."
+        "the two pictures above would show, early and late in training, which features two "
+        "languages share."
     )
 else:
-    alone = {t: sets[t][last] & ~np.any([sets[o][last] for o in languages if o != t], axis=0) for t in languages}
+    alone = {
+        t: sets[t][last] & ~np.any([sets[o][last] for o in languages if o != t], axis=0)
+        for t in languages
+    }
     shared = np.all([sets[t][last] for t in languages], axis=0)
-    print(f"{names[last]}: {shared.sum()} features count in all {len(languages)} languages; in one alone:")
+    print(
+        f"{names[last]}: {shared.sum()} features count in all {len(languages)} languages; in one "
+        "alone:"
+    )
     display(pd.Series({t: int(a.sum()) for t, a in alone.items()}, name="features").to_frame())
 
 # %% [markdown]
@@ -683,17 +820,26 @@ else:
 
 # %%
 sweeps = {"3 seeds": 3, "3 seeds x 4 layers": 12, "3 seeds x 4 layers x 5 triplets": 60}
-print(f"training took {show_time(result.seconds)} here, for {steps} steps and {len(ckpts)} checkpoints")
-pd.Series({what: show_time(n * result.seconds) for what, n in sweeps.items()}, name="training alone").to_frame()
+print(
+    f"training took {show_time(result.seconds)} here, for {steps} steps and {len(ckpts)} "
+    "checkpoints"
+)
+pd.Series(
+    {what: show_time(n * result.seconds) for what, n in sweeps.items()}, name="training alone"
+).to_frame()
 
 # %%
 Path(out).mkdir(parents=True, exist_ok=True)
 report.save(Path(out) / "report.json")
 effects.save(Path(out) / "effects")
-when.join(sure.drop(columns=["onset", "end", "peak"])).loc[active].to_csv(Path(out) / "trajectories.csv")
+when.join(sure.drop(columns=["onset", "end", "peak"])).loc[active].to_csv(
+    Path(out) / "trajectories.csv"
+)
 moves.to_csv(Path(out) / "onsets_and_accuracy.csv")
 if three is not None:
-    pd.Series(summary, name="value").rename_axis("what").to_csv(Path(out) / "against_the_triplet.csv")
+    pd.Series(summary, name="value").rename_axis("what").to_csv(
+        Path(out) / "against_the_triplet.csv"
+    )
 print(f"written: {out}")
 
 # %% [markdown]
