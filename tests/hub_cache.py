@@ -1,6 +1,8 @@
-"""A hub cache as the client lays it out, and a small hub that answers as the real one does, for tests without network.
+"""A hub cache as the client lays it out, and a small hub that answers as the real one does, for
+tests without network.
 
-The models have random or briefly trained weights, the true architectures, and a config.json with the published keys.
+The models have random or briefly trained weights, the true architectures, and a config.json with
+the published keys.
 """
 
 import hashlib
@@ -25,10 +27,18 @@ ARCHITECTURES = {
 
 def shrunk(config: dict, layers: int, width: int = 32, vocabulary: int | None = None) -> dict:
     """The same keys with fewer and narrower layers, and fewer tokens where asked."""
-    small = {"hidden_size": width, "num_hidden_layers": layers, "n_layer": layers, "intermediate_size": 2 * width}
+    small = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "n_layer": layers,
+        "intermediate_size": 2 * width,
+    }
     small |= {"num_attention_heads": 4, "num_key_value_heads": 4, "n_head": 4}
     if vocabulary:
-        small |= {"vocab_size": vocabulary, **{f"{kind}_token_id": 0 for kind in ("bos", "eos", "pad", "unk")}}
+        small |= {
+            "vocab_size": vocabulary,
+            **{f"{kind}_token_id": 0 for kind in ("bos", "eos", "pad", "unk")},
+        }
     return {key: small.get(key, value) for key, value in config.items()}
 
 
@@ -41,10 +51,12 @@ def random_model(config: dict, seed: int = 0) -> PreTrainedModel:
 def briefly_trained(
     config: dict, rows: torch.Tensor, steps: Sequence[int], batch: int = 16, lr: float = 3e-3
 ) -> Iterator[PreTrainedModel]:
-    """One model after each number of steps, trained on rows of token ids in their order: [rows, length].
+    """One model after each number of steps, trained on rows of token ids in their order: [rows,
+    length].
 
-    To be quick, only the tokens that occur in `rows` are trained and compete in the loss: a model with these few words
-    is trained, and its rows are put into the embeddings of a random model of full vocabulary.
+    To be quick, only the tokens that occur in `rows` are trained and compete in the loss: a model
+    with these few words is trained, and its rows are put into the embeddings of a random model of
+    full vocabulary.
     """
     words, rows = rows.unique(return_inverse=True)
     model, whole = random_model(config | {"vocab_size": len(words)}), random_model(config)
@@ -73,20 +85,35 @@ def published_files(
     architecture, dtype = ARCHITECTURES[config["model_type"]]
     model = model or random_model(config, seed)
     state = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
-    files = {"config.json": {"architectures": [architecture], "torch_dtype": str(dtype)[6:], **config}}
+    files = {
+        "config.json": {"architectures": [architecture], "torch_dtype": str(dtype)[6:], **config}
+    }
     if config["model_type"] == "bloom":  # published as a pickle, of the model without its head
-        state = {n.removeprefix("transformer."): t for n, t in state.items() if n != "lm_head.weight"}
-        return {**_encoded(files), "pytorch_model.bin": _bytes(lambda path: torch.save(state, path))}
+        state = {
+            n.removeprefix("transformer."): t for n, t in state.items() if n != "lm_head.weight"
+        }
+        return {
+            **_encoded(files),
+            "pytorch_model.bin": _bytes(lambda path: torch.save(state, path)),
+        }
     if config["model_type"] == "gpt_neox":
         state = {n.replace("lm_head.", "embed_out."): t for n, t in state.items()}
-        for layer in range(config["num_hidden_layers"]):  # older versions of transformers saved these
+        for layer in range(
+            config["num_hidden_layers"]
+        ):  # older versions of transformers saved these
             at = f"gpt_neox.layers.{layer}.attention"
             state[f"{at}.bias"] = torch.ones(1, 1, 2048, 2048, dtype=torch.bool).tril()
             state[f"{at}.masked_bias"] = torch.tensor(-1e9).half()
     if shards == 1:
-        return {**_encoded(files), "model.safetensors": _bytes(lambda path: save_file(state, path, {"format": "pt"}))}
+        return {
+            **_encoded(files),
+            "model.safetensors": _bytes(lambda path: save_file(state, path, {"format": "pt"})),
+        }
     names = sorted(state)
-    where = {n: f"model-{i * shards // len(names) + 1:05}-of-{shards:05}.safetensors" for i, n in enumerate(names)}
+    where = {
+        n: f"model-{i * shards // len(names) + 1:05}-of-{shards:05}.safetensors"
+        for i, n in enumerate(names)
+    }
     files["model.safetensors.index.json"] = {"metadata": {}, "weight_map": where}
     parts = {file: {n: state[n] for n in names if where[n] == file} for file in set(where.values())}
     for file, part in parts.items():
@@ -111,7 +138,9 @@ def commit_of(repo: str, revision: str) -> str:
 
 
 def put(cache: Path, repo: str, revision: str, files: dict[str, bytes]) -> Path:
-    """Lay out a revision as the client does: blobs, a snapshot of links to them, and a ref without a newline."""
+    """Lay out a revision as the client does: blobs, a snapshot of links to them, and a ref without
+    a newline.
+    """
     folder, commit = cache / f"models--{repo.replace('/', '--')}", commit_of(repo, revision)
     snapshot = folder / "snapshots" / commit
     for part in (folder / "blobs", folder / "refs", snapshot):
@@ -128,7 +157,8 @@ def put(cache: Path, repo: str, revision: str, files: dict[str, bytes]) -> Path:
 class SmallHub:
     """A hub on this machine.
 
-    `repos`: repo -> revision -> files; `gated`: repos that are closed; `mode`: "fine", "silent", or a status to answer.
+    `repos`: repo -> revision -> files; `gated`: repos that are closed; `mode`: "fine", "silent", or
+    a status to answer.
     """
 
     def __init__(self, repos: dict[str, dict[str, dict[str, bytes]]]):
@@ -169,7 +199,10 @@ class SmallHub:
         if revisions is None:
             return self._send(request, 401, b"{}", {"X-Error-Code": "RepoNotFound"})
         if kind == "refs":
-            branches = [{"name": r, "ref": f"refs/heads/{r}", "targetCommit": commit_of(repo, r)} for r in revisions]
+            branches = [
+                {"name": r, "ref": f"refs/heads/{r}", "targetCommit": commit_of(repo, r)}
+                for r in revisions
+            ]
             return self._send(request, 200, {"branches": branches, "tags": [], "converts": []})
         if repo in self.gated and not api:
             return self._send(request, 403, b"{}", {"X-Error-Code": "GatedRepo"})
@@ -178,10 +211,14 @@ class SmallHub:
             return self._send(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         files, commit = revisions[found], commit_of(repo, found)
         if kind == "revision":
-            siblings = [{"rfilename": n, "size": len(c), "blobId": commit} for n, c in files.items()]
+            siblings = [
+                {"rfilename": n, "size": len(c), "blobId": commit} for n, c in files.items()
+            ]
             return self._send(request, 200, {"id": repo, "sha": commit, "siblings": siblings})
         if kind == "tree":
-            tree = [{"type": "file", "path": n, "size": len(c), "oid": commit} for n, c in files.items()]
+            tree = [
+                {"type": "file", "path": n, "size": len(c), "oid": commit} for n, c in files.items()
+            ]
             return self._send(request, 200, tree)
         if file not in files:
             return self._send(request, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
@@ -189,7 +226,9 @@ class SmallHub:
         self._send(request, 200, files[file], marks)
 
     @staticmethod
-    def _send(request: BaseHTTPRequestHandler, status: int, content, headers: dict[str, str] | None = None) -> None:
+    def _send(
+        request: BaseHTTPRequestHandler, status: int, content, headers: dict[str, str] | None = None
+    ) -> None:
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
         request.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():

@@ -1,4 +1,6 @@
-"""The stream: every token once an epoch, resumable anywhere, first token left out, scales on the same positions."""
+"""The stream: every token once an epoch, resumable anywhere, first token left out, scales on the
+same positions.
+"""
 
 import itertools
 
@@ -22,7 +24,7 @@ def numbered(n_tokens):
     return torch.arange(n_tokens, dtype=torch.float32)[:, None, None].expand(-1, 2, 1).contiguous()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(20, 300), st.integers(1, 20), st.integers(2, 400), st.integers(0, 5))
 def test_tokens_are_served_evenly_and_without_end(n_tokens, batch, buffer, seed):
     batch = min(batch, n_tokens)
@@ -37,7 +39,7 @@ def test_tokens_are_served_evenly_and_without_end(n_tokens, batch, buffer, seed)
     assert counts.max() <= -(-(counts.sum() + len(counts) + stream.buffer_tokens + 16) // n_tokens)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 60), st.integers(0, 3))
 def test_starting_in_the_middle_gives_the_same_batches(start, seed):
     stream = TensorStream(numbered(200), 8, seed, 64)
@@ -56,14 +58,18 @@ def test_order_depends_on_the_seed_and_mixes_sequences():
 @pytest.mark.parametrize("cache_gb", [1.0, 0.0])
 def test_activations_are_the_models_without_the_first_token(ckpts, cache_gb):
     text = some_text(40, 10)
-    stream = ActivationStream(ckpts, text, 60, seed=3, buffer_tokens=240, sequences_per_group=8, cache_gb=cache_gb)
+    stream = ActivationStream(
+        ckpts, text, 60, seed=3, buffer_tokens=240, sequences_per_group=8, cache_gb=cache_gb
+    )
     x = stacked_activations(ckpts, text)
     known = {tuple(np.round(v[0, :4].tolist(), 3)) for v in x[:, 1:].flatten(0, 1)}
     first = {tuple(np.round(v[0, :4].tolist(), 3)) for v in x[:, 0]}
     served = torch.cat(list(itertools.islice(stream.batches(), 6)))
     keys = [tuple(np.round(v[0, :4].tolist(), 3)) for v in served]
     assert served.shape == (360, 3, 32) and set(keys) <= known and not set(keys) & first
-    again = ActivationStream(ckpts, text, 60, seed=3, buffer_tokens=240, sequences_per_group=8, cache_gb=0.0)
+    again = ActivationStream(
+        ckpts, text, 60, seed=3, buffer_tokens=240, sequences_per_group=8, cache_gb=0.0
+    )
     assert torch.equal(next(again.batches(4)), served[240:300])  # bit for bit, cached or not
 
 
@@ -86,11 +92,18 @@ def test_fingerprint_changes_with_anything_that_changes_the_batches(ckpts):
         ActivationStream(ckpts.suite.checkpoints(layer=0, device="cpu"), text, 60),
     ]
     assert len({base, *(s.fingerprint() for s in others)}) == 6
-    assert base != ActivationStream(ckpts.suite.checkpoints(ckpts.revisions[:2], device="cpu"), text, 60).fingerprint()
+    assert (
+        base
+        != ActivationStream(
+            ckpts.suite.checkpoints(ckpts.revisions[:2], device="cpu"), text, 60
+        ).fingerprint()
+    )
 
 
 def test_errors(ckpts):
-    with pytest.raises(ValueError, match=r"90 tokens are fewer than one batch of 1024\. Give more text"):
+    with pytest.raises(
+        ValueError, match=r"90 tokens are fewer than one batch of 1024\. Give more text"
+    ):
         ctt.ActivationStream(ckpts, some_text(10, 10))
     with pytest.raises(ValueError, match=r"text must be \[sequences, length >= 2\]"):
         ctt.ActivationStream(ckpts, some_text(10, 10)[0])

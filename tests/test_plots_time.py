@@ -6,12 +6,14 @@ import pytest
 import torch
 from matplotlib.colors import to_rgba
 
-from ctt_helpers import plots
-from ctt_helpers.plots.time import CORNERS, ternary, trajectories
+from ctt_helpers.notebook import plots
+from ctt_helpers.notebook.plots.time import CORNERS, ternary, trajectories
 
 NAMES = ["step256", "step512", "step3000"]
 # all of the first, the second, the third; shared by all; shared by the first two; inactive
-RATIOS = np.array([[1, 0, 0, 1 / 3, 0.5, np.nan], [0, 1, 0, 1 / 3, 0.5, np.nan], [0, 0, 1, 1 / 3, 0, np.nan]])
+RATIOS = np.array(
+    [[1, 0, 0, 1 / 3, 0.5, np.nan], [0, 1, 0, 1 / 3, 0.5, np.nan], [0, 0, 1, 1 / 3, 0, np.nan]]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +76,9 @@ def test_a_triangle_without_an_active_feature_is_empty():
 
 @pytest.mark.parametrize("n", [2, 5])
 def test_a_triangle_is_for_three(n):
-    with pytest.raises(ValueError, match=rf"shows three checkpoints, and here are {n}: use trajectories"):
+    with pytest.raises(
+        ValueError, match=rf"shows three checkpoints, and here are {n}: use trajectories"
+    ):
         ternary(np.full((n, 2), 1 / n), np.ones(2), [f"step{i}" for i in range(n)])
 
 
@@ -92,8 +96,12 @@ def test_trajectories_draw_each_feature_over_its_tokens(n):
     assert drawn["#4"].get_color() != drawn["#1"].get_color()
     tops = sorted(band.get_paths()[0].vertices[:, 1].max() for band in ax.collections)
     assert tops == pytest.approx(sorted(values[:, [1, 4]].max(0) + 0.1))
-    assert ax.get_xscale() == "symlog" and "tokens" in ax.get_xlabel() and "logits" in ax.get_ylabel()
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == sorted(drawn, key=lambda k: -drawn[k].get_ydata()[-1])
+    assert (
+        ax.get_xscale() == "symlog" and "tokens" in ax.get_xlabel() and "logits" in ax.get_ylabel()
+    )
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == sorted(
+        drawn, key=lambda k: -drawn[k].get_ydata()[-1]
+    )
 
 
 @pytest.mark.parametrize("tokens", [[0, None], [0, 1, 2]])

@@ -1,4 +1,6 @@
-"""Profiles: what they set exists in the notebooks, is of the right type, and gives way to what is set by hand."""
+"""Profiles: what they set exists in the notebooks, is of the right type, and gives way to what is
+set by hand.
+"""
 
 from pathlib import Path
 
@@ -6,9 +8,11 @@ import jupytext
 import pytest
 
 import ctt_helpers as ctt
-from ctt_helpers.profiles import PROFILES, use_profile
+from ctt_helpers.notebook.parameters import PROFILES, use_profile
 
-SOURCES = sorted((Path(__file__).resolve().parents[1] / "notebooks" / "src").glob("[0-9][0-9]_*.py"))
+SOURCES = sorted(
+    (Path(__file__).resolve().parents[1] / "notebooks" / "src").glob("[0-9][0-9]_*.py")
+)
 
 
 def parameters_of(source: Path) -> dict:
@@ -25,18 +29,24 @@ def parameters_of(source: Path) -> dict:
 def test_every_value_of_a_profile_is_a_parameter_of_its_notebook(source, profile, capsys):
     namespace, number = parameters_of(source), source.name[:2]
     declared = set(namespace["__annotations__"])
-    assert "profile" in declared and f'globals(), "{number}"' in " ".join(source.read_text(encoding="utf-8").split())
+    assert "profile" in declared and f'globals(), "{number}"' in " ".join(
+        source.read_text(encoding="utf-8").split()
+    )
     namespace["profile"] = profile
     values = use_profile(namespace, number)
     assert set(PROFILES[profile].get(number, {})) <= declared
     offered = PROFILES[profile]["*"] | PROFILES[profile].get(number, {})
     told = capsys.readouterr().out
     for name in declared & set(offered):
-        assert namespace[name] == values[name] == offered[name] and f"{name}={offered[name]!r}" in told
+        assert (
+            namespace[name] == values[name] == offered[name] and f"{name}={offered[name]!r}" in told
+        )
 
 
 def test_what_is_set_by_hand_wins(capsys):
-    namespace = {"__annotations__": {"profile": str, "model": str | None, "n_pairs": int | None, "seed": int}}
+    namespace = {
+        "__annotations__": {"profile": str, "model": str | None, "n_pairs": int | None, "seed": int}
+    }
     namespace |= {"profile": "paper", "model": "olmo-1b", "n_pairs": None, "seed": 3}
     values = use_profile(namespace, "04")
     assert values == {"profile": "paper", "model": "olmo-1b", "n_pairs": 1000, "seed": 3}
@@ -45,9 +55,14 @@ def test_what_is_set_by_hand_wins(capsys):
 
 
 def test_errors():
-    namespace = {"__annotations__": {"profile": str, "n_pairs": int | None}, "profile": "colba", "n_pairs": None}
+    namespace = {
+        "__annotations__": {"profile": str, "n_pairs": int | None},
+        "profile": "colba",
+        "n_pairs": None,
+    }
     with pytest.raises(
-        ValueError, match=r"profile='colba' is not known; take one of tiny, colab, paper\. Did you mean 'colab'"
+        ValueError,
+        match=r"profile='colba' is not known; take one of tiny, colab, paper\. Did you mean 'col",
     ):
         use_profile(namespace, "04")
     namespace["profile"] = "tiny"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ctt_helpers as ctt
-from ctt_helpers.scaling import LatentScaling, artefacts, latent_scaling
+from ctt_helpers.controls import LatentScaling, artefacts, latent_scaling
 
 
 def random_crosscoder(n, d, h, seed, sparsity="batch_topk") -> ctt.Crosscoder:
@@ -24,7 +24,9 @@ def random_crosscoder(n, d, h, seed, sparsity="batch_topk") -> ctt.Crosscoder:
 
 
 def activations(n, d, tokens, seed) -> torch.Tensor:
-    return torch.randn(tokens, n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        tokens, n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def least_squares(crosscoder, x) -> tuple[np.ndarray, ...]:
@@ -40,17 +42,24 @@ def least_squares(crosscoder, x) -> tuple[np.ndarray, ...]:
             predictor = (f[:, i, None] * d).reshape(-1, 1)
             own = f[:, i, None] * crosscoder.W_dec[i, c].detach()
             for target, y in enumerate((scaled[:, c] - recon[:, c] + own, recon[:, c])):
-                betas[target, c, i] = torch.linalg.lstsq(predictor, y.reshape(-1, 1)).solution.item()
+                betas[target, c, i] = torch.linalg.lstsq(
+                    predictor, y.reshape(-1, 1)
+                ).solution.item()
     strongest = crosscoder.decoder_norms().detach().numpy().argmax(0)
     own = betas[:, strongest, np.arange(h)][:, None]
     return (*betas / np.where(own > 0, own, np.nan), *betas)
 
 
 def fields(scaling: LatentScaling) -> tuple[np.ndarray, ...]:
-    return scaling.nu_error, scaling.nu_reconstruction, scaling.beta_error, scaling.beta_reconstruction
+    return (
+        scaling.nu_error,
+        scaling.nu_reconstruction,
+        scaling.beta_error,
+        scaling.beta_reconstruction,
+    )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(2, 4), st.integers(0, 1000), st.sampled_from(ctt.crosscoder.SPARSITIES))
 def test_least_squares_give_the_same(n, seed, sparsity):
     crosscoder, x = random_crosscoder(n, 6, 9, seed, sparsity), activations(n, 6, 40, seed)
@@ -61,13 +70,19 @@ def test_least_squares_give_the_same(n, seed, sparsity):
     np.testing.assert_allclose(own[~np.isnan(own)], 1)
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.permutations(range(3)), st.lists(st.integers(1, 60), min_size=1, max_size=4), st.integers(0, 1000))
+@settings(max_examples=15)
+@given(
+    st.permutations(range(3)),
+    st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    st.integers(0, 1000),
+)
 def test_batches_do_not_matter_and_permuting_the_checkpoints_permutes(order, sizes, seed):
     crosscoder, x = random_crosscoder(3, 5, 8, seed), activations(3, 5, sum(sizes), seed)
     whole = latent_scaling(crosscoder, [x])
     assert whole.n_tokens == len(x)
-    for found, wanted in zip(fields(latent_scaling(crosscoder, x.split(sizes))), fields(whole), strict=True):
+    for found, wanted in zip(
+        fields(latent_scaling(crosscoder, x.split(sizes))), fields(whole), strict=True
+    ):
         np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=1e-8)
     permuted = ctt.Crosscoder(3, 5, 8, k=2, scales=crosscoder.scales[order]).double().eval()
     for name, parameter in permuted.named_parameters():
@@ -76,14 +91,22 @@ def test_batches_do_not_matter_and_permuting_the_checkpoints_permutes(order, siz
         parameter.data = value if axis is None else value.index_select(axis, torch.tensor(order))
     permuted.threshold = crosscoder.threshold
     moved = latent_scaling(permuted, [x[:, order]])
-    for found, wanted in zip((*fields(moved), moved.written), (*fields(whole), whole.written), strict=True):
+    for found, wanted in zip(
+        (*fields(moved), moved.written), (*fields(whole), whole.written), strict=True
+    ):
         np.testing.assert_allclose(found, wanted[order], rtol=1e-8, atol=1e-8)
     np.testing.assert_array_equal(np.array(order)[moved.strongest], whole.strongest)
 
 
 def handmade(decoder: torch.Tensor, read: torch.Tensor) -> ctt.Crosscoder:
-    """An "l1" crosscoder with these decoder vectors [h, n, d] and encoder [n, d, h], without biases."""
-    crosscoder = ctt.Crosscoder(decoder.shape[1], decoder.shape[2], len(decoder), sparsity="l1").double().eval()
+    """An "l1" crosscoder with these decoder vectors [h, n, d] and encoder [n, d, h], without
+    biases.
+    """
+    crosscoder = (
+        ctt.Crosscoder(decoder.shape[1], decoder.shape[2], len(decoder), sparsity="l1")
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         crosscoder.W_dec.copy_(decoder)
         crosscoder.W_enc.copy_(read)
@@ -92,16 +115,23 @@ def handmade(decoder: torch.Tensor, read: torch.Tensor) -> ctt.Crosscoder:
 
 @pytest.fixture
 def artefact_kinds() -> tuple[ctt.Crosscoder, torch.Tensor]:
-    """Features along the axes, two checkpoints. Latents: 0 shared, 1 shrunk at B, 2 and 3 twins, 4 exclusive, 5 silent.
+    """Features along the axes, two checkpoints. Latents: 0 shared, 1 shrunk at B, 2 and 3 twins, 4
+    exclusive, 5 silent.
 
-    Feature k has the direction e_k at both checkpoints (the exclusive one at A alone); latent 3 reads the feature of 2.
+    Feature k has the direction e_k at both checkpoints (the exclusive one at A alone); latent 3
+    reads the feature of 2.
     """
     g = torch.rand(400, 4, generator=torch.Generator().manual_seed(0)).double()
     g *= torch.rand(400, 4, generator=torch.Generator().manual_seed(1)) < 0.3
     x = torch.zeros(400, 2, 6, dtype=torch.float64)
     x[:, 0, :4], x[:, 1, :3] = g, g[:, :3]
-    decoder, read = torch.zeros(6, 2, 6, dtype=torch.float64), torch.zeros(2, 6, 6, dtype=torch.float64)
-    for latent, (axis, where) in enumerate([(0, [0, 1]), (1, [0]), (2, [0]), (2, [1]), (3, [0]), (5, [0])]):
+    decoder, read = (
+        torch.zeros(6, 2, 6, dtype=torch.float64),
+        torch.zeros(2, 6, 6, dtype=torch.float64),
+    )
+    for latent, (axis, where) in enumerate(
+        [(0, [0, 1]), (1, [0]), (2, [0]), (2, [1]), (3, [0]), (5, [0])]
+    ):
         decoder[latent, where, axis] = 1
         read[0, axis, latent] = 1
     return handmade(decoder, read), x
@@ -117,8 +147,12 @@ def test_artefacts_made_by_hand_are_told_apart(artefact_kinds):
     np.testing.assert_array_equal(scaling.written[1], [1, 0, 0, 1, 0, 0])
     table = artefacts(ctt.rel_dec(crosscoder.decoder_norms()), scaling, ["A", "B"])
     assert dict(zip(table["feature"], table["verdict"], strict=True)) == {
-        1: "shrinkage", 2: "decoupled", 3: "decoupled", 4: "genuine", 5: "undefined",
-    }  # fmt: skip
+        1: "shrinkage",
+        2: "decoupled",
+        3: "decoupled",
+        4: "genuine",
+        5: "undefined",
+    }
     assert table["checkpoint"].tolist() == ["A", "A", "B", "A", "A"]
 
 

@@ -1,4 +1,6 @@
-"""Running text: files and named sources, splits, order by seed, nothing twice, nothing read beyond what is needed."""
+"""Running text: files and named sources, splits, order by seed, nothing twice, nothing read beyond
+what is needed.
+"""
 
 import gzip
 import json
@@ -7,7 +9,8 @@ import pandas as pd
 import pytest
 from models import word_tokenizer
 
-from ctt_helpers import text
+from ctt_helpers.pairs import make_pairs
+from ctt_helpers.sources import text
 
 LINES = [f"the dog {'red ' * (i % 7)}{'old ' * (i // 7)}runs" for i in range(400)]
 
@@ -19,6 +22,7 @@ def file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_the_same_documents_from_every_kind_of_file(file, tmp_path):
     objects = "".join(json.dumps({"text": line, "meta": i}) + "\n" for i, line in enumerate(LINES))
     (tmp_path / "a.jsonl").write_text(objects)
@@ -29,15 +33,25 @@ def test_the_same_documents_from_every_kind_of_file(file, tmp_path):
     for name in ("a.jsonl", "a.jsonl.gz", "a.b.json.gz", "a.parquet"):
         assert sorted(text.documents(tmp_path / name, "train")) == sorted(plain), name
     held_out = list(text.documents(file, "validation"))
-    assert sorted(plain + held_out) == sorted(LINES)  # each once: none lost, none twice, none in both splits
+    assert sorted(plain + held_out) == sorted(
+        LINES
+    )  # each once: none lost, none twice, none in both splits
     assert 20 < len(held_out) < 70
 
 
 def test_a_packed_file_of_the_pile_is_read(tmp_path):
-    zstandard = pytest.importorskip("zstandard", reason="zstandard is not installed; the Pile's files need it")
-    objects = "".join(json.dumps({"text": line, "meta": {"pile_set_name": "x"}}) + "\n" for line in LINES[:9])
+    zstandard = pytest.importorskip(
+        "zstandard", reason="zstandard is not installed; the Pile's files need it"
+    )
+    objects = "".join(
+        json.dumps({"text": line, "meta": {"pile_set_name": "x"}}) + "\n" for line in LINES[:9]
+    )
     (tmp_path / "val.jsonl.zst").write_bytes(zstandard.compress(objects.encode()))
-    found = [d for split in ("train", "validation") for d in text.documents(tmp_path / "val.jsonl.zst", split)]
+    found = [
+        d
+        for split in ("train", "validation")
+        for d in text.documents(tmp_path / "val.jsonl.zst", split)
+    ]
     assert sorted(found) == sorted(LINES[:9])
 
 
@@ -62,8 +76,16 @@ def test_packing_follows_the_documents_token_for_token_and_stops():
 
     tokenizer = word_tokenizer()
     rows = text.pack(source(), tokenizer, 4, 5)
-    shown = [" ".join(tokenizer.convert_ids_to_tokens(r)).replace("Ġ", "").replace("<|endoftext|>", "|") for r in rows]
-    assert shown == ["| the dog runs |", "| a cat | the", "| old red dog often", "| sees a cat near"]
+    shown = [
+        " ".join(tokenizer.convert_ids_to_tokens(r)).replace("Ġ", "").replace("<|endoftext|>", "|")
+        for r in rows
+    ]
+    assert shown == [
+        "| the dog runs |",
+        "| a cat | the",
+        "| old red dog often",
+        "| sees a cat near",
+    ]
     assert len(read) == 3  # the third filled the last row
     with pytest.raises(ValueError, match="The text is too short: 1 of 2 sequences of 5 tokens"):
         text.pack(["the dog runs", "a cat"], tokenizer, 2, 5)
@@ -73,7 +95,9 @@ def test_packing_follows_the_documents_token_for_token_and_stops():
 
 
 def streams(monkeypatch, per_language=300):
-    """Named texts without a hub: what `datasets` is asked for, and documents that say their language."""
+    """Named texts without a hub: what `datasets` is asked for, and documents that say their
+    language.
+    """
     import datasets
 
     calls, taken = [], []
@@ -105,7 +129,9 @@ def streams(monkeypatch, per_language=300):
 def test_named_texts_are_streamed(monkeypatch, name, asked):
     calls, _ = streams(monkeypatch)
     document = next(text.documents(name, "train"))
-    assert calls == [(*asked, {"split": "train", "streaming": True})] and document.startswith(" ".join(asked))
+    assert calls == [(*asked, {"split": "train", "streaming": True})] and document.startswith(
+        " ".join(asked)
+    )
 
 
 def test_the_mixture_keeps_the_papers_shares(monkeypatch):
@@ -116,7 +142,9 @@ def test_the_mixture_keeps_the_papers_shares(monkeypatch):
     share = pd.Series(found).value_counts(normalize=True)
     assert len(calls) == 10 and sum(text.MC4_SHARES.values()) == pytest.approx(1)
     for language, expected in text.MC4_SHARES.items():
-        assert share[language] == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 2000) ** 0.5)
+        assert share[language] == pytest.approx(
+            expected, abs=4 * (expected * (1 - expected) / 2000) ** 0.5
+        )
 
 
 def test_reading_ahead_is_bounded(monkeypatch):
@@ -132,13 +160,15 @@ def test_the_table_of_sources_names_a_fallback_for_each_of_the_papers():
     assert {"pile", "dolma", "mc4/<language>"} <= set(table.index[table["paper"]])
     assert set(table["fallback"].dropna()) - {"mc4/en"} <= set(table.index)
     assert table.loc["mc4/<language>", "where"] == "allenai/c4 <language>"
-    models = ("EleutherAI/pythia-1b", "allenai/OLMo-1B-0724-hf", "bigscience/bloom-1b1-intermediate")
-    assert [text.default_source(model) for model in models] == ["pile", "dolma", "mc4"]
+    kinds = ("gpt_neox", "olmo", "olmo2", "bloom", "llama")
+    sources = [text.default_source(kind) for kind in kinds]
+    assert sources == ["pile", "dolma", "dolma", "mc4", "pile"]
 
 
 def test_out_of_reach_names_what_stands_in():
     with pytest.raises(
-        ConnectionError, match=r"The text 'mc4/fr' \(allenai/c4\) cannot be .* you can take 'wikipedia/fr'"
+        ConnectionError,
+        match=r"The text 'mc4/fr' \(allenai/c4\) cannot be .* you can take 'wikipedia/fr'",
     ):
         next(text.documents("mc4/fr", "train"))
     with pytest.raises(ConnectionError, match=r"'pile-10k' .* You can take a file of your own"):
@@ -148,19 +178,55 @@ def test_out_of_reach_names_what_stands_in():
 def test_the_pile_needs_a_package(monkeypatch):
     monkeypatch.setattr(text, "find_spec", lambda name: None)
     with pytest.raises(
-        ImportError, match="'pile' need the package zstandard: pip install zstandard, or take 'pile-10k'"
+        ImportError,
+        match="'pile' need the package zstandard: pip install zstandard, or take 'pile-10k'",
     ):
         next(text.documents("pile", "train"))
 
 
 def test_what_is_no_text(file, tmp_path):
     with pytest.raises(
-        ValueError, match=r"There is no text 'pilee': no such file, .* Did you mean 'pile'\? Names: mc4, "
+        ValueError,
+        match=r"There is no text 'pilee': no such file, .* Did you mean 'pile'\? Names: mc4, ",
     ):
         next(text.documents("pilee", "train"))
     (tmp_path / "a.docx").write_text("x")
-    with pytest.raises(ValueError, match=r"a.docx: give a .txt, .jsonl, .json, .parquet file \(or packed"):
+    with pytest.raises(
+        ValueError, match=r"a.docx: give a .txt, .jsonl, .json, .parquet file \(or packed"
+    ):
         next(text.documents(tmp_path / "a.docx", "train"))
     (tmp_path / "b.jsonl").write_text('{"content": "x"}\n')
     with pytest.raises(ValueError, match=r"b.jsonl has no column 'text'; it has: content"):
         next(text.documents(tmp_path / "b.jsonl", "train"))
+    (tmp_path / "c.txt").write_bytes("les élèves\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"c.txt cannot be read as text .*read as UTF-8"):
+        list(text.documents(tmp_path / "c.txt", "train"))
+    (tmp_path / "d.jsonl").write_text('{"text": "x"}\n{"text": ')
+    with pytest.raises(ValueError, match=r"d.jsonl cannot be read as text"):
+        list(text.documents(tmp_path / "d.jsonl", "train"))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(LINES[:20]), encoding="utf-8-sig")
+    found = [
+        d for split in ("train", "validation") for d in text.documents(tmp_path / "a.txt", split)
+    ]
+    assert sorted(found) == sorted(LINES[:20])
+
+
+def test_text_and_pairs_begin_alike_whatever_tokens_there_are():
+    """A tokenizer whose two special tokens differ (BLOOM, Llama), or that has only one (OLMo)."""
+    row = {"prefix": "the dog", "right": " runs", "wrong": " run"}
+    for bos, eos in (("<|unk|>", "<|endoftext|>"), (None, "<|endoftext|>"), ("<|unk|>", None)):
+        tokenizer = word_tokenizer(bos)
+        tokenizer.eos_token = eos
+        start = tokenizer.convert_tokens_to_ids(bos or eos)
+        rows = text.pack(["the dog runs", "a cat"] * 4, tokenizer, 3, 6)
+        assert make_pairs([row], tokenizer).begins_with == start and (rows[:, 0] == start).all()
+        between = tokenizer.convert_tokens_to_ids(eos or bos)
+        assert rows[0].tolist() == [
+            start,
+            *tokenizer("the dog runs")["input_ids"],
+            between,
+            tokenizer("a")["input_ids"][0],
+        ]

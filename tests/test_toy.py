@@ -1,4 +1,6 @@
-"""The embedded suite: its grammar, its held-out pairs, its pretraining, and the story that its checkpoints tell."""
+"""The embedded suite: its grammar, its held-out pairs, its pretraining, and the story that its
+checkpoints tell.
+"""
 
 import json
 import re
@@ -14,19 +16,32 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from ctt_helpers.files import sha256
 from ctt_helpers.toy import grammar, lexicon, pretrain
 from ctt_helpers.toy.pairs import TASKS, make_pairs
-from ctt_helpers.toy.pretrain import sha256
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
 SUITE = json.loads((TINY / "suite.json").read_text(encoding="utf-8"))
 NAMES = [task["name"] for task in SUITE["tasks"]]
-WITH_ATTRACTOR = ["pp", "nested_pp", "subj_rel", "obj_rel", "obj_rel_bare", "obj_rel_pp", "sent_comp", "center_embed"]
+WITH_ATTRACTOR = [
+    "pp",
+    "nested_pp",
+    "subj_rel",
+    "obj_rel",
+    "obj_rel_bare",
+    "obj_rel_pp",
+    "sent_comp",
+    "center_embed",
+]
 
 
 def rows_of(name: str) -> list[dict]:
     """The pairs of a task, both splits."""
-    lines = (TINY / "pairs" / f"{name.removeprefix('agreement/')}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (TINY / "pairs" / f"{name.removeprefix('agreement/')}.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     return [json.loads(line) for line in lines]
 
 
@@ -38,7 +53,9 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def corpus() -> np.ndarray:
     """The whole pretraining text, token by token as the shipped checkpoints saw it."""
-    return grammar.training_rows(SUITE["seed"], pretrain.BATCH * SUITE["revisions"][-1]["step"], pretrain.LENGTH)
+    return grammar.training_rows(
+        SUITE["seed"], pretrain.BATCH * SUITE["revisions"][-1]["step"], pretrain.LENGTH
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +63,9 @@ def lemma_of() -> dict[str, str]:
     """Lemma of every form of a noun or a verb."""
     words = lexicon.lexicon()
     forms = {form: n.singular for n in words.nouns.values() for form in (n.singular, n.plural)}
-    return forms | {form: v.base for v in words.verbs.values() for form in (v.base, v.third, v.past)}
+    return forms | {
+        form: v.base for v in words.verbs.values() for form in (v.base, v.third, v.past)
+    }
 
 
 def decode(rows: np.ndarray, tokenizer) -> str:
@@ -55,7 +74,9 @@ def decode(rows: np.ndarray, tokenizer) -> str:
     return "\n".join("".join(row) for row in token[rows]).replace("Ġ", " ")
 
 
-def meetings(text: str, lemma_of: dict[str, str], pairs: set[frozenset[str]]) -> set[frozenset[str]]:
+def meetings(
+    text: str, lemma_of: dict[str, str], pairs: set[frozenset[str]]
+) -> set[frozenset[str]]:
     """Which of these pairs of lemmas stand in one sentence of the text, in whatever role."""
     found = set()
     for sentence in set(re.split(r"\.|<\|endoftext\|>|\n", text)):
@@ -74,9 +95,16 @@ def test_lexicon_has_the_stated_size_and_no_form_twice():
     forms = [f for n in words.nouns.values() for f in (n.singular, n.plural)]
     forms += [f for v in words.verbs.values() for f in (v.base, v.third, v.past)]
     forms += {*lexicon.ADJECTIVES["animate"], *lexicon.ADJECTIVES["thing"]}
-    forms += [*lexicon.FREQUENCY_ADVERBS, *lexicon.MANNER_ADVERBS, *lexicon.PREPOSITIONS, *lexicon.FUNCTION_WORDS]
+    forms += [
+        *lexicon.FREQUENCY_ADVERBS,
+        *lexicon.MANNER_ADVERBS,
+        *lexicon.PREPOSITIONS,
+        *lexicon.FUNCTION_WORDS,
+    ]
     assert [form for form, n in Counter(forms).items() if n > 1] == []
-    assert {**lexicon.lexicon().nouns, **lexicon.lexicon().verbs}.keys() >= set(lexicon.REFLEXIVE_VERBS)
+    assert {**lexicon.lexicon().nouns, **lexicon.lexicon().verbs}.keys() >= set(
+        lexicon.REFLEXIVE_VERBS
+    )
     assert lexicon.FEMALE | lexicon.MALE <= set(words.nouns)
 
 
@@ -84,7 +112,10 @@ def test_tokenizer_gives_every_text_back(tokenizer, corpus):
     assert tokenizer("The author laughs.", add_special_tokens=False)["input_ids"] == [
         tokenizer.convert_tokens_to_ids(token) for token in ("The", "Ġauthor", "Ġlaughs", ".")
     ]
-    assert tokenizer.unk_token_id not in tokenizer("The author laughs. The authors laugh.")["input_ids"]
+    assert (
+        tokenizer.unk_token_id
+        not in tokenizer("The author laughs. The authors laugh.")["input_ids"]
+    )
     assert tokenizer.convert_tokens_to_ids("The") != tokenizer.convert_tokens_to_ids("ĠThe")
     assert {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} == {0}
     assert tokenizer.bos_token == lexicon.END_OF_TEXT
@@ -109,18 +140,26 @@ def test_rows_begin_with_the_end_of_text_token_and_follow_the_seed(corpus):
 
 def test_no_document_is_in_two_splits(corpus, tokenizer):
     def documents(rows: np.ndarray) -> set[str]:
-        return {d for d in re.split(r"<\|endoftext\|>|\n", decode(rows, tokenizer)) if d.count(".") >= 2}
+        return {
+            d for d in re.split(r"<\|endoftext\|>|\n", decode(rows, tokenizer)) if d.count(".") >= 2
+        }
 
-    train, validation = (documents(grammar.sample_rows(2000, split=split)) for split in ("train", "validation"))
+    train, validation = (
+        documents(grammar.sample_rows(2000, split=split)) for split in ("train", "validation")
+    )
     pretraining = documents(corpus)
     assert min(len(train), len(validation)) > 1000
     assert not train & validation and not train & pretraining and not validation & pretraining
 
 
 def test_subjects_and_verbs_agree_in_running_text(corpus, tokenizer):
-    """Sentences of three words, "The author laughs.": every present verb has its subject's number."""
+    """Sentences of three words, "The author laughs.": every present verb has its subject's
+    number.
+    """
     words = lexicon.lexicon()
-    number = {n.singular: 0 for n in words.nouns.values()} | {n.plural: 1 for n in words.nouns.values()}
+    number = {n.singular: 0 for n in words.nouns.values()} | {
+        n.plural: 1 for n in words.nouns.values()
+    }
     verb = {v.third: 0 for v in words.verbs.values()} | {v.base: 1 for v in words.verbs.values()}
     found = re.findall(r" (?:The|My|Our|Her|His) (\w+) (\w+)\.", decode(corpus[:4000], tokenizer))
     agreement = [number[noun] == verb[form] for noun, form in found if form in verb]
@@ -131,21 +170,36 @@ def test_subjects_and_verbs_agree_in_running_text(corpus, tokenizer):
 # ---- what never meets
 
 
+@pytest.mark.slow
 def test_no_shipped_pair_meets_in_the_pretraining_text(corpus, tokenizer, lemma_of):
-    """Every sentence that the model was trained on, against every (head, verb) and (head, attractor) of the pairs."""
+    """Every sentence that the model was trained on, against every (head, verb) and (head,
+    attractor) of the pairs.
+    """
     shipped = {frozenset((row["head"], row["verb"])) for name in NAMES for row in rows_of(name)}
-    shipped |= {frozenset((r["head"], r["attractor"])) for name in NAMES for r in rows_of(name) if r["attractor"]}
+    shipped |= {
+        frozenset((r["head"], r["attractor"]))
+        for name in NAMES
+        for r in rows_of(name)
+        if r["attractor"]
+    }
     assert len(shipped) > 300
     text = decode(corpus, tokenizer)
     assert corpus.size == SUITE["revisions"][-1]["tokens"]
-    assert len(re.findall(r"<\|endoftext\|>|\.|\w+", text)) == corpus.size  # every token is in the text that is read
+    assert (
+        len(re.findall(r"<\|endoftext\|>|\.|\w+", text)) == corpus.size
+    )  # every token is in the text that is read
     assert meetings(text, lemma_of, shipped) == set()
     for split in ("train", "validation"):
-        assert meetings(decode(grammar.sample_rows(2000, split=split), tokenizer), lemma_of, shipped) == set()
+        assert (
+            meetings(decode(grammar.sample_rows(2000, split=split), tokenizer), lemma_of, shipped)
+            == set()
+        )
     # the scan sees what it looks for: one injected sentence, the pair far apart and in other roles
     row = next(r for r in rows_of("pp") if r["attractor"])
     head, verb = (lexicon.lexicon().nouns[row["head"]], lexicon.lexicon().verbs[row["verb"]])
-    injected = f"{text[: len(text) // 2]}. A dog {verb.past} the {head.plural}. {text[len(text) // 2 :]}"
+    injected = (
+        f"{text[: len(text) // 2]}. A dog {verb.past} the {head.plural}. {text[len(text) // 2 :]}"
+    )
     assert meetings(injected, lemma_of, shipped) == {frozenset((row["head"], row["verb"]))}
     injected = f"{text} The {head.singular} waited behind two {row['attractor']}."
     assert meetings(injected, lemma_of, shipped) == {frozenset((row["head"], row["attractor"]))}
@@ -187,11 +241,18 @@ def test_pairs_are_balanced_disjoint_and_opposite(name, tokenizer):
     for r in rows:
         prefix = r["prefix"].split()
         ids = tokenizer([r["prefix"], r["right"], r["wrong"]])["input_ids"]
-        assert [len(i) for i in ids] == [len(prefix), 1, 1] and not any(1 in i for i in ids)  # 1: unknown
+        assert [len(i) for i in ids] == [len(prefix), 1, 1] and not any(
+            1 in i for i in ids
+        )  # 1: unknown
         if short in WITH_ATTRACTOR:
             assert {r["head_number"], r["attractor_number"]} == {"sg", "pl"}
-            numbers = {role: "pl" if prefix[at - 1] in plural else "sg" for role, at in r["roles"].items()}
-            assert numbers["subject"] == r["head_number"] and numbers["attractor"] == r["attractor_number"]
+            numbers = {
+                role: "pl" if prefix[at - 1] in plural else "sg" for role, at in r["roles"].items()
+            }
+            assert (
+                numbers["subject"] == r["head_number"]
+                and numbers["attractor"] == r["attractor_number"]
+            )
             assert numbers.get("other", r["attractor_number"]) == r["attractor_number"]
         else:
             assert r["attractor"] is None
@@ -211,15 +272,20 @@ def test_shipped_pairs_are_those_that_the_grammar_makes():
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     """A suite of twelve steps, made in one go."""
-    return pretrain.pretrain(tmp_path_factory.mktemp("suite") / "small", seed=5, steps=12, pairs=4, save_every=4)
+    return pretrain.pretrain(
+        tmp_path_factory.mktemp("suite") / "small", seed=5, steps=12, pairs=4, save_every=4
+    )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last_step", [2, 4, 10])
 def test_an_interrupted_run_ends_in_the_same_bytes(small, tmp_path, monkeypatch, last_step):
     out, settings = tmp_path / "x", {"seed": 5, "steps": 12, "pairs": 4, "save_every": 4}
@@ -238,7 +304,9 @@ def test_an_interrupted_run_ends_in_the_same_bytes(small, tmp_path, monkeypatch,
             pretrain.pretrain(out, **settings)
     (out / ".step8.tmp-1-1").mkdir()  # as if killed while writing
     (out / ".step8.tmp-1-1" / "model.safetensors").write_bytes(b"half")
-    assert (out / ".resume").is_dir() and not (out / "suite.json").exists() and steps[-1] == last_step
+    assert (
+        (out / ".resume").is_dir() and not (out / "suite.json").exists() and steps[-1] == last_step
+    )
     with pytest.raises(FileExistsError, match="unfinished run"):
         pretrain.pretrain(out, **settings | {"seed": 6})
 
@@ -250,7 +318,9 @@ def test_an_interrupted_run_ends_in_the_same_bytes(small, tmp_path, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, "progress", counted)
         pretrain.pretrain(out, **settings)
-    assert steps.count(1) == (1 if last_step >= 4 else 2)  # it went on where it had saved, or began anew
+    assert steps.count(1) == (
+        1 if last_step >= 4 else 2
+    )  # it went on where it had saved, or began anew
     assert contents(out) == contents(small)
 
 
@@ -267,6 +337,9 @@ def test_a_finished_folder_is_never_overwritten(small, tmp_path, capsys):
         pretrain.pretrain(tmp_path, steps=3)
     with pytest.raises(ValueError, match="at least 1"):
         pretrain.pretrain(tmp_path / "new", steps=0)
+    with pytest.raises(ValueError, match="pairs=3 is odd"):  # told at once, not after a training
+        pretrain.pretrain(tmp_path / "new", pairs=3)
+    assert not (tmp_path / "new").exists()
 
 
 def test_another_seed_gives_another_suite(small, tmp_path):
@@ -279,7 +352,9 @@ def test_another_seed_gives_another_suite(small, tmp_path):
 
 
 def test_checksums_cover_and_match_every_file():
-    lines = [line.split("  ", 1) for line in (TINY / "SHA256SUMS").read_text(encoding="utf-8").splitlines()]
+    header, *rest = (TINY / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    lines = [line.split("  ", 1) for line in rest]
+    assert header.startswith("# sha256 of the lines below")
     assert [name for digest, name in lines if sha256(TINY / name) != digest] == []
     there = {name for name in contents(TINY) if not name.startswith("crosscoder")} - {"SHA256SUMS"}
     assert there == {name for _, name in lines}
@@ -296,26 +371,39 @@ def test_shipped_data_is_small_and_described():
 
 @torch.no_grad()
 def accuracies(folder: Path, split: str = "test") -> pd.DataFrame:
-    """Share of pairs that each checkpoint gets right, by plain forward passes: steps down, tasks across."""
+    """Share of pairs that each checkpoint gets right, by plain forward passes: steps down, tasks
+    across.
+    """
     suite = json.loads((folder / "suite.json").read_text(encoding="utf-8"))
     tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
     table = {}
     for revision in suite["revisions"]:
         path = folder / revision["revision"]
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=torch.float32
+        ).eval()
         for task in suite["tasks"]:
-            rows = [json.loads(line) for line in (folder / task["file"]).read_text(encoding="utf-8").splitlines()]
+            rows = [
+                json.loads(line)
+                for line in (folder / task["file"]).read_text(encoding="utf-8").splitlines()
+            ]
             rows = [row for row in rows if row["split"] == split]
-            prefixes = [[0, *ids] for ids in tokenizer([row["prefix"] for row in rows])["input_ids"]]
+            rows = [row for i, row in enumerate(rows) if i // 2 % 2 == 0]  # half, in twins
+            prefixes = [
+                [0, *ids] for ids in tokenizer([row["prefix"] for row in rows])["input_ids"]
+            ]
             width = max(map(len, prefixes))
             batch = torch.tensor([ids + [0] * (width - len(ids)) for ids in prefixes])
             last = torch.tensor([len(ids) - 1 for ids in prefixes])
             logits = model(input_ids=batch).logits[torch.arange(len(batch)), last]
             right, wrong = (
-                torch.tensor(tokenizer([row[side] for row in rows])["input_ids"]) for side in ("right", "wrong")
+                torch.tensor(tokenizer([row[side] for row in rows])["input_ids"])
+                for side in ("right", "wrong")
             )
             better = logits.gather(1, right) > logits.gather(1, wrong)
-            table.setdefault(task["name"].split("/")[1], {})[revision["step"]] = better.double().mean().item()
+            table.setdefault(task["name"].split("/")[1], {})[revision["step"]] = (
+                better.double().mean().item()
+            )
     return pd.DataFrame(table)
 
 
@@ -324,13 +412,16 @@ def onset(curve: pd.Series) -> float:
     return min(curve.index[curve >= 0.75], default=float("inf"))
 
 
+@pytest.mark.slow
 def test_the_shipped_checkpoints_tell_the_story():
     tells_the_story(accuracies(TINY))
 
 
 @pytest.mark.long
 def test_a_suite_made_anew_tells_the_same_story(tmp_path):
-    """The whole command, minutes long. Equal bytes are only promised on one machine, so the story is compared."""
+    """The whole command, minutes long. Equal bytes are only promised on one machine, so the story
+    is compared.
+    """
     command = [sys.executable, "-m", "ctt_helpers.toy.pretrain", "--out", str(tmp_path / "suite")]
     assert subprocess.run(command, capture_output=True, timeout=1200).returncode == 0
     made = accuracies(tmp_path / "suite")
@@ -355,18 +446,21 @@ def tells_the_story(curves: pd.DataFrame) -> None:
     assert 0.55 < curves.simple[early] < 0.90 and middle in dip.index and late == curves.index[-1]
 
 
+@pytest.mark.slow
 def test_the_shipped_crosscoder_is_whole_and_good():
     import ctt_helpers as ctt
-    from ctt_helpers.runtime import read_json
+    from ctt_helpers.files import read_json
 
     suite = ctt.load_suite("tiny")
     folder = suite.crosscoder_folder
-    for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+    for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()[1:]:
         digest, name = line.split("  ", 1)
         assert sha256(folder / name) == digest, name
     ckpts = suite.checkpoints(suite.default_triplet, device="cpu")
     crosscoder = ctt.Crosscoder.load(folder)
-    report = ctt.evaluate(crosscoder, ckpts, suite.text(30_000, split="validation", seed=9))  # text of another seed
+    report = ctt.evaluate(
+        crosscoder, ckpts, suite.text(30_000, split="validation", seed=9)
+    )  # text of another seed
     assert 10 <= report.l0 <= 40
     assert min(report.explained_variance) >= 0.95 and min(report.ce_recovered) >= 0.98
     measured = read_json(folder / "report.json")

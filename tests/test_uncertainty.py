@@ -1,4 +1,6 @@
-"""Bootstrap of effects, RelIE and classes: closed forms, coverage, invariants; the figure of intervals."""
+"""Bootstrap of effects, RelIE and classes: closed forms, coverage, invariants; the figure of
+intervals.
+"""
 
 import numpy as np
 import pytest
@@ -8,26 +10,47 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import ctt_helpers as ctt
-from ctt_helpers import plots
 from ctt_helpers.effects import Effects
 from ctt_helpers.metrics import classify, rel_ie, trajectory
-from ctt_helpers.plots.effects import interval_plot
-from ctt_helpers.uncertainty import classify_draws, interval, rel_ie_draws, resample, trajectory_draws, twins
+from ctt_helpers.notebook import plots
+from ctt_helpers.notebook.plots.effects import interval_plot
+from ctt_helpers.pairs import twins
+from ctt_helpers.uncertainty import (
+    classify_draws,
+    interval,
+    rel_ie_draws,
+    resample,
+    trajectory_draws,
+)
 
 NAMES = ["early", "middle", "late"]
 
 
 def effects_of(per_pair) -> Effects:
-    """Effects with the given IE [checkpoints, pairs, latents]; what the bootstrap does not read is left empty."""
+    """Effects with the given IE [checkpoints, pairs, latents]; what the bootstrap does not read is
+    left empty.
+    """
     per_pair = np.asarray(per_pair, dtype=float)
     n, nothing = len(per_pair), np.full(len(per_pair), np.nan)
     sparse = torch.from_numpy(per_pair).to_sparse().coalesce()
     mean, abs_mean = per_pair.mean(1), np.abs(per_pair).mean(1)
-    return Effects(mean, abs_mean, nothing, nothing, nothing, nothing, sparse, [f"step{c}" for c in range(n)], {})
+    return Effects(
+        mean,
+        abs_mean,
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        sparse,
+        [f"step{c}" for c in range(n)],
+        {},
+    )
 
 
 def simulated(n=3, n_pairs=400, h=6, seed=0):
-    """Normal effects around different means, correlated between the checkpoints, some of them zero."""
+    """Normal effects around different means, correlated between the checkpoints, some of
+    them zero.
+    """
     random = np.random.default_rng(seed)
     shared = random.normal(size=(1, n_pairs, h))
     values = random.normal(0, 2, (n, 1, h)) + shared + random.normal(size=(n, n_pairs, h))
@@ -39,11 +62,12 @@ def simulated(n=3, n_pairs=400, h=6, seed=0):
 # ---- draws of effects
 
 
-@pytest.mark.parametrize("absolute_first", [False, True])
-def test_spread_and_middle_are_those_of_a_mean(absolute_first):
+@pytest.mark.parametrize("form", ["effects", "sparse", "dense", "numpy"])
+def test_spread_and_middle_are_those_of_a_mean(form):
     values = simulated()
-    draws = resample(effects_of(values), 4000, absolute_first=absolute_first)
-    values = np.abs(values) if absolute_first else values
+    given = effects_of(values)
+    forms = {"sparse": given.per_pair, "dense": given.per_pair.to_dense(), "numpy": values}
+    draws = resample(forms.get(form, given), 4000)
     mean, error = values.mean(1), values.std(1) / values.shape[1] ** 0.5
     assert draws.shape == (4000, 3, 6) and draws.dtype == np.float32
     np.testing.assert_allclose(draws.mean(0), mean, atol=0.1 * error.max())
@@ -59,7 +83,9 @@ def test_a_draw_is_a_mean_over_pairs_drawn_by_hand():
     clusters = ["b", "a", "b", "c", "a", "a", "c"]
     times = np.random.default_rng(5).multinomial(3, [1 / 3] * 3, 20)  # of a, b, c
     order = {"a": 0, "b": 1, "c": 2}
-    for draw, count in zip(resample(effects_of(values), 20, seed=5, clusters=clusters), times, strict=True):
+    for draw, count in zip(
+        resample(effects_of(values), 20, seed=5, clusters=clusters), times, strict=True
+    ):
         rows = [i for i, label in enumerate(clusters) for _ in range(count[order[label]])]
         np.testing.assert_allclose(draw, values[:, rows].mean(1), rtol=1e-5, atol=1e-6)
 
@@ -67,7 +93,9 @@ def test_a_draw_is_a_mean_over_pairs_drawn_by_hand():
 def test_checkpoints_are_drawn_together():
     values = simulated()
     draws = resample(effects_of(values), 3000)
-    of_pairs, of_draws = (np.corrcoef(v[0], v[2])[0, 1] for v in (values[:, :, 0], draws[:, :, 0].T))
+    of_pairs, of_draws = (
+        np.corrcoef(v[0], v[2])[0, 1] for v in (values[:, :, 0], draws[:, :, 0].T)
+    )
     assert of_draws == pytest.approx(of_pairs, abs=0.06) and of_pairs > 0.3
 
 
@@ -96,7 +124,7 @@ def test_copies_of_a_pair_are_no_new_evidence():
 
 
 @given(st.permutations(range(4)), st.integers(0, 3))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_permuting_the_checkpoints_permutes_the_draws_and_nothing_else(order, seed):
     values = simulated(n=4, n_pairs=12)
     draws, permuted = (resample(effects_of(v), 30, seed) for v in (values, values[list(order)]))
@@ -123,11 +151,16 @@ def test_ratios_of_draws_are_those_of_each_draw():
     total = np.abs(draws).sum(2)
     corrected = by_hand / total[:, :, None]
     corrected /= corrected.sum(1, keepdims=True).clip(1e-30)
-    np.testing.assert_allclose(rel_ie_draws(draws, total=total)[:, :, :-1], corrected[:, :, :-1], rtol=1e-5)
+    np.testing.assert_allclose(
+        rel_ie_draws(draws, total=total)[:, :, :-1], corrected[:, :, :-1], rtol=1e-5
+    )
     np.testing.assert_allclose(rel_ie_draws(draws, total=[2, 2, 2]), ratios, rtol=1e-5)
 
 
-@given(arrays(np.float32, (9, 2, 3), elements=st.floats(-9, 9, width=32) | st.just(np.nan)), st.floats(0.01, 0.99))
+@given(
+    arrays(np.float32, (9, 2, 3), elements=st.floats(-9, 9, width=32) | st.just(np.nan)),
+    st.floats(0.01, 0.99),
+)
 @pytest.mark.filterwarnings("ignore:All-NaN slice")
 def test_intervals_are_quantiles(draws, level):
     expected = np.nanquantile(draws.astype(float), [0.5 - level / 2, 0.5 + level / 2], axis=0)
@@ -155,7 +188,10 @@ def test_without_noise_the_classes_are_those_of_the_point(n):
         np.testing.assert_allclose(sure[f"low_{name}"], ratios[c])
         np.testing.assert_allclose(sure[f"high_{name}"], ratios[c])
     path, steady = trajectory(ratios, NAMES[:n]), trajectory_draws(draws, NAMES[:n])
-    assert all(path[k].equals(steady[k]) and (steady[f"{k}_probability"] == 1).all() for k in ("onset", "end", "peak"))
+    assert all(
+        path[k].equals(steady[k]) and (steady[f"{k}_probability"] == 1).all()
+        for k in ("onset", "end", "peak")
+    )
     np.testing.assert_allclose(steady["centre_of_mass_low"], path["centre_of_mass"])
 
 
@@ -181,7 +217,9 @@ def test_a_class_is_decided_by_the_share_of_draws_that_give_it():
 
 
 def test_noise_is_called_specific_by_the_point_and_undecided_by_the_draws():
-    """Of two independent normal effects around 0, one is 7/3 of the other with 2 (1 - 2 atan(7/3) / pi) = 0.516."""
+    """Of two independent normal effects around 0, one is 7/3 of the other with 2 (1 - 2 atan(7/3) /
+    pi) = 0.516.
+    """
     values = np.random.default_rng(3).normal(size=(2, 100, 1500))
     effects = effects_of(values)
     point = rel_ie(effects.mean, inactive_below=0)
@@ -192,7 +230,9 @@ def test_noise_is_called_specific_by_the_point_and_undecided_by_the_draws():
 
 def test_trajectories_of_many_checkpoints():
     early, late = [0.6, 0.2, 0.1, 0.1], [0.1, 0.1, 0.2, 0.6]
-    draws = np.array([[early, late]] * 70 + [[late, late]] * 20 + [[late, [np.nan] * 4]] * 10).swapaxes(1, 2)
+    draws = np.array(
+        [[early, late]] * 70 + [[late, late]] * 20 + [[late, [np.nan] * 4]] * 10
+    ).swapaxes(1, 2)
     table = trajectory_draws(draws, list("abcd"))
     assert table["peak"].tolist() == ["a", "d"] and table["onset"].tolist() == ["a", "d"]
     np.testing.assert_allclose(table["peak_probability"], [0.7, 0.9])
@@ -241,8 +281,14 @@ def test_interval_plot_draws_each_interval_and_marks_the_undecided(n):
     low, high = interval(ratios)
     ax = interval_plot(rel_ie(effects.mean), low, high, [3, 0, 2], names, {0}, ratios=True)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["#3", "#0 ?", "#2"]
-    drawn = [[tuple(s[:, 0]) for s in c.get_segments()] for c in ax.collections if hasattr(c, "get_segments")]
-    inside = [c.get_facecolor()[:, :3].tolist() for c in ax.collections if not hasattr(c, "get_segments")]
+    drawn = [
+        [tuple(s[:, 0]) for s in c.get_segments()]
+        for c in ax.collections
+        if hasattr(c, "get_segments")
+    ]
+    inside = [
+        c.get_facecolor()[:, :3].tolist() for c in ax.collections if not hasattr(c, "get_segments")
+    ]
     colors = [list(color[:3]) for color in plots.checkpoint_colors(names).values()]
     for dots, color in zip(inside, colors, strict=True):
         assert dots[1] == [1, 1, 1] and dots[0] == dots[2] == pytest.approx(color, abs=0.01)
@@ -260,5 +306,9 @@ def test_twins_are_the_pairs_of_the_same_words():
     label = twins(pairs)
     for column in ("head", "attractor", "verb"):
         assert pairs.table.groupby(label)[column].nunique(dropna=False).max() == 1
-    assert len(set(label)) == len(pairs.table[["head", "attractor", "verb"]].drop_duplicates()) < len(pairs)
+    assert (
+        len(set(label))
+        == len(pairs.table[["head", "attractor", "verb"]].drop_duplicates())
+        < len(pairs)
+    )
     assert (twins(pairs, words=["nothing"]) == np.arange(len(pairs))).all()

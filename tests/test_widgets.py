@@ -4,17 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ctt_helpers import widgets
+from ctt_helpers.notebook import widgets
 
 NAMES = ["step256", "step700", "step3000"]
 
 
 @pytest.fixture
 def curve() -> pd.DataFrame:
-    rows = [(name, int(name[4:]) * 512, task, accuracy, 0.02, 300)
-            for task, values in (("simple", (0.62, 1.0, 1.0)), ("<pp>", (0.4, 0.76, 1.0)))
-            for name, accuracy in zip(NAMES, values, strict=True)]  # fmt: skip
-    return pd.DataFrame(rows, columns=["revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs"])
+    rows = [
+        (name, int(name[4:]) * 512, task, accuracy, 0.02, 300)
+        for task, values in (("simple", (0.62, 1.0, 1.0)), ("<pp>", (0.4, 0.76, 1.0)))
+        for name, accuracy in zip(NAMES, values, strict=True)
+    ]
+    return pd.DataFrame(
+        rows, columns=["revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs"]
+    )
 
 
 @pytest.fixture
@@ -33,12 +37,22 @@ def make_arrays(n: int = 3, h: int = 10):
 def make_explorer(path=None, n: int = 3, **options):
     examples = {7: [{"tokens": ["<s>", " cats"], "activations": [0.0, 2.5]}]}
     names = [f"c{i}" for i in range(n)]
-    return widgets.feature_explorer(*make_arrays(n), names, examples, annotations_path=path, **options)
+    return widgets.feature_explorer(
+        *make_arrays(n), names, examples, annotations_path=path, **options
+    )
 
 
 def test_checkpoint_table_says_all_of_it(curve, sim):
     text = widgets.checkpoint_table_html(curve, sim, "step700")
-    for part in ("358,400 tokens", "&lt;pp&gt;", "0.76 &plusmn; 0.02", "300", "step256", "0.700", "0.500"):
+    for part in (
+        "358,400 tokens",
+        "&lt;pp&gt;",
+        "0.76 &plusmn; 0.02",
+        "300",
+        "step256",
+        "0.700",
+        "0.500",
+    ):
         assert part in text
     assert "1.000" not in text  # no similarity with itself
 
@@ -46,7 +60,9 @@ def test_checkpoint_table_says_all_of_it(curve, sim):
 def test_checkpoint_table_reads_a_lower_triangle(curve, sim):
     lower = sim.where(np.tril(np.ones((3, 3), dtype=bool)))
     for name in NAMES:
-        assert widgets.checkpoint_table_html(curve, lower, name) == widgets.checkpoint_table_html(curve, sim, name)
+        assert widgets.checkpoint_table_html(curve, lower, name) == widgets.checkpoint_table_html(
+            curve, sim, name
+        )
 
 
 def test_checkpoint_table_without_similarity_or_with_an_unknown_name(curve, sim):
@@ -73,14 +89,25 @@ def test_feature_card_has_every_number(n):
     names = [f"c{i}" for i in range(n)]
     examples = [{"tokens": [" x"], "activations": [1.0]}]
     text = widgets.feature_card_html(7, ie, rel, norms, names, examples, promoted, "a<b")
-    for part in ("Feature #7: a&lt;b", "-3.000", "+1.500", "0.67", "0.33", f"{norms[0, 7]:.3f}", "&lt;are&gt; (+1.25)"):
+    for part in (
+        "Feature #7: a&lt;b",
+        "-3.000",
+        "+1.500",
+        "0.67",
+        "0.33",
+        f"{norms[0, 7]:.3f}",
+        "&lt;are&gt; (+1.25)",
+    ):
         assert part in text
     assert all(f"<b>{name}</b>" in text for name in names)
 
 
 def test_feature_card_takes_the_table_of_promoted_tokens():
-    rows = [(name, kind, 1, f" {kind}{i}", score) for i, name in enumerate(NAMES)
-            for kind, score in (("suppressed", -2.0), ("promoted", 3.0))]  # fmt: skip
+    rows = [
+        (name, kind, 1, f" {kind}{i}", score)
+        for i, name in enumerate(NAMES)
+        for kind, score in (("suppressed", -2.0), ("promoted", 3.0))
+    ]
     table = pd.DataFrame(rows, columns=["checkpoint", "kind", "rank", "token", "score"])
     text = widgets.feature_card_html(7, *make_arrays(), NAMES, promoted=table)
     assert all(f" promoted{i} (+3.00)<br> suppressed{i} (-2.00)</td>" in text for i in range(3))
@@ -97,7 +124,11 @@ def test_explorer_lists_the_strongest_first_and_follows_menu_and_number():
     assert [value for _, value in shown.dropdown.options][:2] == [7, 4]
     assert "Feature #7" in shown.html.value and "&lt;s&gt;" in shown.html.value
     shown.dropdown.value = 4
-    assert shown.number.value == 4 and "Feature #4: plural" in shown.html.value and "cats" not in shown.html.value
+    assert (
+        shown.number.value == 4
+        and "Feature #4: plural" in shown.html.value
+        and "cats" not in shown.html.value
+    )
     shown.number.value = 7
     assert shown.dropdown.value == 7 and "cats" in shown.html.value
 

@@ -1,8 +1,9 @@
-"""Make notebooks/NN_name.ipynb from notebooks/src/NN_name.py (percent format), run on the embedded suite.
+"""Make notebooks/NN_name.ipynb from notebooks/src/NN_name.py, run on the embedded suite.
 
-The sources are the only hand-edited form. Equal sources give equal cells, ids and metadata; outputs are cleaned of
-what differs from machine to machine (paths, times, addresses, progress bars, views of live widgets). Every notebook
-begins with two cells that are made here: a badge that opens it on Colab, and a cell that installs what is missing.
+The sources (percent format) are the only hand-edited form. Equal sources give equal cells, ids and
+metadata; outputs are cleaned of what differs from machine to machine (paths, times, addresses,
+progress bars, views of live widgets). Every notebook begins with a cell that installs what is
+missing; where the project has a public home, with a badge before it that opens it on Colab.
 """
 
 import argparse
@@ -22,9 +23,10 @@ from nbformat import NotebookNode
 
 from ctt_helpers import __version__
 
-# The public home, OWNER/NAME on GitHub: set it here, then run `make notebooks`. The badges and the installing cell
-# point to its tag v<version>, so that a notebook and the package that it installs belong together.
-REPOSITORY = "OWNER/crosscoding-through-time-hands-on"
+# The public home, OWNER/NAME on GitHub; None: there is none yet, and nothing points to one. Set it
+# here, then run `make notebooks`. Badges and the installing cell point to its tag v<version>, so
+# that a notebook and the package that it installs belong together.
+HOME: str | None = None
 TAG = f"v{__version__}"
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,29 +36,45 @@ METADATA = {
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
 GPU = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}}  # what Colab reads
-BADGE = f"""[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]\
-(https://colab.research.google.com/github/{REPOSITORY}/blob/{TAG}/notebooks/NOTEBOOK.ipynb)"""
-# Names in capitals: a small one would be taken for a misspelt parameter. Pins go to pip as a file and not by
-# PIP_CONSTRAINT, which would also bind the tools that build the package.
-SETUP = f"""\
-# On Colab, or wherever ctt_helpers is missing: add it and what it needs. What is installed already is not moved.
+# Names in capitals: a small one would be taken for a misspelt parameter. Pins go to pip as a file
+# and not by PIP_CONSTRAINT, which would also bind the tools that build the package.
+SETUP = """\
+# Where ctt_helpers is missing: add it and what it needs. What is installed already is not moved.
 import importlib.util
 
+REMOTE = {remote!r}  # where to get it from, outside a checkout
 if not all(importlib.util.find_spec(name) for name in ("ctt_helpers", "nnsight")):
     import subprocess, sys, tempfile
     from importlib import metadata
     from pathlib import Path
-    PINS = {{f"{{d.name}}=={{metadata.version(d.name)}}" for d in metadata.distributions() if d.name}}
+    PINS = {f"{d.name}=={metadata.version(d.name)}" for d in metadata.distributions() if d.name}
     Path(FILE := tempfile.mkdtemp() + "/constraints.txt").write_text("\\n".join(sorted(PINS)))
-    REMOTE = "ctt-helpers @ git+https://github.com/{REPOSITORY}@{TAG}"
-    SOURCE = next((d for d in (".", "..") if Path(d, "ctt_helpers", "__init__.py").is_file()), REMOTE)
-    print(f"installing {{SOURCE}} (a minute or two)")
-    DONE = subprocess.run([sys.executable, "-m", "pip", "install", "-c", FILE, SOURCE], capture_output=True, text=True)
-    assert DONE.returncode == 0, f"pip could not install {{SOURCE}}:\\n{{DONE.stdout[-500:]}}{{DONE.stderr[-2000:]}}"
+    HERE = [d for d in (".", "..") if Path(d, "ctt_helpers", "__init__.py").is_file()]
+    SOURCE = next(iter(HERE), REMOTE)
+    assert SOURCE, "ctt_helpers is not installed: open this notebook in a checkout of the project."
+    print(f"installing {SOURCE} (a minute or two)")
+    PIP = [sys.executable, "-m", "pip", "install", "-c", FILE, SOURCE]
+    DONE = subprocess.run(PIP, capture_output=True, text=True)
+    assert DONE.returncode == 0, f"pip failed:\\n{DONE.stdout[-500:]}{DONE.stderr[-2000:]}"
     importlib.invalidate_caches()"""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 BAR = re.compile(r"\d+%\|.*\|.*\[|\d+(it|B|tokens|/\d+) \[\d+:\d+")  # a line that tqdm drew
 CELL_SECONDS = 900
+
+
+def badge(name: str) -> str | None:
+    """A badge that opens a notebook on Colab, where the project has a home."""
+    if HOME is None:
+        return None
+    colab = "https://colab.research.google.com"
+    picture = f"![Open in Colab]({colab}/assets/colab-badge.svg)"
+    return f"[{picture}]({colab}/github/{HOME}/blob/{TAG}/notebooks/{name}.ipynb)"
+
+
+def setup() -> str:
+    """The cell that installs what is missing."""
+    remote = None if HOME is None else f"ctt-helpers @ git+https://github.com/{HOME}@{TAG}"
+    return SETUP.replace("{remote!r}", repr(remote))
 
 
 def sources(folder: Path = NOTEBOOKS / "src") -> list[Path]:
@@ -65,15 +83,23 @@ def sources(folder: Path = NOTEBOOKS / "src") -> list[Path]:
 
 
 def build(source: Path) -> NotebookNode:
-    """The notebook of one source, after badge and set-up: same cells, ids from the source only, no outputs."""
+    """The notebook of one source, after badge and set-up: same cells, no outputs.
+
+    Ids come from the source only.
+    """
     read = jupytext.read(source, fmt="py:percent")
     light = source.stem.startswith("00")  # seconds on any CPU
-    badge = nbformat.v4.new_markdown_cell(BADGE.replace("NOTEBOOK", source.stem), id="open-in-colab")
-    setup = nbformat.v4.new_code_cell(SETUP, id="set-up", metadata={"tags": ["set-up"]})
-    notebook = nbformat.v4.new_notebook(cells=[badge, setup], metadata=METADATA if light else METADATA | GPU)
+    notebook = nbformat.v4.new_notebook(metadata=METADATA if light else METADATA | GPU)
+    shown = badge(source.stem)
+    if shown is not None:
+        notebook.cells.append(nbformat.v4.new_markdown_cell(shown, id="open-in-colab"))
+    tags = {"tags": ["set-up"]}
+    notebook.cells.append(nbformat.v4.new_code_cell(setup(), id="set-up", metadata=tags))
     for index, cell in enumerate(read.cells):
         digest = hashlib.sha256(f"{source.stem}/{index}/{cell.source[:80]}".encode()).hexdigest()
-        make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
+        make = (
+            nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
+        )
         metadata = {k: v for k, v in cell.metadata.items() if not k.startswith("lines_to_")}
         notebook.cells.append(make(cell.source, id=digest[:12], metadata=metadata))
     nbformat.validate(notebook)
@@ -105,14 +131,16 @@ def clean_text(text: str) -> str:
 
 
 def clean_stream(text: str) -> str:
-    """What a terminal would show in the end: the last state of overwritten lines, without progress bars."""
+    """What a terminal would show in the end: overwritten lines as they are last, and no bars."""
     lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
     return clean_text("\n".join(line for line in lines if not BAR.search(line))).lstrip("\n")
 
 
 def clean(notebook: NotebookNode) -> None:
     """Clean the outputs and metadata of an executed notebook, in place."""
-    notebook.metadata = nbformat.from_dict(METADATA | {k: v for k, v in notebook.metadata.items() if k in GPU})
+    notebook.metadata = nbformat.from_dict(
+        METADATA | {k: v for k, v in notebook.metadata.items() if k in GPU}
+    )
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -138,7 +166,10 @@ def clean(notebook: NotebookNode) -> None:
 
 
 def drift(source: Path, committed: Path) -> str | None:
-    """How the committed notebook differs from its source, or None. Outputs are not compared, but must be there."""
+    """How the committed notebook differs from its source, or None.
+
+    Outputs are not compared, but must be there.
+    """
     if not committed.is_file():
         return f"{committed.name} does not exist"
     built, found = build(source), nbformat.read(committed, as_version=4)
@@ -152,9 +183,8 @@ def drift(source: Path, committed: Path) -> str | None:
                 return f"{committed.name}, cell {number}: the {key} differs from the source"
         if theirs.cell_type == "code" and theirs.source.strip() and theirs.execution_count is None:
             return f"{committed.name}, cell {number} was not run"
-        if any(o.output_type == "error" for o in theirs.get("outputs", [])) and "raises-exception" not in (
-            theirs.metadata.get("tags", [])
-        ):
+        failed = any(o.output_type == "error" for o in theirs.get("outputs", []))
+        if failed and "raises-exception" not in theirs.metadata.get("tags", []):
             return f"{committed.name}, cell {number} ended in an error"
     return None
 
@@ -169,8 +199,14 @@ def write(notebook: NotebookNode, path: Path) -> None:
 def save_tagged_figures(notebook: NotebookNode, folder: Path) -> None:
     """Write the picture of a cell with the tag figure-NAME to NAME.png, for the README."""
     for cell in notebook.cells:
-        names = [tag.removeprefix("figure-") for tag in cell.metadata.get("tags", []) if tag.startswith("figure-")]
-        pictures = [o.data["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+        names = [
+            tag.removeprefix("figure-")
+            for tag in cell.metadata.get("tags", [])
+            if tag.startswith("figure-")
+        ]
+        pictures = [
+            o.data["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
+        ]
         for name, picture in zip(names, pictures, strict=False):
             folder.mkdir(exist_ok=True)
             (folder / f"{name}.png").write_bytes(base64.b64decode(picture))
@@ -178,14 +214,25 @@ def save_tagged_figures(notebook: NotebookNode, folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; say which notebooks differ from sources")
-    parser.add_argument("--no-execute", action="store_true", help="write the notebooks without outputs")
-    parser.add_argument("--only", nargs="+", metavar="NN", help="only the notebooks with these numbers")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; say which notebooks differ from sources",
+    )
+    parser.add_argument(
+        "--no-execute", action="store_true", help="write the notebooks without outputs"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NN", help="only the notebooks with these numbers"
+    )
     options = parser.parse_args()
     chosen = [s for s in sources() if not options.only or s.stem.split("_")[0] in options.only]
     if not chosen:
         known = ", ".join(s.stem for s in sources()) or "none"
-        sys.exit(f"No source matches --only {' '.join(options.only or [])}. notebooks/src holds: {known}.")
+        sys.exit(
+            f"No source matches --only {' '.join(options.only or [])}. notebooks/src holds: "
+            f"{known}."
+        )
     problems = 0
     for source in chosen:
         target = NOTEBOOKS / f"{source.stem}.ipynb"
@@ -198,10 +245,12 @@ def main() -> int:
         began = time.monotonic()
         notebook = build(source)
         if not options.no_execute:
-            with tempfile.TemporaryDirectory() as folder:  # so that no earlier results lie in ../runs
+            # elsewhere, so that no earlier results lie in ../runs
+            with tempfile.TemporaryDirectory() as folder:
                 working = Path(folder) / "notebooks"
                 working.mkdir()
-                (Path(folder) / "benchmarks").symlink_to(ROOT / "benchmarks")  # notebook 06 shows tables made there
+                # notebook 06 shows tables that were made there
+                (Path(folder) / "experiments").symlink_to(ROOT / "experiments")
                 execute(notebook, working)
             save_tagged_figures(notebook, NOTEBOOKS / "figures")
         write(notebook, target)

@@ -2,9 +2,10 @@
 
     python tools/collect_runs.py runs/try
 
-writes runs/try/collected.csv, one number a row: run, the parameters that were set, file, row, metric, value; and
-runs/try/comparison.png. Numbers come from the JSON and CSV files that the notebook wrote, subfolders left out. In a CSV
-file the columns of text name a row, with as many columns of whole numbers as it takes to tell all rows apart.
+writes runs/try/collected.csv, one number a row: run, the parameters that were set, file, row,
+metric, value; and runs/try/comparison.png. Numbers come from the JSON and CSV files that the
+notebook wrote, subfolders left out. In a CSV file the columns of text name a row, with as many
+columns of whole numbers as it takes to tell all rows apart.
 """
 
 import argparse
@@ -23,8 +24,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ctt_helpers.plots import look
-from ctt_helpers.runtime import atomic_path, read_json
+from ctt_helpers.files import atomic_path, read_json
+from ctt_helpers.notebook.plots import look
 
 FIXED = ["file", "row", "metric", "value"]
 LONGEST = 32  # a longer list in a JSON file is an array, not a metric
@@ -68,11 +69,21 @@ def collect(folder: Path) -> pd.DataFrame:
     finished = sorted(mark.parent for mark in folder.glob("*/versions.json"))
     for run in finished:
         note = read_json(run / "parameters.json")
-        given = {k: v if isinstance(v, int | float | str) else str(v) for k, v in note["parameters"].items()}
+        given = {
+            k: v if isinstance(v, int | float | str) else str(v)
+            for k, v in note["parameters"].items()
+        }
         results = run / Path(note["notebook"]).stem
         for file in sorted([*results.glob("*.json"), *results.glob("*.csv")]):
-            read = numbers_of_json(read_json(file)) if file.suffix == ".json" else numbers_of_table(pd.read_csv(file))
-            fixed = ({"file": file.name, "row": row, "metric": metric, "value": v} for row, metric, v in read)
+            read = (
+                numbers_of_json(read_json(file))
+                if file.suffix == ".json"
+                else numbers_of_table(pd.read_csv(file))
+            )
+            fixed = (
+                {"file": file.name, "row": row, "metric": metric, "value": v}
+                for row, metric, v in read
+            )
             rows += [{"run": run.name, **given, **numbers} for numbers in fixed]
     if not rows:
         raise FileNotFoundError(
@@ -85,12 +96,13 @@ def collect(folder: Path) -> pd.DataFrame:
 def figure(table: pd.DataFrame, pattern: str = "*") -> Figure:
     """Small panels, one a metric that differs between runs: a dot a run, a line through the means.
 
-    The first parameter other than the seed that was given several values is the x axis, the others are colours.
+    The first parameter other than the seed that was given several values is the x axis, the others
+    are colours.
 
     Args:
         table: what `collect` gives.
-        pattern: of "file row metric", with * and ?; the first twelve that all runs have are drawn, small
-            files first.
+        pattern: of "file row metric", with * and ?; the first twelve that all runs have are drawn,
+            small files first.
 
     Raises:
         ValueError: nothing matches, or nothing that matches differs between runs.
@@ -102,20 +114,35 @@ def figure(table: pd.DataFrame, pattern: str = "*") -> Figure:
     seen = table.groupby("panel", sort=False).agg(
         file=("file", "first"), runs=("run", "nunique"), values=("value", "nunique")
     )
-    seen = seen.assign(size=seen.groupby("file")["runs"].transform("size")).sort_values("size", kind="stable")
+    seen = seen.assign(size=seen.groupby("file")["runs"].transform("size")).sort_values(
+        "size", kind="stable"
+    )
     differ = seen[seen["values"] > 1]
-    chosen = list(differ.index[differ["runs"] == differ["runs"].max()])  # what only some runs have compares nothing
+    chosen = list(
+        differ.index[differ["runs"] == differ["runs"].max()]
+    )  # what only some runs have compares nothing
     if not chosen:
-        raise ValueError(f"No number that differs between runs matches {pattern!r}, of {len(seen)} that match at all.")
-    print(f"{min(len(chosen), PANELS)} of {len(chosen)} numbers that all runs have and that differ are drawn")
+        raise ValueError(
+            f"No number that differs between runs matches {pattern!r}, of {len(seen)} that match "
+            "at all."
+        )
+    print(
+        f"{min(len(chosen), PANELS)} of {len(chosen)} numbers that all runs have and that differ "
+        "are drawn"
+    )
     chosen = chosen[:PANELS]
     x = axes[0]
     places = {value: i for i, value in enumerate(sorted(table[x].unique(), key=_order))}
-    table = table.assign(color=table[axes[1:]].astype(str).agg(", ".join, axis=1) if axes[1:] else "")
+    table = table.assign(
+        color=table[axes[1:]].astype(str).agg(", ".join, axis=1) if axes[1:] else ""
+    )
     columns = min(3, len(chosen))
     with look.style():
         fig, panels = plt.subplots(
-            -(-len(chosen) // columns), columns, figsize=(3 * columns, 2.2 * -(-len(chosen) // columns)), squeeze=False
+            -(-len(chosen) // columns),
+            columns,
+            figsize=(3 * columns, 2.2 * -(-len(chosen) // columns)),
+            squeeze=False,
         )
         for ax in panels.flat[len(chosen) :]:
             ax.remove()
@@ -141,14 +168,21 @@ def _order(value: Any) -> tuple:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="runs/NAME, made by tools/sweep.py")
-    parser.add_argument("--metric", default="*", help="what to draw: a pattern of 'file row metric', as '*accuracy*'")
+    parser.add_argument(
+        "--metric",
+        default="*",
+        help="what to draw: a pattern of 'file row metric', as '*accuracy*'",
+    )
     options = parser.parse_args()
     try:
         table = collect(options.folder)
         with atomic_path(options.folder / "collected.csv") as temporary:
             table.to_csv(temporary, index=False)
         unfinished = len(list(options.folder.glob("*/parameters.json"))) - table["run"].nunique()
-        print(f"{len(table):,} numbers of {table['run'].nunique()} runs ({unfinished} more unfinished or without any)")
+        print(
+            f"{len(table):,} numbers of {table['run'].nunique()} runs ({unfinished} more "
+            "unfinished or without any)"
+        )
         print(f"written: {options.folder / 'collected.csv'}")
         with atomic_path(options.folder / "comparison.png") as temporary:
             figure(table, options.metric).savefig(temporary, format="png", dpi=150)

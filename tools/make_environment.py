@@ -1,11 +1,11 @@
-"""Write environment.yml from pyproject.toml, so that the two cannot differ (a test compares them)."""
+"""Write environment.yml from pyproject.toml: a test holds that the two do not differ."""
 
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """\
-# Generated from pyproject.toml by tools/make_environment.py: change that, then run `python tools/make_environment.py`.
+# Made from pyproject.toml: change that, then run `python tools/make_environment.py`.
 # Use: conda env create -f environment.yml
 name: ctt
 channels:

@@ -1,7 +1,7 @@
-"""Run the notebooks in their order with papermill, on the embedded suite: what `make tutorial` does.
+"""Run the notebooks in order with papermill, on the embedded suite: what `make tutorial` does.
 
-The results appear in runs/tutorial only when every notebook has run. An earlier runs/tutorial becomes
-runs/tutorial.previous; a run that failed is kept in runs/tutorial.failed.
+The results appear in runs/tutorial only when every notebook has run. An earlier runs/tutorial
+becomes runs/tutorial.previous; a run that failed is kept in runs/tutorial.failed.
 """
 
 import argparse
@@ -27,7 +27,10 @@ def replace_folder(folder: Path, target: Path) -> None:
 
 
 def failure(notebook: Path) -> str:
-    """What went wrong in an executed notebook: the failing cell's number, code and message; or an empty string."""
+    """What went wrong in an executed notebook: the failing cell's number, code and message.
+
+    An empty string where nothing did.
+    """
     if not notebook.is_file():
         return ""
     for number, cell in enumerate(nbformat.read(notebook, as_version=4).cells, start=1):
@@ -39,18 +42,37 @@ def failure(notebook: Path) -> str:
 
 
 def run(
-    notebook: Path, output: Path, seconds: float | None, parameters: dict | None = None, **environ: str
+    notebook: Path,
+    output: Path,
+    seconds: float | None,
+    parameters: dict | None = None,
+    **environ: str,
 ) -> str | None:
-    """Run one notebook in its own folder with this Python, environment variables added; None, or what went wrong."""
+    """Run one notebook in its own folder, with this Python: None, or what went wrong.
+
+    Args:
+        notebook: the notebook to run.
+        output: where the executed one goes; what it writes goes into a folder of that name.
+        seconds: time limit, None for none.
+        parameters: values for its parameters.
+        environ: environment variables to add.
+    """
     command = [sys.executable, "-m", "papermill", str(notebook), str(output), "-k", "python3"]
     command += ["--cwd", str(notebook.parent), "--no-progress-bar", "--log-level", "ERROR"]
     parameters = dict(parameters or {})
-    if "out: str" in notebook.read_text(encoding="utf-8"):  # what the notebook writes goes beside it
+    # what the notebook writes goes beside it
+    if "out: str" in notebook.read_text(encoding="utf-8"):
         parameters["out"] = os.path.relpath(output.with_suffix(""), notebook.parent)
     command += ["-y", yaml.safe_dump(parameters)]  # as JSON, 1e-05 would arrive as text
     environment = os.environ | environ
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        close_fds=False,  # a lock on the folder is held as long as papermill lives
     )
     try:
         _, errors = process.communicate(timeout=seconds)
@@ -65,6 +87,13 @@ def run(
     return failure(output) or "\n".join(errors.strip().splitlines()[-15:])
 
 
+def end_when_told() -> None:
+    """Make TERM and HUP end this process as Ctrl-C does, so that what it started ends with it."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no HUP
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+
+
 def duration(seconds: float) -> str:
     """43 s, or 2 min 05 s."""
     minutes, rest = divmod(round(seconds), 60)
@@ -73,13 +102,20 @@ def duration(seconds: float) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", help="folder with NN_name.ipynb files")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "tutorial", help="folder for the results")
+    parser.add_argument(
+        "--notebooks", type=Path, default=ROOT / "notebooks", help="folder with NN_name.ipynb files"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "runs" / "tutorial", help="folder for the results"
+    )
     parser.add_argument("--seconds", type=int, default=1200, help="time limit for each notebook")
     options = parser.parse_args()
     notebooks = sorted(options.notebooks.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
-        print(f"There is no NN_name.ipynb in {options.notebooks}. `make notebooks` makes them.", file=sys.stderr)
+        print(
+            f"There is no NN_name.ipynb in {options.notebooks}. `make notebooks` makes them.",
+            file=sys.stderr,
+        )
         return 1
     out = options.out.resolve()
     working = out.with_name(f"{out.name}.tmp-{os.getpid()}")
@@ -90,7 +126,9 @@ def main() -> int:
             number, _, name = notebook.stem.partition("_")
             print(f"{number} {name.replace('_', ' ')} ... ", end="", flush=True)
             began = time.monotonic()
-            problem = run(notebook.resolve(), working / notebook.name, options.seconds, HF_HUB_OFFLINE="1")
+            problem = run(
+                notebook.resolve(), working / notebook.name, options.seconds, HF_HUB_OFFLINE="1"
+            )
             print(duration(time.monotonic() - began) if problem is None else "failed", flush=True)
             if problem is not None:
                 failed = out.with_name(out.name + ".failed")
@@ -111,6 +149,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    end_when_told()
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -1,4 +1,6 @@
-"""Estimates: what is counted, what is measured on small pieces, and whether the Colab profile fits a T4."""
+"""The forecast: what is counted, what is measured on small pieces, and whether the Colab profile
+fits a T4.
+"""
 
 from types import SimpleNamespace
 
@@ -9,31 +11,60 @@ from models import random_suite, some_text
 
 import ctt_helpers as ctt
 from benchmarks import estimates as benchmark
-from ctt_helpers import checkpoints
-from ctt_helpers.costs import COSTS, Speeds, Work, count_memory, count_seconds
-from ctt_helpers.estimates import NO_GPU, count_parameters
-from ctt_helpers.optimisation import TrainingRun
-from ctt_helpers.profiles import PROFILES
+from ctt_helpers.attribution import METHODS
+from ctt_helpers.notebook import forecast
+from ctt_helpers.notebook.forecast import (
+    NO_GPU,
+    Forecast,
+    Speeds,
+    Work,
+    costs,
+    count_memory,
+    count_seconds,
+)
+from ctt_helpers.notebook.parameters import PROFILES
+from ctt_helpers.sources import checkpoints
+from ctt_helpers.sources.machine import count_parameters
+from ctt_helpers.training import TrainingRun
 
-HALF, SINGLE, MEMORY = 65e12, 8.1e12, 300e9  # a T4's peak: operations a second (data sheet), bytes a second
+HALF, SINGLE, MEMORY = (
+    65e12,
+    8.1e12,
+    300e9,
+)  # a T4's peak: operations a second (data sheet), bytes a second
 ACHIEVED = 0.35  # of the peak of operations: an assumption
-T4_FREE, LAUNCH = 15e9, 2e-3  # bytes that tensors can have; seconds to start the kernels of a block, at least
+T4_FREE, LAUNCH = (
+    15e9,
+    2e-3,
+)  # bytes that tensors can have; seconds to start the kernels of a block, at least
 
 
 def t4_speeds(config, work: Work, n: int, *_) -> Speeds:
-    """Speeds of a T4 from counted operations and bytes: half precision for models, single for the crosscoder."""
+    """Speeds of a T4 from counted operations and bytes: half precision for models, single for the
+    crosscoder.
+    """
     d, h = config.hidden_size, work.n_latents
     a_token = 2 * count_parameters(config, 0)["blocks"] / (HALF * ACHIEVED)
     attention = 4 * work.text_length * d / (HALF * ACHIEVED)
     product = 2 * n * d * h / (SINGLE * ACHIEVED)
     # five products; Adam reads and writes 7 numbers for each weight; some 30 passes over the codes
-    step = 5 * work.batch_size * product + (2 * n * d * h * 28 + work.batch_size * h * 4 * 30) / MEMORY
+    step = (
+        5 * work.batch_size * product + (2 * n * d * h * 28 + work.batch_size * h * 4 * 30) / MEMORY
+    )
     logits = 2 * d * config.vocab_size / (HALF * ACHIEVED) + 20 * config.vocab_size / MEMORY
-    batch, chunk = (rows * work.length * a_token + LAUNCH for rows in (128, 512))
-    return Speeds(a_token + attention, logits, 5e-3, batch, chunk, 3.0, product, step)
+    return Speeds(
+        text=a_token + attention,
+        logits=logits,
+        call=5e-3,
+        pairs=128 * work.length * a_token + LAUNCH,
+        chunk=512 * work.length * a_token + LAUNCH,
+        gradient=3.0,
+        product=product,
+        step=step,
+    )
 
 
-def estimate_cell(root, number: str, ckpts, **given) -> ctt.checkpoints.Estimate:
+def estimate_cell(root, number: str, ckpts, **given) -> Forecast:
     """What a notebook prints before its slow cell, run with the profile's values."""
     source = next((root / "notebooks" / "src").glob(f"{number}_*.py"))
     cells = jupytext.read(source, fmt="py:percent").cells
@@ -44,7 +75,7 @@ def estimate_cell(root, number: str, ckpts, **given) -> ctt.checkpoints.Estimate
     values |= PROFILES["colab"]["*"] | PROFILES["colab"][number] | given
     suite = SimpleNamespace(name="real", checkpoints=lambda *_, **__: ckpts)
     pairs = {t: [] for t in ctt.presets.BLIMP_AGREEMENT}
-    values |= {"ckpts": ckpts, "suite": suite, "pairs": pairs, "print": told.append}
+    values |= {"ctt": ctt, "ckpts": ckpts, "suite": suite, "pairs": pairs, "print": told.append}
     exec(cell.source, values)
     return told[0]
 
@@ -52,9 +83,10 @@ def estimate_cell(root, number: str, ckpts, **given) -> ctt.checkpoints.Estimate
 @pytest.mark.parametrize("model", ["pythia-160m", "pythia-410m"])
 @pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "08"])
 def test_the_colab_profile_fits_a_t4(root, number, model, monkeypatch):
-    monkeypatch.setattr(checkpoints, "measure_speeds", t4_speeds)
-    monkeypatch.setattr(checkpoints, "free_memory", lambda device: T4_FREE)
-    monkeypatch.setattr(checkpoints.hub, "cached", lambda *_: "no")
+    monkeypatch.setattr(forecast, "measure_speeds", t4_speeds)
+    for module in (forecast, checkpoints):
+        monkeypatch.setattr(module, "free_memory", lambda device: T4_FREE)
+    monkeypatch.setattr(forecast.hub, "cached", lambda *_: "no")
     profile = PROFILES["colab"]
     revisions = profile[number].get("revisions")
     if (number, model) == ("08", "pythia-410m"):
@@ -66,11 +98,15 @@ def test_the_colab_profile_fits_a_t4(root, number, model, monkeypatch):
     print(number, model, estimate)
     assert estimate.download == len(ckpts) * suite.preset.file_bytes
     assert sum(estimate.seconds.values()) <= 30 * 60 and estimate.peak <= T4_FREE
-    assert number == "02" or estimate.fits  # batches go through all: one after another would be slow
+    assert (
+        number == "02" or estimate.fits
+    )  # batches go through all: one after another would be slow
 
 
 def test_the_work_is_counted():
-    speeds = Speeds(text=1, logits=10, call=0, pairs=128, chunk=512, gradient=2, product=100, step=1000)
+    speeds = Speeds(
+        text=1, logits=10, call=0, pairs=128, chunk=512, gradient=2, product=100, step=1000
+    )
     done = count_seconds(Work(tokens=5, steps=7), speeds, n=3, layer=1, n_layers=6)
     assert done == {"reading": 5 * 3 * 2, "training": 7000}
     done = count_seconds(Work(evaluated=5), speeds, 3, 1, 6)
@@ -83,7 +119,7 @@ def test_the_work_is_counted():
     assert Work(n_latents=20, k=10).active == 20
     with pytest.raises(ValueError, match="'pca' is not known; take reading, accuracy"):
         Work(pairs={"pca": 3})
-    assert set(ctt.paths.METHODS) <= set(COSTS)
+    assert set(METHODS) <= set(costs())
 
 
 def test_memory_grows_with_what_takes_it():
@@ -91,56 +127,95 @@ def test_memory_grows_with_what_takes_it():
     base = count_memory(plain, 3, 64, 1000, 4)
     assert base["training"] > 16 * 2 * 3 * 64 * 1000  # weights, gradients and two moments
     assert base["activations"] > 2 * 4 * 2**17 * 3 * 64  # two buffers
-    half = count_memory(Work(tokens=10**6, n_latents=1000, k=10, steps=10, buffer_tokens=2**16), 3, 64, 1000, 4)
+    half = count_memory(
+        Work(tokens=10**6, n_latents=1000, k=10, steps=10, buffer_tokens=2**16), 3, 64, 1000, 4
+    )
     assert base["activations"] - half["activations"] == 2 * 4 * 2**16 * 3 * 64
-    assert count_memory(Work(pairs={"atp": 1}, n_latents=1000), 3, 64, 1000, 4)["training"] == 4 * 2 * 3 * 64 * 1000
+    assert (
+        count_memory(Work(pairs={"atp": 1}, n_latents=1000), 3, 64, 1000, 4)["training"]
+        == 4 * 2 * 3 * 64 * 1000
+    )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gpt_neox", "olmo", "olmo2", "bloom"])
 def test_speeds_are_measured_and_printed(tmp_path, architecture):
     ckpts = random_suite(tmp_path, architecture=architecture).checkpoints(device="cpu", layer=1)
     before = torch.random.get_rng_state()
-    work = {"tokens": 1000, "evaluated": 100, "pairs": {"atp": 5}, "text_length": 12, "n_latents": 64, "k": 4}
-    estimate = ckpts.estimate(**work, steps=3, batch_size=64)
+    work = {
+        "tokens": 1000,
+        "evaluated": 100,
+        "pairs": {"atp": 5},
+        "text_length": 12,
+        "n_latents": 64,
+        "k": 4,
+    }
+    estimate = ctt.estimate(ckpts, **work, steps=3, batch_size=64)
     assert torch.equal(before, torch.random.get_rng_state()) and not ckpts._loaded
     assert set(estimate.work) == {"reading", "training", "evaluating", "atp"}
     assert all(0 < seconds < 60 for seconds in estimate.work.values())
     told = str(estimate)
-    assert "  at peak   about" in told and "  in all    about" in told and f"  device    {NO_GPU}" in told
+    assert (
+        "  at peak   about" in told
+        and "  in all    about" in told
+        and f"  device    {NO_GPU}" in told
+    )
     assert "  work      reading " in told and "more than is free" not in told
-    assert "at peak" not in str(ckpts.estimate())
+    assert "at peak" not in str(ctt.estimate(ckpts))
 
 
 def test_products_in_bfloat16_change_little_and_weights_stay():
     x = torch.randn(64, 2, 32)
     made = {}
     for bf16 in (False, True):
-        run = TrainingRun(ctt.Crosscoder(2, 32, 48, k=4).train(), ctt.TrainConfig(steps=40, bf16=bf16))
-        made[bf16] = [float(run.step(x, log=True)[0]) for _ in range(40)]
+        run = TrainingRun(
+            ctt.Crosscoder(2, 32, 48, k=4).train(), ctt.TrainConfig(steps=40, bf16=bf16)
+        )
+        made[bf16] = [float(run.step(x, log=True)["loss"]) for _ in range(40)]
         assert all(p.dtype == p.grad.dtype == torch.float32 for p in run.crosscoder.parameters())
     assert made[True] != made[False]  # it does something
-    assert made[True][-1] == pytest.approx(made[False][-1], rel=0.02) and made[True][-1] < 0.9 * made[True][0]
+    assert (
+        made[True][-1] == pytest.approx(made[False][-1], rel=0.02)
+        and made[True][-1] < 0.9 * made[True][0]
+    )
 
 
 def test_long_sequences_are_read_and_evaluated_a_few_at_a_time(tmp_path, monkeypatch):
     ckpts = random_suite(tmp_path, n=2).checkpoints(device="cpu", layer=1)
     text, crosscoder = some_text(9, 12), ctt.Crosscoder(2, 32, 16, k=4)
     at_once = []
-    real = ctt.evaluation.stacked_activations
-    spy = lambda c, ids: at_once.append(len(ids)) or real(c, ids)  # noqa: E731
-    monkeypatch.setattr(ctt.evaluation, "stacked_activations", spy)
+    real = ctt.hooks.logits_above
+
+    def spy(model, x, *arguments):
+        at_once.append(len(x))
+        return real(model, x, *arguments)
+
+    monkeypatch.setattr(ctt.evaluation.hooks, "logits_above", spy)
     whole = ctt.evaluate(crosscoder, ckpts, text)
-    monkeypatch.setattr(ckpts.suite.config, "vocab_size", 2**25)  # the logits of one sequence are already too many
+    assert set(at_once) == {2, 9}  # two: the check of a model when it is loaded
+    at_once.clear()
+    # as if the logits of one sequence were already too many
+    monkeypatch.setattr(ctt.evaluation, "LOGITS_AT_ONCE", 1)
     parts = ctt.evaluate(crosscoder, ckpts, text)
-    assert parts.ce_clean == pytest.approx(whole.ce_clean) and at_once == [9, 9]
+    assert parts.ce_clean == pytest.approx(whole.ce_clean) and set(at_once) == {1}
     long = torch.zeros(3, 2**13, dtype=torch.long)
     assert ctt.ActivationStream(ckpts, long).sequences_per_group == 2
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_shrunk(tmp_path, capsys):
     frame = benchmark.main(["--paper", "--shrink", "--device", "cpu", "--out", str(tmp_path)])
-    assert list(frame.what) == ["reading", "accuracy", "effects, atp", "effects, ablation", "evaluate", "training"]
-    assert (frame[["seconds", "estimated"]] > 0).all(axis=None) and (tmp_path / "estimates_paper.csv").is_file()
+    assert list(frame.what) == [
+        "reading",
+        "accuracy",
+        "effects, atp",
+        "effects, ablation",
+        "evaluate",
+        "training",
+    ]
+    assert (frame[["seconds", "estimated"]] > 0).all(axis=None) and (
+        tmp_path / "estimates_paper.csv"
+    ).is_file()
     with pytest.raises(SystemExit):
         benchmark.main(["--paper", "--device", "cpu"])
     assert "--paper needs a GPU" in capsys.readouterr().err
