@@ -1,83 +1,73 @@
-# Two commands matter: `make tutorial` and `make test`. Works with GNU make on Linux and macOS.
+# Two commands matter: `make tutorial` and `make test`. GNU make, on Linux and macOS.
 
 VENV ?= .venv
 PYTHON ?=
-PY = $(VENV)/bin/python
-# Written last, so that an interrupted install is done again; named after this folder, so that a moved one is too.
+PY := $(VENV)/bin/python
+# Written last, so that an interrupted installation is done again; named after this folder, so that
+# one that was moved is, too.
 STAMP := $(VENV)/.installed-$(shell echo "$(CURDIR)" | cksum | cut -d ' ' -f 1)
+OFFLINE := HF_HUB_OFFLINE=1
+# the models are so small that a second thread costs more than it brings
+PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest
+ROOT_MAY := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help env tutorial test test-long test-colab lab notebooks bench science lint format clean clean-all
+.PHONY: help env tutorial test test-quick test-long test-colab lab notebooks bench experiments \
+  lint format clean clean-all
 
 help:
-	@echo "make tutorial   the whole story: every notebook, run on the embedded suite, no network needed"
-	@echo "make test       the tests"
-	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make tutorial     every notebook, run on the embedded suite, no network needed"
+	@echo "make test         the tests;  make test-quick: an answer in a minute and a half"
+	@echo "make lab          open the notebooks in JupyterLab"
 	@echo
-	@echo "make env        only the virtual environment ($(VENV)); the others make it when it is not there"
-	@echo "make test-long  the tests that take minutes;  make test-colab  the tests with Colab's versions"
-	@echo "make notebooks  make notebooks/*.ipynb from notebooks/src/*.py, and run them"
-	@echo "make bench      the benchmarks;  make science  test the numbers: what we found"
-	@echo "make lint       check the style;  make format  repair it"
-	@echo "make clean      remove caches and build leftovers;  make clean-all  also runs/ and $(VENV)"
+	@echo "make env          only the environment ($(VENV)); the others make it where it is missing"
+	@echo "make test-long    the tests that take minutes;  make test-colab: with Colab's versions"
+	@echo "make notebooks    notebooks/*.ipynb from notebooks/src/*.py, executed"
+	@echo "make bench        the benchmarks;  make experiments: can the numbers be trusted?"
+	@echo "make lint         look at the style;  make format: mend it"
+	@echo "make clean        remove caches;  make clean-all: also runs/ and $(VENV)"
 
 env: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@set -e; python="$(PYTHON)"; \
-	if [ -z "$$python" ]; then \
-	  for candidate in python3 python3.13 python3.12 python3.11; do \
-	    if $$candidate tools/check_machine.py --python >/dev/null 2>&1; then python=$$candidate; break; fi; \
-	  done; \
-	fi; \
-	if [ -z "$$python" ]; then \
-	  echo "No suitable Python was found. Tried:" >&2; \
-	  for candidate in python3 python3.13 python3.12 python3.11; do \
-	    echo "  $$candidate: $$($$candidate tools/check_machine.py --python 2>&1 | head -n 1)" >&2; \
-	  done; \
-	  exit 1; \
-	fi; \
-	"$$python" tools/check_machine.py --install "$(VENV)"; \
-	if ! "$(PY)" tools/check_machine.py --python >/dev/null 2>&1 || ! "$(PY)" -m pip --version >/dev/null 2>&1; then \
-	  clear=; if [ -f "$(VENV)/pyvenv.cfg" ]; then clear=--clear; fi; \
-	  "$$python" -m venv $$clear "$(VENV)"; \
-	fi
-	@"$(PY)" -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab,test]"
+	@tools/install.sh "$(VENV)" "$(PYTHON)"
 	@touch "$(STAMP)"
-	@echo "Installed: $(VENV) is ready."
 
 tutorial: env
-	@HF_HUB_OFFLINE=1 "$(PY)" tools/run_notebooks.py
+	@$(OFFLINE) $(PY) tools/run_notebooks.py
 
 test: env
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 "$(PY)" -m pytest -n 2 --dist worksteal
+	@$(PYTEST) -n 2 --dist worksteal
+
+test-quick: env
+	@$(PYTEST) -n 2 --dist worksteal -m "not long and not slow"
 
 test-long: env
-	@HF_HUB_OFFLINE=1 "$(PY)" -m pytest -m long --timeout 3600
+	@$(PYTEST) -m long --timeout 3600
 
 test-colab: env
-	@"$(PY)" -m pip install -q --no-deps --upgrade --target $(VENV)/colab -r tests/colab-versions.txt
-	@PYTHONPATH="$(CURDIR)/$(VENV)/colab" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 "$(PY)" -m pytest -n 2 --dist worksteal
+	@$(PY) -m pip install -q --no-deps --upgrade --target $(VENV)/colab -r tests/colab-versions.txt
+	@PYTHONPATH="$(CURDIR)/$(VENV)/colab" $(PYTEST) -n 2 --dist worksteal
 
 lab: env
-	@"$(PY)" -m jupyter lab --notebook-dir .
+	@$(PY) -m jupyter lab --notebook-dir . $(ROOT_MAY)
 
 notebooks: env
-	@HF_HUB_OFFLINE=1 "$(PY)" tools/build_notebooks.py
-
-science: env
-	@HF_HUB_OFFLINE=1 "$(PY)" -m benchmarks.science
+	@$(OFFLINE) $(PY) tools/build_notebooks.py
 
 bench: env
-	@HF_HUB_OFFLINE=1 "$(PY)" -m benchmarks
+	@$(OFFLINE) $(PY) -m benchmarks
+
+experiments: env
+	@$(OFFLINE) $(PY) -m experiments
 
 lint: env
-	@"$(PY)" -m ruff check .
-	@"$(PY)" -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
 
 format: env
-	@"$(PY)" -m ruff check --fix .
-	@"$(PY)" -m ruff format .
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .coverage
