@@ -133,7 +133,10 @@ def test_at_full_size(notebook, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["00", "01", "02", "08"])
+@pytest.mark.parametrize(
+    "name",
+    ["00", "01", *(pytest.param(name, marks=pytest.mark.long) for name in ("02", "04", "08"))],
+)
 def test_at_a_small_size_with_other_parameters(name, tmp_path):
     check_small(name, tmp_path)
 
@@ -151,43 +154,38 @@ def check_small(name: str, folder: Path, **given) -> None:
 
 
 @pytest.mark.slow
-def test_a_crosscoder_of_ones_own_goes_through(tmp_path):
-    """03 with two checkpoints and another layer, then 04 to 06 on what it made."""
+@pytest.mark.parametrize("after", ["05", pytest.param("06", marks=pytest.mark.long)])
+def test_a_crosscoder_of_ones_own_goes_through(after, tmp_path, monkeypatch):
+    """03 with two checkpoints and another layer, then another notebook on what it made."""
     check_small("03", tmp_path)
     made = {
         "revisions": SMALL["03"]["revisions"],
         "layer": SMALL["03"]["layer"],
         "crosscoder": str(tmp_path / "03" / "crosscoder"),
     }
-    for name in ("04", "05", "06"):
-        check_small(name, tmp_path, **made)
+    check_small(after, tmp_path, **made)
     # the same crosscoder on the default triplet is refused
-    (notebook,) = [n for n in NOTEBOOKS if number(n) == "04"]
-    wrong = {"crosscoder": made["crosscoder"], "n_pairs": 20, "out": str(tmp_path / "wrong")}
-    run = papermill(notebook, tmp_path / "wrong.ipynb", wrong)
-    assert run.returncode != 0 and "This crosscoder reads 2 checkpoints, and here are" in run.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="This crosscoder reads 2 checkpoints, and here are"):
+        run_here(NOTEBOOKS[4], 3, crosscoder=made["crosscoder"], n_pairs=20)
 
 
-def beginning(notebook: Path, **given) -> None:
-    """Run a notebook up to the cell that looks at its parameters, as papermill would, but here."""
+def run_here(notebook: Path, n_cells: int, **given) -> None:
+    """Run the first cells after the parameters, as papermill would, but in this process."""
     namespace = {"__annotations__": {}}
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if cell.cell_type == "code" and "set-up" not in cell.metadata.get("tags", []):
-            exec(cell.source, namespace)
-            if "parameters" in cell.metadata.get("tags", []):
-                namespace |= given
-            if "check_parameters(" in cell.source:
-                return
-    raise AssertionError(f"{notebook.name} never looks at its parameters")
+    cells = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    (at,) = [i for i, c in enumerate(cells) if "parameters" in c.metadata.get("tags", [])]
+    exec(cells[at].source, namespace)
+    namespace |= given
+    for cell in cells[at + 1 : at + 1 + n_cells]:
+        exec(cell.source, namespace)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=number)
 def test_a_misspelt_parameter_is_refused(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = "'modle' is not a parameter of this notebook. Did you mean 'model'?"
-    with pytest.raises(ValueError) as error:
-        beginning(notebook, modle="tiny")
-    assert told in str(error.value)
+    with pytest.raises(ValueError, match="'modle' is not a parameter of this notebook"):
+        run_here(notebook, 1, modle="tiny")
 
 
 @pytest.mark.slow
@@ -197,18 +195,17 @@ def test_papermill_refuses_a_misspelt_parameter(tmp_path):
     assert "'modle' is not a parameter of this notebook. Did you mean 'model'?" in run.stderr
 
 
-def test_wrong_values_are_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"n_pairs": "many"}, "Parameter n_pairs='many' is a str; this notebook takes int"),
+        ({"layer": 7}, "layer=7 does not exist: this model has 4 blocks, 0 to 3"),
+    ],
+)
+def test_wrong_values_are_refused(given, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError) as error:
-        beginning(NOTEBOOKS[1], n_pairs="many")
-    assert "Parameter n_pairs='many' is a str; this notebook takes int" in str(error.value)
-
-
-@pytest.mark.slow
-def test_a_layer_that_does_not_exist_is_refused(tmp_path):
-    run = papermill(NOTEBOOKS[1], tmp_path / "out.ipynb", {"layer": 7})
-    assert run.returncode != 0
-    assert "layer=7 does not exist: this model has 4 blocks, 0 to 3" in run.stderr
+    with pytest.raises(ValueError, match=told):
+        run_here(NOTEBOOKS[1], 4, **given)
 
 
 def test_the_notebooks_stay_small_and_short():
