@@ -21,6 +21,11 @@ hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_real_path.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """One thread: on models this small a second one gains nothing, and on a busy machine it costs a
