@@ -203,7 +203,8 @@ def test_long_sequences_are_read_and_evaluated_a_few_at_a_time(tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_the_benchmark_runs_shrunk(tmp_path, capsys):
+def test_the_benchmark_runs_shrunk(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "ROUNDS", 1)
     frame = benchmark.main(["--paper", "--shrink", "--device", "cpu", "--out", str(tmp_path)])
     assert list(frame.what) == [
         "reading",

@@ -132,11 +132,8 @@ def test_at_full_size(notebook, tmp_path):
     assert f"{cells} passed" in run.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["00", "01", *(pytest.param(name, marks=pytest.mark.long) for name in ("02", "04", "08"))],
-)
+@pytest.mark.long  # beside the other runs with parameters, here and in test_real_path
+@pytest.mark.parametrize("name", ["00", "01", "02", "04", "08"])
 def test_at_a_small_size_with_other_parameters(name, tmp_path):
     check_small(name, tmp_path)
 
