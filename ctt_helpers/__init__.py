@@ -24,7 +24,9 @@ _EXPORTS = {
     "training": ["TrainConfig", "TrainResult", "train"],
     "evaluation": ["Report", "evaluate", "promoted_tokens", "top_examples"],
     "attribution": ["effects_from_gradient"],
-    "effects": ["Effects", "Metric", "ablate", "indirect_effects", "readout_of"],
+    "effects": [
+        "Effects", "Metric", "ablate", "ablation_curve", "indirect_effects", "readout_of",
+    ],
     "metrics": [
         "activation_similarity", "classify", "decoder_similarity", "match_features", "pairwise",
         "rank_correlation", "rel_dec", "rel_ie", "trajectory",

@@ -116,14 +116,16 @@ class Options:
         positions: [pairs, t] where to count (gradients) or to intervene ("ablation"); None:
             everywhere.
         tolerance: how far a piece of the joint line may be off, in units of m.
+        instead: [pairs, t, latents] what "ablation" sets a latent to; None: 0.
     """
 
     features: Sequence[int] | None = None
     positions: Bool[Tensor, "pairs t"] | None = None
     tolerance: float = 0.0
+    instead: Latents | None = None
 
-    def counted(self, f: Latents) -> Latents:
-        """The latents at the positions that count."""
+    def counted(self, f: Float[Tensor, "pairs t _"]) -> Float[Tensor, "pairs t _"]:
+        """Latents, or another quantity, at the positions that count; zero elsewhere."""
         return f if self.positions is None else f * self.positions.to(f)[..., None]
 
 
@@ -161,6 +163,13 @@ def effects_from_gradient(
     return -f * (grad @ W_dec.T)
 
 
+def reconstruction_error(
+    readout: Readout, f: Latents, decoder: Decoder
+) -> Float[Tensor, "pairs t d_model"]:
+    """x - b_dec - f W_dec, zero where the method does not reach."""
+    return (-readout.delta - f @ decoder) * readout.touched[..., None]
+
+
 def _shared_out(
     readout: Readout,
     f: Latents,
@@ -171,9 +180,7 @@ def _shared_out(
     evaluations: Float[np.ndarray, " pairs"],
 ) -> Attribution:
     """One gradient shared out among the latents and the reconstruction error."""
-    error = (-readout.delta - f @ decoder) * readout.touched[..., None]  # x - b_dec - f W_dec
-    if options.positions is not None:
-        error = error * options.positions.to(error)[..., None]
+    error = options.counted(reconstruction_error(readout, f, decoder))
     return Attribution(
         ie=effects_from_gradient(options.counted(f), decoder, grad).sum(1),
         error=-(error * grad).sum((1, 2)),
@@ -283,12 +290,15 @@ def average_gradient(
 
 
 def exact_ablation(readout: Readout, f: Latents, decoder: Decoder, options: Options) -> Attribution:
-    """m(x - f_i d_i) - m(x): each latent set to zero alone, all else kept."""
-    counted = options.counted(f)
-    active = asked(counted, options.features)
+    """m(x - (f_i - f'_i) d_i) - m(x): each latent set to f'_i alone, all else kept.
+
+    f' is `options.instead`, or 0.
+    """
+    less = options.counted(f if options.instead is None else f - options.instead)
+    active = asked(less, options.features)
 
     def effect(rows: Tensor, latents: Tensor) -> Float[Tensor, " items"]:
-        removed = counted[rows, :, latents][..., None] * decoder[latents][:, None]
+        removed = less[rows, :, latents][..., None] * decoder[latents][:, None]
         return readout.value(readout.x[rows] - removed, rows) - readout.clean[rows]
 
     passes = 1.0 + active.sum(1).cpu().double().numpy()
@@ -330,8 +340,8 @@ def _one_by_one(
 
 
 def asked(f: Latents, features: Sequence[int] | None) -> Bool[Tensor, "pairs latents"]:
-    """Which latents are active in which pair, of those that are asked for."""
-    active = (f > 0).any(1)
+    """Which latents are not 0 throughout a pair, of those that are asked for."""
+    active = (f != 0).any(1)
     if features is not None:
         wanted = torch.zeros(f.shape[-1], dtype=torch.bool, device=f.device)
         wanted[torch.tensor(list(features), dtype=torch.long, device=f.device)] = True

@@ -9,7 +9,7 @@ the model's own. The first token of a sequence and padding are never touched.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
-from ctt_helpers.attribution import EVERY, METHODS, Options, Readout, Rows
+from ctt_helpers.attribution import (
+    EVERY,
+    METHODS,
+    Latents,
+    Options,
+    Readout,
+    Rows,
+    reconstruction_error,
+)
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.files import load_folder, save_folder
-from ctt_helpers.messages import choose, progress
+from ctt_helpers.messages import choose, progress, whole_number
 from ctt_helpers.metrics import check_features, share_right
 from ctt_helpers.pairs import MinimalPairs, check_tokenizer, twins
 
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 
 ARRAYS = ("mean", "abs_mean", "error", "total", "gap", "n_nodes")
 FILES = ("effects.safetensors", "effects.json")
+BASELINES = ("zero", "mean", "resample")
 
 # ---- what is measured: a metric of the answer logits
 
@@ -162,7 +171,9 @@ class Effects:
         names: labels of the checkpoints.
         info: method, metric and its unit, task, tolerance, sizes, where it comes from;
             gap_per_pair, [n] mean |difference| of a pair in the same units as `gap`, in which
-            differences of mirrored pairs cannot cancel.
+            differences of mirrored pairs cannot cancel; "ablation": baseline and n_counted, how
+            many pairs the means are over ("resample": those that have a partner; in `per_pair` the
+            others have no effect).
     """
 
     mean: Float[np.ndarray, "checkpoints latents"]
@@ -305,6 +316,119 @@ def readout_of(
     )
 
 
+# ---- what latents are set to
+
+
+def _partners(
+    pairs: MinimalPairs, baseline: str, partner: Sequence[int] | None, seed: int
+) -> Int[np.ndarray, " pairs"] | None:
+    """Whose latents each pair is given, -1 for nobody's; None where the baseline asks for none.
+
+    Raises:
+        ValueError: an unknown baseline, or partners that do not fit the pairs.
+    """
+    choose("baseline", baseline, BASELINES)
+    if baseline != "resample":
+        if partner is not None:
+            raise ValueError(
+                f"partner= goes with baseline='resample', and here is baseline={baseline!r}: take "
+                "that one, or leave partner out."
+            )
+        return None
+    n_tokens = pairs.attention_mask.sum(1).cpu().numpy()
+    partner = _drawn_partners(pairs, seed) if partner is None else np.asarray(partner)
+    if partner.shape != (len(pairs),) or not np.issubdtype(partner.dtype, np.integer):
+        raise ValueError(
+            f"partner is {partner.dtype} {partner.shape}: give one whole number a pair, here "
+            f"{len(pairs)}, the index of another pair or -1."
+        )
+    if (outside := (partner < -1) | (partner >= len(pairs))).any():
+        raise ValueError(
+            f"There is no pair {partner[outside][0]}: partners are indices from 0 to "
+            f"{len(pairs) - 1}, or -1 for none."
+        )
+    found = partner >= 0
+    if not found.any():
+        raise ValueError(
+            f"No pair of {pairs.name!r} has a partner: another prefix with as many tokens. Take "
+            "more pairs, or baseline='mean'."
+        )
+    uneven = np.flatnonzero(found & (n_tokens != n_tokens[partner]))
+    if len(uneven):
+        first = uneven[0]
+        raise ValueError(
+            f"{len(uneven)} pairs have a partner of another length, whose positions are others: "
+            f"pair {first} has {n_tokens[first]} tokens, its partner {partner[first]} has "
+            f"{n_tokens[partner[first]]}. Give them partners of their own length, or -1."
+        )
+    return partner
+
+
+def _drawn_partners(pairs: MinimalPairs, seed: int) -> Int[np.ndarray, " pairs"]:
+    """A pair with another prefix of the same length for each, at random; -1 where there is none."""
+    rng = np.random.default_rng(seed)
+    n_tokens = pairs.attention_mask.sum(1).cpu().numpy()
+    prefix = np.unique(pairs.input_ids.cpu().numpy(), axis=0, return_inverse=True)[1].ravel()
+    partner = np.full(len(pairs), -1)
+    for row in range(len(pairs)):
+        others = np.flatnonzero((n_tokens == n_tokens[row]) & (prefix != prefix[row]))
+        if len(others):
+            partner[row] = rng.choice(others)
+    return partner
+
+
+def _replacements(
+    readings: Sequence[_Reading], baseline: str, partner: Int[np.ndarray, " pairs"] | None
+) -> Iterator[Latents | None]:
+    """For each batch what its latents are set to; None: to 0."""
+    if baseline == "zero":
+        yield from [None] * len(readings)
+    elif baseline == "mean":
+        mean = _mean_by_distance(readings)
+        for reading in readings:
+            keep = touched(reading.pairs).cpu()
+            instead = torch.zeros_like(reading.f)
+            instead[keep] = mean[_distance(reading.pairs)[keep]].to(instead)
+            yield instead
+    else:
+        for reading in readings:
+            yield _latents_of_partners(readings, reading, partner[reading.rows])
+
+
+def _distance(pairs: MinimalPairs) -> Int[Tensor, "pairs t"]:
+    """How many tokens before the answer position each position is (below 0: padding)."""
+    return pairs.answer_position.cpu()[:, None] - torch.arange(pairs.input_ids.shape[1])
+
+
+def _mean_by_distance(readings: Sequence[_Reading]) -> Float[Tensor, "distances latents"]:
+    """Mean of f over the pairs that are long enough, by distance from the answer position."""
+    furthest = max(int(reading.pairs.answer_position.max()) for reading in readings)
+    # in float64 and on the CPU: it does not depend on how pairs are batched
+    total = torch.zeros(furthest + 1, readings[0].f.shape[-1], dtype=torch.float64)
+    count = torch.zeros(furthest + 1, 1, dtype=torch.float64)
+    for reading in readings:
+        keep = touched(reading.pairs).cpu()
+        distance = _distance(reading.pairs)[keep]
+        total.index_add_(0, distance, reading.f[keep].cpu().double())
+        count.index_add_(0, distance, torch.ones(len(distance), 1, dtype=torch.float64))
+    return total / count.clamp_min(1)
+
+
+def _latents_of_partners(
+    readings: Sequence[_Reading], reading: _Reading, partner: Int[np.ndarray, " pairs"]
+) -> Latents:
+    """f of the partners of a batch's pairs; a pair without one keeps its own."""
+    instead = reading.f
+    for other in readings:
+        here = np.flatnonzero((partner >= other.rows.start) & (partner < other.rows.stop))
+        if len(here):
+            # a batch may be padded further than another: what counts fits into both
+            width = min(instead.shape[1], other.x.shape[1])
+            found = other.f[torch.from_numpy(partner[here] - other.rows.start)]
+            instead[torch.from_numpy(here), :width] = found[:, :width]
+    return instead
+
+
 # ---- effects of single latents
 
 
@@ -318,6 +442,10 @@ def indirect_effects(
     positions: Bool[Tensor, "pairs tokens"] | None = None,
     batch_size: int = 128,
     metric: str | Metric | Callable | None = None,
+    *,
+    baseline: str = "zero",
+    partner: Sequence[int] | Int[np.ndarray, " pairs"] | None = None,
+    seed: int = 0,
 ) -> Effects:
     """IE of each latent at each checkpoint on a task (Crosscoding Through Time, sec. 4).
 
@@ -354,15 +482,30 @@ def indirect_effects(
         batch_size: pairs read at once; results do not depend on it.
         metric: what is measured: None (wrong minus right), a name in METRICS, a `Metric`, or a
             function (logits [items, vocabulary], answers) -> [items] of one's own.
+        baseline: "ablation": what a latent is set to, f'_i in m(x + (f'_i - f_i) d_i) - m(x).
+            "zero" takes it away; with the others latents that are off in the pair count too.
+            "mean": to its mean over the pairs of the task at the same distance from the answer
+            position (over those that are long enough), so that what all pairs share stays.
+            "resample": to what it is in another pair, at the same positions (Chan et al. 2022).
+        partner: "resample": [pairs] index of the pair whose latents each is given; it must have as
+            many tokens. -1: none, the pair is left out of the means. None: a pair with another
+            prefix of the same length, drawn at random.
+        seed: of such draws.
 
     Raises:
-        ValueError: an unknown method or metric, pairs of another tokenizer or without a prefix, or
-            a crosscoder of other checkpoints.
+        ValueError: an unknown method, metric or baseline, pairs of another tokenizer or without a
+            prefix, partners that do not fit, or a crosscoder of other checkpoints.
         hooks.NotFinite: a metric or an effect is NaN or infinite.
     """
     choose("method", method, METHODS)
     chosen, metric = METHODS[method], as_metric(metric)
     _check_request(method, metric, tol, features, positions, pairs)
+    partner = _partners(pairs, baseline, partner, seed)
+    if baseline != "zero" and method != "ablation":
+        raise ValueError(
+            f"baseline={baseline!r} goes with method='ablation', and here is {method!r}, whose "
+            "baseline is 0: take 'ablation', or leave baseline out."
+        )
     readings = _read(crosscoder, ckpts, pairs, batch_size)
     W_dec, b_dec = (weights.detach() for weights in crosscoder.raw_decoder())
     n_latents, n, _ = W_dec.shape
@@ -384,13 +527,15 @@ def indirect_effects(
             finest = max(float(readout.resolution.max()) for readout in readouts)
             if finest > tolerance:
                 coarse[model.label] = finest
-        for reading, readout in zip(readings, readouts, strict=True):
+        replacements = _replacements(readings, baseline, partner)
+        for reading, readout, instead in zip(readings, readouts, replacements, strict=True):
             f = reading.f
             counted = None if positions is None else positions[reading.rows, : f.shape[1]]
             options = Options(
                 features=features,
                 positions=None if counted is None else counted.to(f.device),
                 tolerance=tolerance,
+                instead=instead,
             )
             found = chosen.attribute(readout, f, W_dec[:, c].to(f), options)
             hooks.check_finite(found.ie, model, f"Effects on {pairs.name!r}")
@@ -419,7 +564,10 @@ def indirect_effects(
     }
     if chosen.integrates:
         info["tol"] = tol
-    return _summed(per_pair, sums, ckpts.labels, info)
+    in_means = np.ones(len(pairs), bool) if partner is None else partner >= 0
+    if method == "ablation":
+        info |= {"baseline": baseline, "n_counted": int(in_means.sum())}
+    return _summed(per_pair, sums, in_means, ckpts.labels, info)
 
 
 def _check_request(
@@ -464,17 +612,21 @@ def _tell_coarse(coarse: dict[str, float], dtype: torch.dtype, tol: float) -> No
 def _summed(
     per_pair: Tensor,
     sums: dict[str, Float[np.ndarray, "checkpoints pairs"]],
+    in_means: Bool[np.ndarray, " pairs"],
     names: list[str],
     info: dict[str, Any],
 ) -> Effects:
-    """Means over pairs, and how far effects and error are from what they should add up to."""
-    n_pairs = per_pair.shape[1]
+    """Means over the pairs that count, and how far effects and error are from adding up.
+
+    The pairs that do not count have no effects.
+    """
 
     def over_pairs(sparse: Tensor) -> Float[np.ndarray, "checkpoints latents"]:
-        return torch.sparse.sum(sparse.double(), 1).to_dense().numpy() / n_pairs
+        return torch.sparse.sum(sparse.double(), 1).to_dense().numpy() / in_means.sum()
 
+    sums = {name: values[:, in_means] for name, values in sums.items()}
     total, error = sums["total"], sums["error"]
-    effects = torch.sparse.sum(per_pair.double(), 2).to_dense().numpy()
+    effects = torch.sparse.sum(per_pair.double(), 2).to_dense().numpy()[:, in_means]
     missed = effects + error - total
     length = np.abs(total).mean(1)
     gap_per_pair = np.abs(missed).mean(1) / length
@@ -501,11 +653,17 @@ def ablate(
     pairs: MinimalPairs,
     features: Iterable[int] | Sequence[Iterable[int]],
     batch_size: int = 128,
+    *,
+    baseline: str = "zero",
+    partner: Sequence[int] | Int[np.ndarray, " pairs"] | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Set a group of latents to zero together, everywhere but at the first token.
 
     Args:
         features: the latents to ablate; or a list of such groups, one a checkpoint.
+        baseline, partner, seed: what they are set to instead of zero: as for `indirect_effects`.
+            Pairs without a partner are left out.
 
     Returns:
         One row a checkpoint: checkpoint, n_features, accuracy_before, accuracy_after (a tie counts
@@ -518,35 +676,144 @@ def ablate(
             what does not belong together.
         hooks.NotFinite: a logit is NaN or infinite.
     """
+    groups = _groups_of(list(features), len(ckpts), crosscoder.n_latents)
+    removal = _Removal(groups=[[group] for group in groups], baseline=baseline)
+    return _removed(crosscoder, ckpts, pairs, removal, partner, seed, batch_size)
+
+
+def ablation_curve(
+    crosscoder: Crosscoder,
+    ckpts: Checkpoints,
+    pairs: MinimalPairs,
+    ranking: Sequence[int] | Sequence[Sequence[int]],
+    sizes: Sequence[int] = (1, 2, 5, 10, 20, 50),
+    batch_size: int = 128,
+    *,
+    baseline: str = "zero",
+    partner: Sequence[int] | Int[np.ndarray, " pairs"] | None = None,
+    seed: int = 0,
+    keep_only: bool = False,
+    keep_error: bool = True,
+) -> pd.DataFrame:
+    """`ablate` the first latents of a ranking, more and more of them; pairs are read once.
+
+    With `keep_only` the other way round: all latents but the first few are set to the baseline, as
+    for the faithfulness of a circuit (Marks et al. 2024): how much of the task do these few carry?
+    What lies between m(nothing kept), at size 0, and m(clean) is the scale for that.
+
+    Args:
+        ranking: latents, the most important first; or one such ranking a checkpoint.
+        sizes: how many of the first latents to take; 0 is none.
+        baseline, partner, seed: as for `ablate`.
+        keep_only: remove all other latents, and keep these.
+        keep_error: keep the reconstruction error too; False: it is set to 0 throughout. With
+            keep_only and size 0 nothing but b_dec is left then.
+
+    Returns:
+        One row a checkpoint and size, with the columns of `ablate`; n_features is the size.
+
+    Raises:
+        ValueError: a size that is above the length of a ranking, and as for `ablate`.
+        hooks.NotFinite: a logit is NaN or infinite.
+    """
+    rankings = _groups_of(list(ranking), len(ckpts), crosscoder.n_latents)
+    sizes = [whole_number("sizes", size, 0) for size in sizes]
+    shortest = min(len(group) for group in rankings)
+    if not sizes or max(sizes) > shortest:
+        raise ValueError(
+            f"sizes={tuple(sizes)}, and the shortest ranking has {shortest} latents (each counted "
+            f"once): take sizes from 0 to {shortest}, or rank more latents."
+        )
+    removal = _Removal(
+        groups=[[group[:size] for size in sizes] for group in rankings],
+        baseline=baseline,
+        keep_only=keep_only,
+        keep_error=keep_error,
+    )
+    return _removed(crosscoder, ckpts, pairs, removal, partner, seed, batch_size)
+
+
+@dataclass(frozen=True)
+class _Removal:
+    """Which latents are removed together, and how.
+
+    Attributes:
+        groups: for each checkpoint its groups, as many at each.
+        baseline: what they are set to.
+        keep_only: it is all the others that are removed.
+        keep_error: the reconstruction error is not.
+    """
+
+    groups: list[list[list[int]]]
+    baseline: str = "zero"
+    keep_only: bool = False
+    keep_error: bool = True
+
+    def streams(
+        self,
+        readout: Readout,
+        f: Latents,
+        instead: Latents | None,
+        decoder: Float[Tensor, "latents d_model"],
+        groups: Sequence[Sequence[int]],
+    ) -> Iterator[Float[Tensor, "pairs t d_model"]]:
+        """The residual stream with each of the groups removed."""
+        x, less = readout.x, f if instead is None else f - instead
+        if not self.keep_error:
+            x = x - reconstruction_error(readout, f, decoder)
+        if self.keep_only:
+            x = x - less @ decoder
+        for group in groups:
+            part = less[..., group] @ decoder[group]
+            yield x + part if self.keep_only else x - part
+
+
+def _removed(
+    crosscoder: Crosscoder,
+    ckpts: Checkpoints,
+    pairs: MinimalPairs,
+    removal: _Removal,
+    partner: Sequence[int] | Int[np.ndarray, " pairs"] | None,
+    seed: int,
+    batch_size: int,
+) -> pd.DataFrame:
+    """One row a checkpoint and group; see `ablate`."""
+    partner = _partners(pairs, removal.baseline, partner, seed)
+    in_means = np.ones(len(pairs), bool) if partner is None else partner >= 0
     W_dec, b_dec = (weights.detach() for weights in crosscoder.raw_decoder())
-    groups = _groups_of(list(features), len(ckpts), len(W_dec))
     readings = _read(crosscoder, ckpts, pairs, batch_size)
-    labels, rows = twins(pairs), []
+    labels = np.unique(twins(pairs)[in_means], return_inverse=True)[1]
+    rows = []
     bar = progress(range(len(ckpts) * len(readings)), "ablation")
     for c, model in enumerate(ckpts):
+        groups = removal.groups[c]
         before, after = [], []
-        for reading in readings:
+        replacements = _replacements(readings, removal.baseline, partner)
+        for reading, instead in zip(readings, replacements, strict=True):
             readout = readout_of(model, reading.pairs, reading.x[:, :, c], b_dec[c])
-            removed = reading.f[..., groups[c]] @ W_dec[groups[c], c].to(reading.x)
+            decoder = W_dec[:, c].to(reading.x)
+            streams = removal.streams(readout, reading.f, instead, decoder, groups)
             before.append(-readout.clean.cpu())
-            after.append(-readout.value(readout.x - removed).cpu())
+            after.append(torch.stack([-readout.value(x).cpu() for x in streams]))
             bar.update()
-        clean, ablated = torch.cat(before).double(), torch.cat(after).double()
-        hooks.check_finite(torch.stack([clean, ablated]), model, f"Logits on {pairs.name!r}")
-        clean, ablated = clean.numpy(), ablated.numpy()
-        rows.append(
-            {
-                "checkpoint": model.label,
-                "n_features": len(groups[c]),
-                "accuracy_before": share_right(clean),
-                "accuracy_after": share_right(ablated),
-                "logit_difference_before": clean.mean(),
-                "logit_difference_after": ablated.mean(),
-                "effect": (clean - ablated).mean(),
-                "effect_stderr": clustered_stderr(clean - ablated, labels),
-                "n_pairs": len(pairs),
-            }
-        )
+        clean, changed = torch.cat(before).double(), torch.cat(after, 1).double()
+        hooks.check_finite(clean, model, f"Logits on {pairs.name!r}")
+        hooks.check_finite(changed, model, f"Logits on {pairs.name!r}")
+        clean = clean.numpy()[in_means]
+        for group, ablated in zip(groups, changed.numpy()[:, in_means], strict=True):
+            rows.append(
+                {
+                    "checkpoint": model.label,
+                    "n_features": len(group),
+                    "accuracy_before": share_right(clean),
+                    "accuracy_after": share_right(ablated),
+                    "logit_difference_before": clean.mean(),
+                    "logit_difference_after": ablated.mean(),
+                    "effect": (clean - ablated).mean(),
+                    "effect_stderr": clustered_stderr(clean - ablated, labels),
+                    "n_pairs": len(clean),
+                }
+            )
     bar.close()
     return pd.DataFrame(rows)
 

@@ -6,6 +6,7 @@ import shutil
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ import ctt_helpers as ctt
 from ctt_helpers import hooks
 from ctt_helpers.activations import stacked_activations
 from ctt_helpers.attribution import METHODS, NEAR, NODES, WEIGHTS, effects_from_gradient
-from ctt_helpers.effects import Effects, clustered_stderr
+from ctt_helpers.effects import Effects, _drawn_partners, clustered_stderr
 from ctt_helpers.sources import checkpoints
 from ctt_helpers.sources.published import data_folder
 
@@ -356,6 +357,169 @@ def test_group_ablation_against_a_hook(setting):
     assert ctt.ablate(crosscoder, ckpts, pairs, [3, 3]).equals(one)  # a feature is taken away once
     nothing = ctt.ablate(crosscoder, ckpts, pairs, [])
     assert (nothing["effect"] == 0).all()
+
+
+# ---- what latents are set to
+
+
+def test_the_mean_is_taken_at_the_same_distance_from_the_answer(setting):
+    """Against loops over pairs and positions, and a hook; the effects do not depend on batches."""
+    ckpts, crosscoder, pairs = setting
+    x, f, keep, W_dec, _ = parts(ckpts, crosscoder, pairs)
+    mean = torch.zeros_like(f)
+    for row, answer in enumerate(pairs.answer_position.tolist()):
+        for t in range(1, answer + 1):
+            ends = pairs.answer_position - (answer - t)  # where this distance is in each pair
+            there = [f[other, end] for other, end in enumerate(ends.tolist()) if end > 0]
+            mean[row, t] = torch.stack(there).mean(0)
+    assert (mean[~keep] == 0).all() and ((mean > 0) & (f == 0)).any()
+    features = range(12)
+    found = ctt.indirect_effects(crosscoder, ckpts, pairs, features=features, baseline="mean")
+    small = ctt.indirect_effects(
+        crosscoder, ckpts, pairs, features=features, baseline="mean", batch_size=2
+    )
+    np.testing.assert_allclose(small.mean, found.mean, atol=1e-10)
+    for c, model in enumerate(ckpts):
+        clean = metric(model, pairs, x[:, :, c])
+        for i in features:
+            moved = x[:, :, c] + (mean - f)[..., [i]] * W_dec[i, c]
+            effect = metric(model, pairs, moved) - clean
+            np.testing.assert_allclose(found.per_pair[c].to_dense()[:, i], effect, atol=1e-10)
+    assert found.info["baseline"] == "mean" and found.info["n_counted"] == 9
+
+
+def test_the_mean_of_what_does_not_vary_changes_nothing(setting):
+    ckpts, crosscoder, pairs = setting
+    alike = pairs[[1, 1, 1]]
+    zero = ctt.indirect_effects(crosscoder, ckpts, alike)
+    mean = ctt.indirect_effects(crosscoder, ckpts, alike, baseline="mean")
+    assert np.abs(zero.mean).max() > 0.01 and np.abs(mean.mean).max() < 1e-12
+
+
+PARTNER = [5, 3, -1, 6, -1, 0, 8, -1, 1]  # of the pairs' own lengths: 3, 6, 7, 6, 2, 3, 6, 7, 6
+
+
+@pytest.mark.parametrize("batch_size", [3, 128])
+def test_a_resampled_latent_is_that_of_the_partner(setting, batch_size):
+    ckpts, crosscoder, pairs = setting
+    x, f, _, W_dec, _ = parts(ckpts, crosscoder, pairs)
+    with_one = [row for row, other in enumerate(PARTNER) if other >= 0]
+    given = f.clone()
+    for row in with_one:
+        given[row] = f[PARTNER[row]]
+    features = ((given > 0) & (f == 0)).any(1).any(0).nonzero().flatten().tolist()[:8]
+    options = {"baseline": "resample", "partner": PARTNER, "batch_size": batch_size}
+    found = ctt.indirect_effects(crosscoder, ckpts, pairs, features=features, **options)
+    group = ctt.ablate(crosscoder, ckpts, pairs, features, **options)
+    assert len(features) == 8 and found.info["n_counted"] == 6
+    for c, model in enumerate(ckpts):
+        clean = metric(model, pairs, x[:, :, c])
+        by_hand = torch.zeros(9, 48, dtype=torch.float64)
+        for i in features:
+            moved = x[:, :, c] + (given - f)[..., [i]] * W_dec[i, c]
+            by_hand[:, i] = metric(model, pairs, moved) - clean
+        np.testing.assert_allclose(found.per_pair[c].to_dense(), by_hand, atol=1e-10)
+        np.testing.assert_allclose(found.mean[c], by_hand[with_one].mean(0), atol=1e-10)
+        together = x[:, :, c] + (given - f)[..., features] @ W_dec[features, c]
+        after = metric(model, pairs, together)[with_one]
+        row = group.iloc[c]
+        np.testing.assert_allclose(row["effect"], (after - clean[with_one]).mean(), atol=1e-10)
+        assert row["accuracy_after"] == (after < 0).double().mean() and row["n_pairs"] == 6
+        spread = (after - clean[with_one]).std() / 6**0.5
+        np.testing.assert_allclose(row["effect_stderr"], spread, atol=1e-10)
+
+
+def test_resampled_from_itself_nothing_changes(setting):
+    ckpts, crosscoder, pairs = setting
+    options = {"baseline": "resample", "partner": range(9)}
+    assert not ctt.indirect_effects(crosscoder, ckpts, pairs, **options).mean.any()
+    assert not ctt.ablate(crosscoder, ckpts, pairs, range(48), **options)["effect"].any()
+
+
+def test_a_drawn_partner_has_another_prefix_of_the_same_length(setting):
+    _, _, pairs = setting
+    n_tokens = pairs.attention_mask.sum(1)
+    drawn = np.stack([_drawn_partners(pairs, seed) for seed in range(40)])
+    # the only prefixes of one length are those of pairs 1 and 6, and of 3 and 8
+    assert (drawn[:, [0, 2, 4, 5, 7]] == -1).all()
+    for row, others in {1: {3, 8}, 6: {3, 8}, 3: {1, 6}, 8: {1, 6}}.items():
+        assert set(drawn[:, row].tolist()) == others
+        assert (n_tokens[drawn[:, row]] == n_tokens[row]).all()
+    assert np.array_equal(drawn[3], _drawn_partners(pairs, 3))
+
+
+def test_baselines_that_do_not_fit_are_refused(setting):
+    ckpts, crosscoder, pairs = setting
+    for error, options in {
+        "baseline='means' is not known.*Did you mean 'mean'": {"baseline": "means"},
+        "goes with baseline='resample', and here is baseline='zero'": {"partner": PARTNER},
+        r"partner is int64 \(2,\): give one whole number a pair, here 9": {"partner": [1, 2]},
+        r"partner is float64 \(9,\)": {"partner": [0.5] * 9},
+        "There is no pair 9: partners are indices from 0 to 8": {"partner": [9] * 9},
+        "There is no pair -2": {"partner": [-2] * 9},
+        "No pair of 'pairs' has a partner": {"partner": [-1] * 9},
+        "8 pairs .* another length.*pair 0 has 3 tokens, its partner 4 has 2": {"partner": [4] * 9},
+        "goes with method='ablation', and here is 'atp'": {"baseline": "mean", "method": "atp"},
+    }.items():
+        if "partner" in options and "goes with" not in error:
+            options["baseline"] = "resample"
+        with pytest.raises(ValueError, match=error):
+            ctt.indirect_effects(crosscoder, ckpts, pairs, **options)
+    with pytest.raises(ValueError, match="baseline='means' is not known"):
+        ctt.ablate(crosscoder, ckpts, pairs, [1], baseline="means")
+
+
+# ---- more and more of a ranking
+
+
+@pytest.mark.parametrize("options", [{}, {"baseline": "mean"}, {"baseline": "resample", "seed": 3}])
+def test_the_curve_is_one_ablation_after_another(setting, options):
+    ckpts, crosscoder, pairs = setting
+    rng = np.random.default_rng(0)
+    ranking = np.stack([rng.permutation(48) for _ in ckpts])
+    sizes = (0, 1, 5, 48)
+    curve = ctt.ablation_curve(crosscoder, ckpts, pairs, ranking, sizes, batch_size=4, **options)
+    assert curve["n_features"].tolist() == [*sizes] * 3 and curve["effect"].any()
+    for size, rows in curve.groupby("n_features"):
+        one = ctt.ablate(crosscoder, ckpts, pairs, ranking[:, :size].tolist(), **options)
+        pd.testing.assert_frame_equal(rows.reset_index(drop=True), one, atol=1e-10)
+    one_for_all = ctt.ablation_curve(crosscoder, ckpts, pairs, ranking[0], [5], **options)
+    alone = ctt.ablate(crosscoder, ckpts, pairs, ranking[0, :5], **options)
+    pd.testing.assert_frame_equal(one_for_all, alone, atol=1e-10)
+
+
+@pytest.mark.parametrize("keep_error", [True, False])
+def test_keeping_only_a_few_removes_all_others(setting, keep_error):
+    ckpts, crosscoder, pairs = setting
+    x, f, keep, W_dec, b_dec = parts(ckpts, crosscoder, pairs)
+    ranking = np.random.default_rng(1).permutation(48).tolist()
+    sizes = (0, 3, 20, 48)
+    options = {"keep_only": True, "keep_error": keep_error}
+    curve = ctt.ablation_curve(crosscoder, ckpts, pairs, ranking, sizes, **options)
+    for c, model in enumerate(ckpts):
+        clean = metric(model, pairs, x[:, :, c])
+        e = x[:, :, c] - f @ W_dec[:, c] - b_dec[c]
+        for size in sizes:
+            kept = torch.zeros_like(f)
+            kept[..., ranking[:size]] = f[..., ranking[:size]]
+            now = rebuild(x[:, :, c], kept, keep_error * e, keep, W_dec[:, c], b_dec[c])
+            after = metric(model, pairs, now)
+            (row,) = curve[
+                (curve["checkpoint"] == model.label) & (curve["n_features"] == size)
+            ].itertuples()
+            np.testing.assert_allclose(row.effect, (after - clean).mean(), atol=1e-9)
+            assert row.accuracy_after == (after < 0).double().mean()
+    all_kept = curve[curve["n_features"] == 48]["effect"].abs()
+    assert (all_kept < 1e-9).all() if keep_error else (all_kept > 1e-3).all()
+
+
+def test_a_curve_longer_than_its_ranking_is_refused(setting):
+    ckpts, crosscoder, pairs = setting
+    rankings = [[1, 2, 3, 4], [1, 2, 3, 3], [5, 6, 7, 8]]
+    with pytest.raises(ValueError, match=r"sizes=\(1, 4\), and the shortest ranking has 3 latents"):
+        ctt.ablation_curve(crosscoder, ckpts, pairs, rankings, [1, 4])
+    with pytest.raises(ValueError, match="sizes=-1: give a whole number of at least 0"):
+        ctt.ablation_curve(crosscoder, ckpts, pairs, [1, 2], [-1])
 
 
 def test_save_and_load(setting, tmp_path):

@@ -32,6 +32,7 @@ OTHER_COSTS: dict[str, Cost] = {
     "reading": Cost(),
     "accuracy": Cost(passes=1),
     "ablate": Cost(passes=2, products=1),
+    "ablation_curve": Cost(passes=7, products=1),  # for its six sizes
 }
 DOWNLOAD_RATE = 40e6  # bytes a second: an assumption, and told as one
 LOAD_RATE = 0.5e9  # bytes of a file a second, reading and converting them
