@@ -34,7 +34,9 @@ _EXPORTS = {
     "uncertainty": [
         "classify_draws", "interval", "rel_ie_draws", "resample", "trajectory_draws",
     ],
-    "controls": ["artefacts", "control_groups", "latent_scaling", "random_directions"],
+    "controls": [
+        "artefacts", "control_groups", "latent_scaling", "predict_others", "random_directions",
+    ],
     "sources.suites": ["Suite", "load_suite"],
     "sources.checkpoints": ["Checkpoints", "fingerprint"],
     "notebook.parameters": ["check_parameters", "use_profile"],

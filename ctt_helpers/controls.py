@@ -1,9 +1,13 @@
-"""Is it real? Other latents in place of a group, other directions in place of a dictionary's, and
-whether a latent that looks exclusive to one checkpoint is really absent at the others."""
+"""Is it real? Other latents in place of a group, other directions in place of a dictionary's,
+latents read from one checkpoint alone, and whether a latent that looks exclusive to one checkpoint
+is really absent at the others."""
+
+from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,9 +15,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ctt_helpers import hooks
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.messages import whole_number
 from ctt_helpers.metrics import PER_LATENT
+
+if TYPE_CHECKING:
+    from ctt_helpers.sources.checkpoints import Checkpoints
 
 # Minder et al. take latents with nu below these for truly exclusive
 MAX_ERROR, MAX_RECONSTRUCTION = 0.2, 0.5
@@ -103,6 +111,117 @@ def random_directions(crosscoder: Crosscoder, seed: int = 0) -> Crosscoder:
     basis *= turned.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # else not uniform over directions
     other.W_dec.copy_((basis @ inner).mT)
     return other
+
+
+# ---- latents of one checkpoint alone
+
+
+@dataclass(frozen=True)
+class PredictedOthers:
+    """Activations of all checkpoints, predicted from those of one: `read_from` of effects.
+
+    Attributes:
+        weight: [n (from), d_model, n (to), d_model], on raw activations.
+        bias: [n (from), n (to), d_model].
+        explained: [n (from), n (to)] share of the variance of one checkpoint that another predicts,
+            on text that was not fitted; 1 on the diagonal.
+        source: what it was fitted on.
+    """
+
+    weight: Float[Tensor, "n d_model n d_model"]
+    bias: Float[Tensor, "n n d_model"]
+    explained: Float[np.ndarray, "n n"]
+    source: dict[str, Any]
+
+    def __call__(
+        self, checkpoint: int, x: Float[Tensor, "tokens d_model"]
+    ) -> Float[Tensor, "tokens n d_model"]:
+        """Raw activations of all checkpoints from those of one; its own are left as they are."""
+        weight = self.weight[checkpoint].to(x)
+        predicted = (x @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+        predicted += self.bias[checkpoint].to(x)
+        predicted[:, checkpoint] = x
+        return predicted
+
+
+@torch.no_grad()
+def predict_others(
+    ckpts: Checkpoints, text: Int[Tensor, "sequences length"], ridge: float = 1e-6
+) -> PredictedOthers:
+    """Predict every checkpoint's activations from each one's, by ridge regression on running text.
+
+    A crosscoder reads f from all checkpoints at once. So a latent may be active because a late
+    model sees something, and have an effect at an early one, which does not. With
+    `indirect_effects(..., read_from=predict_others(ckpts, text))` f at c is read from x_c alone:
+    the crosscoder is given x_c, and in the place of the others what is linearly readable of them in
+    x_c. An effect that stays does not need the others; one that goes does, or its latent's
+    threshold was missed by a prediction that is too small, as those of a regression are: compare
+    `explained`, and the shares in `info["read_from"]`. What c holds without using it stays.
+
+    Args:
+        ckpts: the checkpoints.
+        text: of which the last fifth of the sequences is kept for `explained`, and the first token
+            of each is left out. Some hundred tokens for each dimension are plenty; all of their
+            activations are in memory at once.
+        ridge: penalty, in units of the mean variance of a dimension.
+
+    Raises:
+        ValueError: fewer tokens to be fitted than dimensions, or a penalty that is not above 0.
+    """
+    if not 0 < ridge < float("inf"):
+        raise ValueError(f"ridge={ridge!r} must be above 0: 1e-6 is usual.")
+    groups = [(ids, None) for ids in text.split(64)]
+    read = hooks.stacked_batches(ckpts, groups)
+    x = torch.cat([part[:, 1:].cpu().double() for part in read])
+    fitted = len(x) - max(1, len(x) // 5)
+    weight, bias = _regression(x[:fitted].flatten(0, 1), ridge)
+    return PredictedOthers(
+        weight=weight,
+        bias=bias,
+        explained=_explained(x[fitted:].flatten(0, 1), weight, bias),
+        source=ckpts.source,
+    )
+
+
+def _regression(
+    x: Float[Tensor, "tokens n d_model"], ridge: float
+) -> tuple[Float[Tensor, "n d_model n d_model"], Float[Tensor, "n n d_model"]]:
+    """Weights and biases of the ridge regressions of all checkpoints on each."""
+    tokens, n, d_model = x.shape
+    if tokens <= d_model:
+        raise ValueError(
+            f"{tokens} tokens to fit {d_model} dimensions on: give more text, some hundred tokens "
+            "for each dimension."
+        )
+    mean = x.mean(0)
+    centred = x - mean
+    weights, biases = [], []
+    for c in range(n):
+        own = centred[:, c]
+        covariance = own.T @ own / tokens
+        penalty = ridge * covariance.diagonal().mean() * torch.eye(d_model).to(x)
+        shared = own.T @ centred.flatten(1) / tokens
+        weight = torch.linalg.solve(covariance + penalty, shared)
+        weights.append(weight.unflatten(1, (n, d_model)))
+        biases.append(mean - (mean[c] @ weight).unflatten(0, (n, d_model)))
+    return torch.stack(weights), torch.stack(biases)
+
+
+def _explained(
+    x: Float[Tensor, "tokens n d_model"],
+    weight: Float[Tensor, "n d_model n d_model"],
+    bias: Float[Tensor, "n n d_model"],
+) -> Float[np.ndarray, "n n"]:
+    """Share of the variance of each checkpoint that each one predicts."""
+    variance = (x - x.mean(0)).square().sum((0, 2))
+    shares = torch.eye(len(weight), dtype=torch.float64)
+    for c in range(len(weight)):
+        for other in range(len(weight)):
+            if other != c:
+                predicted = x[:, c] @ weight[c, :, other] + bias[c, other]
+                missed = (x[:, other] - predicted).square().sum()
+                shares[c, other] = 1 - missed / variance[other]
+    return shares.numpy()
 
 
 # ---- latent scaling

@@ -43,6 +43,9 @@ ARRAYS = ("mean", "abs_mean", "error", "total", "gap", "n_nodes")
 FILES = ("effects.safetensors", "effects.json")
 BASELINES = ("zero", "mean", "resample")
 
+# (checkpoint, its raw activations) -> those of all checkpoints, from which f is read
+ReadFrom = Callable[[int, Float[Tensor, "tokens d_model"]], Float[Tensor, "tokens n d_model"]]
+
 # ---- what is measured: a metric of the answer logits
 
 
@@ -173,7 +176,9 @@ class Effects:
             gap_per_pair, [n] mean |difference| of a pair in the same units as `gap`, in which
             differences of mirrored pairs cannot cancel; "ablation": baseline and n_counted, how
             many pairs the means are over ("resample": those that have a partner; in `per_pair` the
-            others have no effect).
+            others have no effect); with read_from, for each checkpoint: kept, the share of what is
+            active (token by token, in f read from all) that still is, added, the share of what is
+            active that was not, and the correlation of both f over all tokens and latents.
     """
 
     mean: Float[np.ndarray, "checkpoints latents"]
@@ -238,21 +243,27 @@ class _Reading:
         x: [pairs, t, checkpoints, d_model] raw activations.
         sparse: [pairs, t, latents] latents, zero where nothing is touched; sparse where the device
             has sparse tensors, for few are active.
+        own: the same for each checkpoint, where it is read from each alone; None: one for all.
     """
 
     rows: slice
     pairs: MinimalPairs
     x: Float[Tensor, "pairs t checkpoints d_model"]
     sparse: Tensor
+    own: list[Tensor] | None = None
 
-    @property
-    def f(self) -> Float[Tensor, "pairs t latents"]:
-        return self.sparse.to_dense()
+    def f(self, checkpoint: int) -> Latents:
+        """The latents whose effects at this checkpoint are asked for."""
+        return (self.sparse if self.own is None else self.own[checkpoint]).to_dense()
 
 
 @torch.no_grad()
 def _read(
-    crosscoder: Crosscoder, ckpts: Checkpoints, pairs: MinimalPairs, batch_size: int
+    crosscoder: Crosscoder,
+    ckpts: Checkpoints,
+    pairs: MinimalPairs,
+    batch_size: int,
+    read_from: ReadFrom | None = None,
 ) -> list[_Reading]:
     """All pairs in batches, with their activations; each checkpoint is gone through once.
 
@@ -260,6 +271,7 @@ def _read(
         ValueError: pairs, checkpoints and crosscoder do not belong together, or a pair has no
             prefix.
     """
+    _check_read_from(read_from, ckpts)
     if not len(pairs) or int(pairs.answer_position.min()) < 1:
         raise ValueError(
             f"{pairs.name!r} has {len(pairs)} pairs, and effects need a prefix in each: the first "
@@ -273,13 +285,64 @@ def _read(
     readings, done = [], 0
     for batch, x in zip(batches, hooks.stacked_batches(ckpts, ids), strict=True):
         keep = touched(batch).to(x.device)
-        f = x.new_zeros(*x.shape[:2], crosscoder.n_latents)
-        f[keep] = crosscoder.encode(x[keep])
-        sparse = f if x.device.type == "mps" else f.to_sparse()
+
+        def latents(stream: Float[Tensor, "tokens n d_model"], keep=keep) -> Tensor:
+            f = stream.new_zeros(*keep.shape, crosscoder.n_latents)
+            f[keep] = crosscoder.encode(stream)
+            return f if f.device.type == "mps" else f.to_sparse()
+
+        own = None
+        if read_from is not None:
+            own = [latents(read_from(c, x[keep][:, c])) for c in range(len(ckpts))]
         rows = slice(done, done + len(batch))
-        readings.append(_Reading(rows=rows, pairs=batch, x=x, sparse=sparse))
+        readings.append(_Reading(rows=rows, pairs=batch, x=x, sparse=latents(x[keep]), own=own))
         done += len(batch)
     return readings
+
+
+def _check_read_from(read_from: Any, ckpts: Checkpoints) -> None:
+    """Raise ValueError unless f can be read by `read_from` at these checkpoints."""
+    if read_from is None:
+        return
+    if not callable(read_from):
+        raise ValueError(
+            f"read_from={read_from!r}: to read f from each checkpoint alone, what the crosscoder "
+            "reads of the others has to be predicted. Give predict_others(ckpts, text), or None "
+            "to read it from all."
+        )
+    made_for = getattr(read_from, "source", None)
+    if made_for and any(made_for[name] != ckpts.source[name] for name in ("layer", "fingerprints")):
+        raise ValueError(
+            f"read_from was fitted on layer {made_for['layer']} of {made_for['revisions']}, and "
+            f"here is layer {ckpts.layer} of {ckpts.labels}: give predict_others(ckpts, text) of "
+            "these checkpoints."
+        )
+
+
+def _alike(readings: Sequence[_Reading], checkpoint: int) -> dict[str, float | None]:
+    """How f that is read from one checkpoint differs from f that is read from all."""
+    active = torch.zeros(3, dtype=torch.float64)  # from all, from one, from both
+    moments = torch.zeros(2, 2, dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64)
+    count = 0
+    for reading in readings:
+        keep = touched(reading.pairs).cpu()
+        both = torch.stack(
+            [f.to_dense().cpu()[keep].flatten() for f in (reading.sparse, reading.own[checkpoint])]
+        ).double()
+        on = both > 0
+        active += torch.stack([*on.sum(1), on.all(0).sum()])
+        moments += both @ both.T
+        sums += both.sum(1)
+        count += both.shape[1]
+    covariance = moments / count - torch.outer(sums, sums) / count**2
+    spread = covariance.diagonal().prod().sqrt()
+    figures = {
+        "kept": active[2] / active[0],
+        "added": 1 - active[2] / active[1],
+        "correlation": covariance[0, 1] / spread,
+    }
+    return {name: float(value) if value.isfinite() else None for name, value in figures.items()}
 
 
 def readout_of(
@@ -378,21 +441,24 @@ def _drawn_partners(pairs: MinimalPairs, seed: int) -> Int[np.ndarray, " pairs"]
 
 
 def _replacements(
-    readings: Sequence[_Reading], baseline: str, partner: Int[np.ndarray, " pairs"] | None
+    readings: Sequence[_Reading],
+    checkpoint: int,
+    baseline: str,
+    partner: Int[np.ndarray, " pairs"] | None,
 ) -> Iterator[Latents | None]:
-    """For each batch what its latents are set to; None: to 0."""
+    """For each batch what its latents are set to at a checkpoint; None: to 0."""
     if baseline == "zero":
         yield from [None] * len(readings)
     elif baseline == "mean":
-        mean = _mean_by_distance(readings)
+        mean = _mean_by_distance(readings, checkpoint)
         for reading in readings:
             keep = touched(reading.pairs).cpu()
-            instead = torch.zeros_like(reading.f)
+            instead = torch.zeros_like(reading.f(checkpoint))
             instead[keep] = mean[_distance(reading.pairs)[keep]].to(instead)
             yield instead
     else:
         for reading in readings:
-            yield _latents_of_partners(readings, reading, partner[reading.rows])
+            yield _of_partners(readings, reading, checkpoint, partner[reading.rows])
 
 
 def _distance(pairs: MinimalPairs) -> Int[Tensor, "pairs t"]:
@@ -400,31 +466,37 @@ def _distance(pairs: MinimalPairs) -> Int[Tensor, "pairs t"]:
     return pairs.answer_position.cpu()[:, None] - torch.arange(pairs.input_ids.shape[1])
 
 
-def _mean_by_distance(readings: Sequence[_Reading]) -> Float[Tensor, "distances latents"]:
+def _mean_by_distance(
+    readings: Sequence[_Reading], checkpoint: int
+) -> Float[Tensor, "distances latents"]:
     """Mean of f over the pairs that are long enough, by distance from the answer position."""
     furthest = max(int(reading.pairs.answer_position.max()) for reading in readings)
     # in float64 and on the CPU: it does not depend on how pairs are batched
-    total = torch.zeros(furthest + 1, readings[0].f.shape[-1], dtype=torch.float64)
+    n_latents = readings[0].sparse.shape[-1]
+    total = torch.zeros(furthest + 1, n_latents, dtype=torch.float64)
     count = torch.zeros(furthest + 1, 1, dtype=torch.float64)
     for reading in readings:
         keep = touched(reading.pairs).cpu()
         distance = _distance(reading.pairs)[keep]
-        total.index_add_(0, distance, reading.f[keep].cpu().double())
+        total.index_add_(0, distance, reading.f(checkpoint).cpu()[keep].double())
         count.index_add_(0, distance, torch.ones(len(distance), 1, dtype=torch.float64))
     return total / count.clamp_min(1)
 
 
-def _latents_of_partners(
-    readings: Sequence[_Reading], reading: _Reading, partner: Int[np.ndarray, " pairs"]
+def _of_partners(
+    readings: Sequence[_Reading],
+    reading: _Reading,
+    checkpoint: int,
+    partner: Int[np.ndarray, " pairs"],
 ) -> Latents:
     """f of the partners of a batch's pairs; a pair without one keeps its own."""
-    instead = reading.f
+    instead = reading.f(checkpoint)
     for other in readings:
         here = np.flatnonzero((partner >= other.rows.start) & (partner < other.rows.stop))
         if len(here):
             # a batch may be padded further than another: what counts fits into both
             width = min(instead.shape[1], other.x.shape[1])
-            found = other.f[torch.from_numpy(partner[here] - other.rows.start)]
+            found = other.f(checkpoint)[torch.from_numpy(partner[here] - other.rows.start)]
             instead[torch.from_numpy(here), :width] = found[:, :width]
     return instead
 
@@ -446,6 +518,7 @@ def indirect_effects(
     baseline: str = "zero",
     partner: Sequence[int] | Int[np.ndarray, " pairs"] | None = None,
     seed: int = 0,
+    read_from: ReadFrom | None = None,
 ) -> Effects:
     """IE of each latent at each checkpoint on a task (Crosscoding Through Time, sec. 4).
 
@@ -491,6 +564,11 @@ def indirect_effects(
             many tokens. -1: none, the pair is left out of the means. None: a pair with another
             prefix of the same length, drawn at random.
         seed: of such draws.
+        read_from: what f is read from. None: from all checkpoints, as the crosscoder does, so that
+            what a later one knows takes part in f, and in effects at an early one. Or
+            `predict_others(ckpts, text)`, or a function like it: f whose effects are taken at c is
+            then read from checkpoint c alone, and from what can be predicted of the others by c;
+            the rest goes to the error. `info["read_from"]` tells how much f changes.
 
     Raises:
         ValueError: an unknown method, metric or baseline, pairs of another tokenizer or without a
@@ -506,7 +584,7 @@ def indirect_effects(
             f"baseline={baseline!r} goes with method='ablation', and here is {method!r}, whose "
             "baseline is 0: take 'ablation', or leave baseline out."
         )
-    readings = _read(crosscoder, ckpts, pairs, batch_size)
+    readings = _read(crosscoder, ckpts, pairs, batch_size, read_from)
     W_dec, b_dec = (weights.detach() for weights in crosscoder.raw_decoder())
     n_latents, n, _ = W_dec.shape
     features = None if features is None else check_features(list(features), n_latents)
@@ -527,9 +605,9 @@ def indirect_effects(
             finest = max(float(readout.resolution.max()) for readout in readouts)
             if finest > tolerance:
                 coarse[model.label] = finest
-        replacements = _replacements(readings, baseline, partner)
+        replacements = _replacements(readings, c, baseline, partner)
         for reading, readout, instead in zip(readings, readouts, replacements, strict=True):
-            f = reading.f
+            f = reading.f(c)
             counted = None if positions is None else positions[reading.rows, : f.shape[1]]
             options = Options(
                 features=features,
@@ -567,6 +645,8 @@ def indirect_effects(
     in_means = np.ones(len(pairs), bool) if partner is None else partner >= 0
     if method == "ablation":
         info |= {"baseline": baseline, "n_counted": int(in_means.sum())}
+    if read_from is not None:
+        info["read_from"] = [_alike(readings, c) for c in range(n)]
     return _summed(per_pair, sums, in_means, ckpts.labels, info)
 
 
@@ -657,6 +737,7 @@ def ablate(
     baseline: str = "zero",
     partner: Sequence[int] | Int[np.ndarray, " pairs"] | None = None,
     seed: int = 0,
+    read_from: ReadFrom | None = None,
 ) -> pd.DataFrame:
     """Set a group of latents to zero together, everywhere but at the first token.
 
@@ -664,6 +745,7 @@ def ablate(
         features: the latents to ablate; or a list of such groups, one a checkpoint.
         baseline, partner, seed: what they are set to instead of zero: as for `indirect_effects`.
             Pairs without a partner are left out.
+        read_from: as for `indirect_effects`.
 
     Returns:
         One row a checkpoint: checkpoint, n_features, accuracy_before, accuracy_after (a tie counts
@@ -677,8 +759,10 @@ def ablate(
         hooks.NotFinite: a logit is NaN or infinite.
     """
     groups = _groups_of(list(features), len(ckpts), crosscoder.n_latents)
+    partner = _partners(pairs, baseline, partner, seed)
     removal = _Removal(groups=[[group] for group in groups], baseline=baseline)
-    return _removed(crosscoder, ckpts, pairs, removal, partner, seed, batch_size)
+    readings = _read(crosscoder, ckpts, pairs, batch_size, read_from)
+    return _removed(crosscoder, ckpts, pairs, readings, removal, partner)
 
 
 def ablation_curve(
@@ -692,6 +776,7 @@ def ablation_curve(
     baseline: str = "zero",
     partner: Sequence[int] | Int[np.ndarray, " pairs"] | None = None,
     seed: int = 0,
+    read_from: ReadFrom | None = None,
     keep_only: bool = False,
     keep_error: bool = True,
 ) -> pd.DataFrame:
@@ -704,7 +789,7 @@ def ablation_curve(
     Args:
         ranking: latents, the most important first; or one such ranking a checkpoint.
         sizes: how many of the first latents to take; 0 is none.
-        baseline, partner, seed: as for `ablate`.
+        baseline, partner, seed, read_from: as for `ablate`.
         keep_only: remove all other latents, and keep these.
         keep_error: keep the reconstruction error too; False: it is set to 0 throughout. With
             keep_only and size 0 nothing but b_dec is left then.
@@ -724,13 +809,15 @@ def ablation_curve(
             f"sizes={tuple(sizes)}, and the shortest ranking has {shortest} latents (each counted "
             f"once): take sizes from 0 to {shortest}, or rank more latents."
         )
+    partner = _partners(pairs, baseline, partner, seed)
     removal = _Removal(
         groups=[[group[:size] for size in sizes] for group in rankings],
         baseline=baseline,
         keep_only=keep_only,
         keep_error=keep_error,
     )
-    return _removed(crosscoder, ckpts, pairs, removal, partner, seed, batch_size)
+    readings = _read(crosscoder, ckpts, pairs, batch_size, read_from)
+    return _removed(crosscoder, ckpts, pairs, readings, removal, partner)
 
 
 @dataclass(frozen=True)
@@ -772,27 +859,24 @@ def _removed(
     crosscoder: Crosscoder,
     ckpts: Checkpoints,
     pairs: MinimalPairs,
+    readings: Sequence[_Reading],
     removal: _Removal,
-    partner: Sequence[int] | Int[np.ndarray, " pairs"] | None,
-    seed: int,
-    batch_size: int,
+    partner: Int[np.ndarray, " pairs"] | None,
 ) -> pd.DataFrame:
     """One row a checkpoint and group; see `ablate`."""
-    partner = _partners(pairs, removal.baseline, partner, seed)
     in_means = np.ones(len(pairs), bool) if partner is None else partner >= 0
     W_dec, b_dec = (weights.detach() for weights in crosscoder.raw_decoder())
-    readings = _read(crosscoder, ckpts, pairs, batch_size)
     labels = np.unique(twins(pairs)[in_means], return_inverse=True)[1]
     rows = []
     bar = progress(range(len(ckpts) * len(readings)), "ablation")
     for c, model in enumerate(ckpts):
         groups = removal.groups[c]
         before, after = [], []
-        replacements = _replacements(readings, removal.baseline, partner)
+        replacements = _replacements(readings, c, removal.baseline, partner)
         for reading, instead in zip(readings, replacements, strict=True):
             readout = readout_of(model, reading.pairs, reading.x[:, :, c], b_dec[c])
             decoder = W_dec[:, c].to(reading.x)
-            streams = removal.streams(readout, reading.f, instead, decoder, groups)
+            streams = removal.streams(readout, reading.f(c), instead, decoder, groups)
             before.append(-readout.clean.cpu())
             after.append(torch.stack([-readout.value(x).cpu() for x in streams]))
             bar.update()

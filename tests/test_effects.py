@@ -4,6 +4,7 @@ invariants.
 
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import random_suite, some_pairs, some_text, word_tokenizer
+from models import random_model, random_suite, some_pairs, some_text, word_tokenizer
 from safetensors.torch import save_file
 
 import ctt_helpers as ctt
@@ -293,7 +294,6 @@ def test_padding_and_batch_size_do_not_matter(setting, method):
     whole = ctt.indirect_effects(crosscoder, ckpts, pairs, method)
     small = ctt.indirect_effects(crosscoder, ckpts, pairs, method, batch_size=2)
     np.testing.assert_allclose(small.mean, whole.mean, rtol=1e-6, atol=1e-9)
-    from dataclasses import replace
 
     def wider(t):
         return torch.nn.functional.pad(t, (0, 4))
@@ -467,6 +467,100 @@ def test_baselines_that_do_not_fit_are_refused(setting):
             ctt.indirect_effects(crosscoder, ckpts, pairs, **options)
     with pytest.raises(ValueError, match="baseline='means' is not known"):
         ctt.ablate(crosscoder, ckpts, pairs, [1], baseline="means")
+
+
+# ---- f read from one checkpoint alone
+
+
+@pytest.fixture(scope="module")
+def predicted(setting):
+    return ctt.predict_others(setting[0], some_text(40), ridge=0.01)
+
+
+def test_others_are_predicted_by_least_squares_with_a_penalty(setting, predicted):
+    """Against numpy's least squares, with the penalty as further rows."""
+    ckpts, _, _ = setting
+    x = stacked_activations(ckpts, some_text(40))[:, 1:].double().numpy()
+    fitted, held = (part.reshape(-1, 3, 32) for part in (x[:32], x[32:]))
+    centred = fitted - fitted.mean(0)
+    for c in range(3):
+        own = centred[:, c]
+        penalty = 0.01 * own.var(0).mean() * len(own)
+        rows = np.concatenate([own, penalty**0.5 * np.eye(32)])
+        for other in {0, 1, 2} - {c}:
+            answer = np.concatenate([centred[:, other], np.zeros((32, 32))])
+            weight = np.linalg.lstsq(rows, answer, rcond=None)[0]
+            expected = (held[:, c] - fitted[:, c].mean(0)) @ weight + fitted[:, other].mean(0)
+            found = predicted(c, torch.from_numpy(held[:, c]))
+            np.testing.assert_allclose(found[:, other], expected, atol=1e-8)
+            missed = held[:, other] - expected
+            share = 1 - (missed**2).mean(0).sum() / held[:, other].var(0).sum()
+            np.testing.assert_allclose(predicted.explained[c, other], share, atol=1e-8)
+        assert torch.equal(found[:, c], torch.from_numpy(held[:, c]))
+    assert (np.diag(predicted.explained) == 1).all() and predicted.explained.min() < 0.9
+
+
+def test_f_read_from_one_checkpoint(setting, predicted):
+    """Each effect by a hook, with f encoded by hand; and effects and error still add up."""
+    ckpts, crosscoder, pairs = setting
+    x, shared, keep, W_dec, b_dec = parts(ckpts, crosscoder, pairs)
+    exact = ctt.indirect_effects(crosscoder, ckpts, pairs, read_from=predicted, batch_size=4)
+    options = {"read_from": predicted, "tol": 1e-6}
+    complete = ctt.indirect_effects(crosscoder, ckpts, pairs, "ig", **options)
+    group = ctt.ablate(crosscoder, ckpts, pairs, [1, 2, 3], read_from=predicted)
+    curve = ctt.ablation_curve(crosscoder, ckpts, pairs, [1, 2, 3], [3], read_from=predicted)
+    pd.testing.assert_frame_equal(group, curve)
+    assert complete.gap.max() < 1e-4
+    for c, model in enumerate(ckpts):
+        f = torch.zeros_like(shared)
+        f[keep] = crosscoder.encode(predicted(c, x[keep][:, c])).detach()
+        clean = metric(model, pairs, x[:, :, c])
+        for i in range(8):
+            without = metric(model, pairs, x[:, :, c] - f[..., [i]] * W_dec[i, c]) - clean
+            np.testing.assert_allclose(exact.per_pair[c].to_dense()[:, i], without, atol=1e-10)
+        less = metric(model, pairs, x[:, :, c] - f[..., 1:4] @ W_dec[1:4, c]) - clean
+        np.testing.assert_allclose(group["effect"][c], less.mean(), atol=1e-10)
+        change = metric(model, pairs, torch.where(keep[..., None], b_dec[c], x[:, :, c])) - clean
+        np.testing.assert_allclose(complete.total[c], change.mean(), rtol=1e-7)
+        told = exact.info["read_from"][c]
+        both = ((f > 0) & (shared > 0)).sum()
+        assert told["kept"] == pytest.approx(float(both / (shared > 0).sum()))
+        assert told["added"] == pytest.approx(float(1 - both / (f > 0).sum()))
+        correlation = np.corrcoef(f[keep].flatten(), shared[keep].flatten())[0, 1]
+        assert told["correlation"] == pytest.approx(correlation) and correlation < 0.999
+
+
+@pytest.mark.filterwarnings("ignore:.*same weights")
+def test_where_the_others_follow_from_each_nothing_changes(tmp_path):
+    """Three times the same weights: what one checkpoint holds, the others hold."""
+    for step in (0, 100, 200):
+        random_model(seed=0).save_pretrained(tmp_path / f"step{step}")
+    word_tokenizer().save_pretrained(tmp_path)
+    suite = ctt.load_suite(tmp_path, tokens_per_step=10)
+    ckpts = suite.checkpoints(device="cpu", dtype=torch.float64)
+    crosscoder, pairs = make_crosscoder(ckpts), some_pairs(5)
+    predicted = ctt.predict_others(ckpts, some_text(40), ridge=1e-12)
+    np.testing.assert_allclose(predicted.explained, 1, atol=1e-8)
+    for options in ({}, {"baseline": "mean"}):
+        shared = ctt.indirect_effects(crosscoder, ckpts, pairs, **options)
+        own = ctt.indirect_effects(crosscoder, ckpts, pairs, read_from=predicted, **options)
+        assert shared.mean.any()
+        np.testing.assert_allclose(own.per_pair.to_dense(), shared.per_pair.to_dense(), atol=1e-7)
+    for told in own.info["read_from"]:
+        assert told == pytest.approx({"kept": 1, "added": 0, "correlation": 1}, abs=1e-6)
+
+
+def test_readings_that_do_not_fit_are_refused(setting, predicted):
+    ckpts, crosscoder, pairs = setting
+    with pytest.raises(ValueError, match=r"read_from='own'.*Give predict_others\(ckpts, text\)"):
+        ctt.indirect_effects(crosscoder, ckpts, pairs, read_from="own")
+    other = replace(predicted, source={**predicted.source, "layer": 0})
+    with pytest.raises(ValueError, match=r"was fitted on layer 0 of .*here is layer 1 of"):
+        ctt.ablate(crosscoder, ckpts, pairs, [1], read_from=other)
+    with pytest.raises(ValueError, match=r"27 tokens to fit 32 dimensions on: give more text"):
+        ctt.predict_others(ckpts, some_text(4))
+    with pytest.raises(ValueError, match="ridge=0 must be above 0"):
+        ctt.predict_others(ckpts, some_text(40), ridge=0)
 
 
 # ---- more and more of a ranking
