@@ -34,6 +34,7 @@ _EXPORTS = {
     "uncertainty": [
         "classify_draws", "interval", "rel_ie_draws", "resample", "trajectory_draws",
     ],
+    "factorial": ["Factorial", "behaviour_factorial", "factorial_of", "shares_of_effect"],
     "controls": [
         "artefacts", "control_groups", "latent_scaling", "predict_others", "random_directions",
     ],
