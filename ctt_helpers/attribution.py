@@ -5,7 +5,7 @@ without it m would rise. Nothing here knows a model: `Readout` holds m as a func
 is a function and an entry in METHODS.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +31,7 @@ SMALLEST_PIECE = 2.0**-12
 NEAR = 0.5  # "ig_near" goes so far along the joint line
 ITEMS_AT_ONCE = 512  # single ablations that are run at once
 PIECES_AT_ONCE = 256  # pieces of lines that are integrated at once
+PERMUTATIONS = 8  # orders that "shapley" goes through
 
 # ---- what is attributed
 
@@ -117,12 +118,16 @@ class Options:
             everywhere.
         tolerance: how far a piece of the joint line may be off, in units of m.
         instead: [pairs, t, latents] what "ablation" sets a latent to; None: 0.
+        permutations: orders for each pair, for "shapley"; each comes with its reverse, so even.
+        seeds: [pairs] of these orders; None: 0, 1, 2 ...
     """
 
     features: Sequence[int] | None = None
     positions: Bool[Tensor, "pairs t"] | None = None
     tolerance: float = 0.0
     instead: Latents | None = None
+    permutations: int = PERMUTATIONS
+    seeds: Sequence[int] | None = None
 
     def counted(self, f: Float[Tensor, "pairs t _"]) -> Float[Tensor, "pairs t _"]:
         """Latents, or another quantity, at the positions that count; zero elsewhere."""
@@ -139,13 +144,17 @@ class Attribution:
             none.
         total: [pairs] what effects and error of all positions add up to on a complete line; NaN
             likewise.
-        evaluations: [pairs] gradients taken ("ablation": forward passes).
+        evaluations: [pairs] gradients taken ("ablation", "shapley": forward passes).
+        variance, error_variance: [pairs, latents] and [pairs], of `ie` and `error` over draws, for
+            methods that draw; None for the others, NaN where one draw is too few to tell.
     """
 
     ie: Float[Tensor, "pairs latents"]
     error: Float[Tensor, " pairs"]
     total: Float[Tensor, " pairs"]
     evaluations: Float[np.ndarray, " pairs"]
+    variance: Float[Tensor, "pairs latents"] | None = None
+    error_variance: Float[Tensor, " pairs"] | None = None
 
 
 # ---- from a gradient
@@ -349,6 +358,118 @@ def asked(f: Latents, features: Sequence[int] | None) -> Bool[Tensor, "pairs lat
     return active
 
 
+# ---- all together, in many orders
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One way to take away all players of a pair, one after another.
+
+    Attributes:
+        pair: which.
+        players: [players] latents, the reconstruction error as -1.
+        places: [players] where each stands among the pair's players.
+    """
+
+    pair: int
+    players: Int[Tensor, " players"]
+    places: Int[Tensor, " players"]
+
+
+def shapley_values(readout: Readout, f: Latents, decoder: Decoder, options: Options) -> Attribution:
+    """Shapley values of the active latents and the error, over random orders (Castro et al. 2009).
+
+    The players of a pair, its active latents and the reconstruction error, are taken away one after
+    another, from the clean activations until x is the baseline. Each is credited with the change
+    of m when it goes. In every order these changes add up to the whole, so their means do, too.
+    Orders come in pairs, one the reverse of the other (antithetic, Mitchell et al. 2022), which
+    removes what is due to interactions of two players; such a pair is one draw of the variance.
+    """
+    counted = options.counted(f)
+    error = options.counted(reconstruction_error(readout, f, decoder))
+    players = [row.nonzero().flatten().cpu() for row in asked(counted, None)]
+    out = readout.at(torch.ones(len(f)))
+    if options.positions is not None:
+        out = torch.where(options.positions.to(out.device)[..., None], out, readout.x)
+    start = readout.clean.cpu().double()
+    end = readout.value(out).cpu().double()
+
+    def taken_away(order: _Order) -> Float[Tensor, "players-1 t d_model"]:
+        """x without the first player, without the first two ..., but never without all."""
+        pair, gone = order.pair, order.players[:-1]
+        written = counted[pair][:, gone].T[..., None] * decoder[gone][:, None]
+        written[gone == -1] = error[pair].to(written)  # -1 is no latent
+        return readout.x[pair] - written.cumsum(0)
+
+    found: list[list[Tensor]] = [[] for _ in players]
+    for orders in _packed(_orders(players, options)):
+        x = torch.cat([taken_away(order) for order in orders])
+        sizes = [len(order.players) - 1 for order in orders]
+        rows = torch.tensor([order.pair for order in orders]).repeat_interleave(torch.tensor(sizes))
+        m = torch.zeros(len(x), dtype=torch.float64)
+        for part in torch.arange(len(x)).split(ITEMS_AT_ONCE) if len(x) else ():
+            m[part] = readout.value(x[part], rows[part]).cpu().double()
+        for order, between in zip(orders, m.split(sizes), strict=True):
+            pair = order.pair
+            changes = torch.cat([start[pair, None], between, end[pair, None]]).diff()
+            found[pair].append(torch.zeros_like(changes).scatter(0, order.places, changes))
+    return _over_orders(players, found, end - start, like=counted)
+
+
+def _orders(players: list[Int[Tensor, " latents"]], options: Options) -> Iterator[_Order]:
+    """The orders of every pair, each followed by its reverse."""
+    for pair, latents in enumerate(players):
+        rng = np.random.default_rng(pair if options.seeds is None else options.seeds[pair])
+        everyone = torch.cat([latents, torch.tensor([-1])])
+        for _ in range(options.permutations // 2):
+            places = torch.from_numpy(rng.permutation(len(everyone)))
+            for order in (places, places.flip(0)):
+                yield _Order(pair=pair, players=everyone[order], places=order)
+
+
+def _packed(orders: Iterator[_Order]) -> Iterator[list[_Order]]:
+    """Orders that are run at once, in their order: about `ITEMS_AT_ONCE` passes."""
+    pack, items = [], 0
+    for order in orders:
+        needed = len(order.players) - 1
+        if pack and items + needed > ITEMS_AT_ONCE:
+            yield pack
+            pack, items = [], 0
+        pack.append(order)
+        items += needed
+    if pack:
+        yield pack
+
+
+def _over_orders(
+    players: list[Int[Tensor, " latents"]],
+    found: list[list[Float[Tensor, " players"]]],
+    change: Float[Tensor, " pairs"],
+    like: Latents,
+) -> Attribution:
+    """Means and variances over the orders, which come in pairs."""
+    ie = torch.zeros(len(players), like.shape[-1], dtype=torch.float64)
+    error = torch.zeros(len(players), dtype=torch.float64)
+    variance, error_variance = torch.zeros_like(ie), torch.zeros_like(error)
+    passes = np.zeros(len(players))
+    for pair, (latents, orders) in enumerate(zip(players, found, strict=True)):
+        draws = torch.stack(orders).unflatten(0, (-1, 2)).mean(1)  # [draws, players]
+        mean = draws.mean(0)
+        # of a mean of so many draws; NaN for a single one
+        spread = (draws - mean).square().sum(0) / (len(draws) - 1) / len(draws)
+        ie[pair, latents], error[pair] = mean[:-1], mean[-1]
+        variance[pair, latents], error_variance[pair] = spread[:-1], spread[-1]
+        passes[pair] = 2 + len(orders) * len(latents)
+    return Attribution(
+        ie=ie.to(like),
+        error=error,
+        total=change,
+        evaluations=passes,
+        variance=variance,
+        error_variance=error_variance,
+    )
+
+
 # ---- the table
 
 
@@ -383,6 +504,7 @@ class Method:
         integrates: it goes along the joint line, to a tolerance.
         at_clean_point: it looks at the clean point alone, and so finds nothing in a metric that is
             flat there.
+        sampled: it draws at random, so that its effects have standard errors.
     """
 
     attribute: Callable[[Readout, Latents, Decoder, Options], Attribution]
@@ -391,6 +513,7 @@ class Method:
     one_by_one: bool = False
     integrates: bool = False
     at_clean_point: bool = False
+    sampled: bool = False
 
 
 # gradients along a line differ from pair to pair: 7 to 36 were measured, the costs are their means
@@ -412,5 +535,11 @@ METHODS: dict[str, Method] = {
     ),
     "ig_own": Method(
         own_line, Cost(passes=1, products=1, gradients_a_latent=len(NODES)), one_by_one=True
+    ),
+    "shapley": Method(
+        shapley_values,
+        Cost(passes=2, products=1, passes_a_latent=PERMUTATIONS),
+        adds_up=True,
+        sampled=True,
     ),
 }

@@ -8,6 +8,7 @@ the model's own. The first token of a sequence and padding are never touched.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from ctt_helpers import hooks
 from ctt_helpers.attribution import (
     EVERY,
     METHODS,
+    PERMUTATIONS,
     Latents,
     Options,
     Readout,
@@ -163,22 +165,27 @@ class Effects:
 
     Attributes:
         mean: signed IE, summed over a pair's tokens, mean over pairs; positive: the latent helps.
-        abs_mean: the same with the absolute value taken per pair, before the mean.
+        abs_mean: the same with the absolute value taken per pair, before the mean ("shapley": of
+            estimates, whose noise makes it larger).
         error: [n] effect of the reconstruction error (NaN for "ablation" and "ig_own").
         total: [n] mean of m(all latents and the error off: x = b_dec) - m(clean).
         gap: [n] completeness gap |sum of effects + error - total| / mean |m(b_dec) - m(clean)|,
             over pairs (NaN where effects have no such sum: for "ablation" and "ig_own", and with
             `positions`).
-        n_nodes: [n] mean number of gradient evaluations a pair ("ablation": of forward passes).
+        n_nodes: [n] mean number of gradient evaluations a pair ("ablation", "shapley": of forward
+            passes).
         per_pair: sparse [n, pairs, latents]: IE of each latent that is active in the pair.
         names: labels of the checkpoints.
+        stderr: "shapley": standard error of `mean` that comes from drawing orders, on these pairs;
+            NaN with two permutations. It says nothing of other pairs. None for other methods.
         info: method, metric and its unit, task, tolerance, sizes, where it comes from;
             gap_per_pair, [n] mean |difference| of a pair in the same units as `gap`, in which
             differences of mirrored pairs cannot cancel; "ablation": baseline and n_counted, how
             many pairs the means are over ("resample": those that have a partner; in `per_pair` the
             others have no effect); with read_from, for each checkpoint: kept, the share of what is
             active (token by token, in f read from all) that still is, added, the share of what is
-            active that was not, and the correlation of both f over all tokens and latents.
+            active that was not, and the correlation of both f over all tokens and latents;
+            "shapley": permutations, seed, and error_stderr, [n], as `stderr` but of `error`.
     """
 
     mean: Float[np.ndarray, "checkpoints latents"]
@@ -190,6 +197,7 @@ class Effects:
     per_pair: Tensor = field(repr=False)
     names: list[str]
     info: dict[str, Any]
+    stderr: Float[np.ndarray, "checkpoints latents"] | None = None
 
     def save(self, folder: str | Path) -> None:
         """Write effects.safetensors and effects.json (with checksums); what else is there stays.
@@ -200,6 +208,8 @@ class Effects:
         sparse = self.per_pair.coalesce()
         tensors = {name: torch.from_numpy(getattr(self, name)) for name in ARRAYS}
         tensors |= {"index": sparse.indices().int(), "value": sparse.values()}
+        if self.stderr is not None:
+            tensors["stderr"] = torch.from_numpy(self.stderr)
         about = {"names": self.names, "shape": list(sparse.shape), "info": self.info}
         save_folder(folder, "effects", tensors, about, FILES, _is_effects)
 
@@ -214,7 +224,7 @@ class Effects:
         about, tensors = load_folder(folder, "effects", FILES)
         index, value = tensors["index"].long(), tensors["value"]
         per_pair = torch.sparse_coo_tensor(index, value, about["shape"], check_invariants=True)
-        arrays = {name: tensors[name].numpy() for name in ARRAYS}
+        arrays = {name: tensors[name].numpy() for name in (*ARRAYS, "stderr") if name in tensors}
         return cls(**arrays, per_pair=per_pair.coalesce(), names=about["names"], info=about["info"])
 
 
@@ -517,6 +527,7 @@ def indirect_effects(
     *,
     baseline: str = "zero",
     partner: Sequence[int] | Int[np.ndarray, " pairs"] | None = None,
+    permutations: int = PERMUTATIONS,
     seed: int = 0,
     read_from: ReadFrom | None = None,
 ) -> Effects:
@@ -540,6 +551,11 @@ def indirect_effects(
     best of the cheap ones in size, nearly as good as "atp" in order.
     "ig_own" integrates along each latent's own line, all else kept (five nodes): the exact
     ablation, written as a sum over positions.
+    "shapley" takes the active latents and the error away one after another, in random orders, and
+    gives each the mean change of m when it goes (Castro et al. 2009): what "ablation" asks of a
+    latent with all others there, averaged over all sets of others. Effects and error add up to
+    m(b_dec) - m(clean) exactly, however few the orders. It takes `permutations` forward passes for
+    each latent that is active in a pair. `stderr` tells what more orders would change.
 
     Args:
         crosscoder: trained on these checkpoints and layer.
@@ -550,8 +566,9 @@ def indirect_effects(
             |m(b_dec) - m(clean)|. In half precision pieces are held to what it can resolve, where
             that is coarser.
         features: "ablation", "ig_own": the latents to take; None: all that are active.
-        positions: only these positions count (`pairs.positions("subject")`): "ablation" intervenes
-            there alone, the others give the share of these positions, and shares add up. None: all.
+        positions: only these positions count (`pairs.positions("subject")`): "ablation" and
+            "shapley" intervene there alone, the others give the share of these positions, and
+            shares add up. None: all.
         batch_size: pairs read at once; results do not depend on it.
         metric: what is measured: None (wrong minus right), a name in METRICS, a `Metric`, or a
             function (logits [items, vocabulary], answers) -> [items] of one's own.
@@ -563,6 +580,9 @@ def indirect_effects(
         partner: "resample": [pairs] index of the pair whose latents each is given; it must have as
             many tokens. -1: none, the pair is left out of the means. None: a pair with another
             prefix of the same length, drawn at random.
+        permutations: "shapley": orders for each pair, an even number, as each comes with its
+            reverse. They depend on the pair and `seed` alone: neither on its batch nor, where the
+            same latents are active, on the checkpoint.
         seed: of such draws.
         read_from: what f is read from. None: from all checkpoints, as the crosscoder does, so that
             what a later one knows takes part in f, and in effects at an early one. Or
@@ -578,6 +598,11 @@ def indirect_effects(
     choose("method", method, METHODS)
     chosen, metric = METHODS[method], as_metric(metric)
     _check_request(method, metric, tol, features, positions, pairs)
+    if whole_number("permutations", permutations, 2) % 2:
+        raise ValueError(
+            f"permutations={permutations}: each order comes with its reverse, so give an even "
+            "number."
+        )
     partner = _partners(pairs, baseline, partner, seed)
     if baseline != "zero" and method != "ablation":
         raise ValueError(
@@ -590,6 +615,9 @@ def indirect_effects(
     features = None if features is None else check_features(list(features), n_latents)
     sums = {name: np.full((n, len(pairs)), np.nan) for name in ("error", "total", "evaluations")}
     index, value = [], []  # of the sparse effects
+    variance = torch.zeros(n, n_latents, dtype=torch.float64) if chosen.sampled else None
+    error_variance = np.zeros(n)
+    seeds = _seeds(pairs, seed)
     coarse = {}
     bar = progress(range(n * len(readings)), f"effects ({method})")
     for c, model in enumerate(ckpts):
@@ -614,11 +642,16 @@ def indirect_effects(
                 positions=None if counted is None else counted.to(f.device),
                 tolerance=tolerance,
                 instead=instead,
+                permutations=permutations,
+                seeds=seeds[reading.rows],
             )
             found = chosen.attribute(readout, f, W_dec[:, c].to(f), options)
             hooks.check_finite(found.ie, model, f"Effects on {pairs.name!r}")
             sums["error"][c, reading.rows] = found.error.cpu().double().numpy()
             sums["evaluations"][c, reading.rows] = found.evaluations
+            if chosen.sampled:
+                variance[c] += found.variance.sum(0).cpu().double()
+                error_variance[c] += float(found.error_variance.sum())
             if positions is None:
                 sums["total"][c, reading.rows] = found.total.cpu().double().numpy()
             pair, latent = found.ie.nonzero().T.cpu()
@@ -647,7 +680,14 @@ def indirect_effects(
         info |= {"baseline": baseline, "n_counted": int(in_means.sum())}
     if read_from is not None:
         info["read_from"] = [_alike(readings, c) for c in range(n)]
-    return _summed(per_pair, sums, in_means, ckpts.labels, info)
+    stderr = None
+    if chosen.sampled:
+        # pairs are drawn for independently
+        stderr = variance.sqrt().numpy() / len(pairs)
+        error_stderr = np.sqrt(error_variance) / len(pairs)
+        info |= {"permutations": permutations, "seed": seed}
+        info["error_stderr"] = [None if np.isnan(size) else float(size) for size in error_stderr]
+    return _summed(per_pair, sums, in_means, stderr, ckpts.labels, info)
 
 
 def _check_request(
@@ -679,6 +719,16 @@ def _check_request(
         )
 
 
+def _seeds(pairs: MinimalPairs, seed: int) -> list[int]:
+    """A seed for each pair that depends on its tokens, and neither on its place nor on padding."""
+    seeds = []
+    for row, answers in enumerate(pairs.answers.tolist()):
+        tokens = pairs.input_ids[row][pairs.attention_mask[row].bool()].tolist()
+        digest = hashlib.sha256(repr((seed, tokens, answers)).encode()).digest()
+        seeds.append(int.from_bytes(digest[:8], "big"))
+    return seeds
+
+
 def _tell_coarse(coarse: dict[str, float], dtype: torch.dtype, tol: float) -> None:
     finest = ", ".join(f"{size:.2g} at {label}" for label, size in coarse.items())
     warnings.warn(
@@ -693,6 +743,7 @@ def _summed(
     per_pair: Tensor,
     sums: dict[str, Float[np.ndarray, "checkpoints pairs"]],
     in_means: Bool[np.ndarray, " pairs"],
+    stderr: Float[np.ndarray, "checkpoints latents"] | None,
     names: list[str],
     info: dict[str, Any],
 ) -> Effects:
@@ -721,6 +772,7 @@ def _summed(
         per_pair=per_pair,
         names=names,
         info=info,
+        stderr=stderr,
     )
 
 
