@@ -148,13 +148,19 @@ class Planted:
             x: raw activations.
             f: sizes of the features: the planted ones, or latents of a crosscoder.
             decoder: what a feature of size 1 adds to x; None: the planted directions.
-            method: one of `attribution.METHODS`.
+            method: one of `attribution.METHODS` that draws nothing ("shapley" does: it goes over
+                sets of features).
             baseline: where the line of "ig" leads; None: `offset`.
 
         Raises:
-            ValueError: an unknown method.
+            ValueError: an unknown method, or one without a closed form.
         """
         choose("method", method, METHODS)
+        if METHODS[method].sampled:
+            raise ValueError(
+                f"method={method!r} is drawn at random and has no closed form here. Where m is "
+                "linear (saturation=inf), take 'ablation', which is the same."
+            )
         decoder = self.directions if decoder is None else decoder.detach().double()
         baseline = self.offset if baseline is None else baseline.detach().double()
         x, f = x.double(), f.detach().double()

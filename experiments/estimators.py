@@ -26,7 +26,8 @@ TOP = 20  # features that the size is taken over
 SHARES = (0.02, 0.05, 0.1, 0.25, 1.0)  # of the pairs, for exact ablation on fewer
 DRAWS = 5  # of such a share
 GRADIENT = 3  # a gradient costs about as much as three forward passes
-OWN_PAIRS = 50  # a line of its own costs five gradients a latent
+OWN_PAIRS = 50  # a line of its own costs five gradients a latent, Shapley values eight passes
+ON_FEW = ("ig_own", "shapley")
 NORM_PAIRS = 100  # for the frozen norm
 TOLERANCE = 0.01  # the default of indirect_effects: a share of the mean |m(b_dec) - m(clean)|
 
@@ -45,7 +46,7 @@ TABLES = {
         "One row for each task, checkpoint and method: its effects against exact ablation, on the "
         f"same sentences (find half). {_FIGURES}; relie_error: mean |share - exact share| over "
         f"the checkpoints' shares of each latent; {_PASSES}; seconds: for 100 pairs, all "
-        f"checkpoints. ig_own: on {OWN_PAIRS} pairs."
+        f"checkpoints. {' and '.join(ON_FEW)}: on {OWN_PAIRS} pairs."
     ),
     "budget": (
         "What a number of passes buys: one row for each task, checkpoint and way to spend it. "
@@ -74,7 +75,7 @@ def run(context: Context) -> dict[str, pd.DataFrame]:
         found, seconds = {}, {}
         for method in METHODS:
             begin = time.perf_counter()
-            if method == "ig_own":
+            if method in ON_FEW:
                 pairs = find[:OWN_PAIRS]
                 found[method] = ctt.indirect_effects(
                     context.crosscoder, context.ckpts, pairs, method
@@ -111,7 +112,7 @@ def against_exact(
         task: its name.
         context: what it was run on.
         find: the pairs.
-        found: method -> effects on them ("ig_own": on the first of them).
+        found: method -> effects on them (those in ON_FEW: on the first of them).
         seconds: method -> for 100 pairs.
     """
     exact_of_few = ctt.indirect_effects(
@@ -120,7 +121,7 @@ def against_exact(
     shares = ctt.rel_ie(found["ablation"].mean, INACTIVE)
     rows = []
     for method, estimate in found.items():
-        on_few = method == "ig_own"
+        on_few = method in ON_FEW
         exact = exact_of_few if on_few else found["ablation"]
         off = np.abs(ctt.rel_ie(estimate.mean, inactive_below=0) - shares)
         for c, name in enumerate(context.names):
@@ -156,7 +157,7 @@ def agreement(
 
 def passes(method: str, evaluations: float) -> float:
     """Forward passes of the layers above for a pair and checkpoint, a gradient counted as three."""
-    each = 1 if method == "ablation" else GRADIENT
+    each = 1 if method in ("ablation", "shapley") else GRADIENT
     return float(each * evaluations)
 
 

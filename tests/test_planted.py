@@ -17,6 +17,7 @@ from ctt_helpers.planted import COUNTS, GROWTH, auroc, measures, plant, recovery
 
 SMALL = dict.fromkeys(COUNTS, 2)
 SATURATIONS = (float("inf"), 1.5)
+CLOSED = [name for name, method in METHODS.items() if not method.sampled]
 
 
 @pytest.fixture(params=[(n, s) for n in (2, 3, 5) for s in SATURATIONS], ids=str)
@@ -31,7 +32,7 @@ def test_the_estimators_of_the_package_give_the_closed_forms(world):
     b_dec = planted.offset + 0.3  # a path that ends elsewhere than where the data begin
     for c in range(len(b_dec)):
         readout = planted.readout(c, x[:, None, c], b_dec[c])
-        for method in METHODS:
+        for method in CLOSED:
             options = Options(tolerance=1e-11)
             attribute = METHODS[method].attribute
             found = attribute(readout, g[:, None], planted.directions[:, c], options)
@@ -42,6 +43,20 @@ def test_the_estimators_of_the_package_give_the_closed_forms(world):
             if METHODS[method].adds_up:
                 added = found.ie.sum(1) + found.error
                 torch.testing.assert_close(added, found.total, rtol=0, atol=1e-8, msg=method)
+
+
+def test_shapley_values_are_the_ablation_where_m_is_linear_and_add_up_where_it_is_not(world):
+    planted, x, g = world
+    for c in range(len(planted.offset)):
+        readout = planted.readout(c, x[:, None, c])
+        found = METHODS["shapley"].attribute(
+            readout, g[:, None], planted.directions[:, c], Options(permutations=2)
+        )
+        added = found.ie.sum(1) + found.error
+        torch.testing.assert_close(added, readout.change, rtol=0, atol=1e-12)
+        if np.isinf(planted.saturation):
+            exact = planted.exact_effects(x, g)[c]
+            torch.testing.assert_close(found.ie.mean(0), exact, rtol=0, atol=1e-12)
 
 
 def test_the_closed_forms_are_what_brute_force_finds(world):
@@ -148,7 +163,7 @@ def permuted(planted, order):
 
 
 @settings(max_examples=20)
-@given(st.permutations(range(4)), st.sampled_from(list(METHODS)))
+@given(st.permutations(range(4)), st.sampled_from(CLOSED))
 def test_permuting_checkpoints_permutes_the_effects(order, method):
     planted = plant(4, 9, SMALL, saturation=2, seed=1)
     x, g = planted.sample(50, seed=1)
@@ -292,3 +307,5 @@ def test_an_unknown_method_is_refused():
     planted = plant(2, 5, {"persist": 1})
     with pytest.raises(ValueError, match="take one of ablation, atp, ig"):
         planted.exact_effects(*planted.sample(3), method="gradient")
+    with pytest.raises(ValueError, match="method='shapley' is drawn at random"):
+        planted.exact_effects(*planted.sample(3), method="shapley")
