@@ -40,7 +40,7 @@ _EXPORTS = {
     ],
     "sources.suites": ["Suite", "load_suite"],
     "sources.checkpoints": ["Checkpoints", "fingerprint"],
-    "notebook.parameters": ["check_parameters", "use_profile"],
+    "notebook.parameters": ["check_parameters", "setup", "use_profile"],
     "notebook.forecast": ["Forecast", "estimate"],
 }  # fmt: skip
 # name -> where the module is

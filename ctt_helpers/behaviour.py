@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -117,14 +117,26 @@ def accuracy_curve(
     revisions: Sequence[str] | None = None,
     device: str = "auto",
     whole: bool = False,
+    cells: bool = False,
 ) -> pd.DataFrame:
     """Accuracy of every task at every revision, one model in memory at a time.
 
     Two revisions with the same weights are told.
 
+    Args:
+        suite: the pretraining run.
+        tasks: name -> pairs.
+        revisions: None: all.
+        device: "auto", "cpu", "cuda" ...
+        whole: compare whole continuations (see `accuracy`).
+        cells: also for each cell of a task's design (`MinimalPairs.cells`), which a mean over them
+            can hide.
+
     Returns:
         Tidy table: revision, tokens_seen, task, accuracy, stderr (binomial), n_pairs,
-        logit_difference (mean; with `whole` the mean difference of log-probabilities).
+        logit_difference (mean; with `whole` the mean difference of log-probabilities). With
+        `cells`, two columns more: cell ("all", or a cell such as "sg-pl"), and congruent (True
+        where nothing distracts in that cell, False where something does, else missing).
     """
     checkpoints = suite.checkpoints(revisions, device=device)
     rows, fingerprints = [], {}
@@ -132,29 +144,38 @@ def accuracy_curve(
         fingerprints[model.label] = model.fingerprint
         for task, pairs in tasks.items():
             difference = logit_differences(model, pairs, whole)
-            share = float(share_right(difference))
-            rows.append(
-                {
-                    "revision": model.label,
-                    "tokens_seen": model.tokens_seen,
-                    "task": task,
-                    "accuracy": share,
-                    "stderr": (share * (1 - share) / len(pairs)) ** 0.5,
-                    "n_pairs": len(pairs),
-                    "logit_difference": float(difference.mean()),
-                }
-            )
+            about = {"revision": model.label, "tokens_seen": model.tokens_seen, "task": task}
+            own = pairs.cells if cells else np.full(len(pairs), "", dtype=object)
+            parts = {"all": slice(None)} | {
+                cell: own == cell for cell in dict.fromkeys(own) if cell
+            }
+            for cell, part in parts.items():
+                named = about | {"cell": cell} if cells else about
+                rows.append(named | _share_right(difference[part]))
     hooks.tell_twins(fingerprints)
-    columns = [
-        "revision",
-        "tokens_seen",
-        "task",
-        "accuracy",
-        "stderr",
-        "n_pairs",
-        "logit_difference",
-    ]
+    columns = ["revision", "tokens_seen", "task", *(["cell", "congruent"] if cells else [])]
+    columns += ["accuracy", "stderr", "n_pairs", "logit_difference"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _parts(pairs: MinimalPairs) -> Iterator[tuple[str, bool | None, Bool[np.ndarray, " pairs"]]]:
+    """Each cell of the design: its name, whether it is congruent (None: nothing distracts)."""
+    own = pairs.cells
+    congruent = pairs.congruent if len(pairs.levels) > 1 else None
+    for cell in dict.fromkeys(own):
+        if cell:
+            part = own == cell
+            yield cell, None if congruent is None else bool(congruent[part][0]), part
+
+
+def _share_right(difference: Float[Tensor, " pairs"]) -> dict[str, float]:
+    share = float(share_right(difference))
+    return {
+        "accuracy": share,
+        "stderr": (share * (1 - share) / len(difference)) ** 0.5,
+        "n_pairs": len(difference),
+        "logit_difference": float(difference.mean()),
+    }
 
 
 def similarity_matrix(
@@ -221,14 +242,15 @@ def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame) -> TripletChoice:
     attribute. This is a suggestion: `table` lists every candidate, so that one can disagree.
 
     Args:
-        curve: from `accuracy_curve`.
+        curve: from `accuracy_curve`; where it has cells, the congruent and the incongruent half
+            of a task count as two, for their mean can stand still while they part.
         sim: from `similarity_matrix`, over the same revisions.
 
     Raises:
         ValueError: fewer than three revisions in common, none early enough qualifies, accuracies
             outside 0 to 1, or values that are missing.
     """
-    wide = curve.pivot(index="revision", columns="task", values="accuracy")
+    wide = _by_task(curve)
     revisions = [revision for revision in sim.index if revision in wide.index]
     if len(revisions) < 3:
         raise ValueError(
@@ -280,6 +302,22 @@ def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame) -> TripletChoice:
         f"{best['accuracy_2']:.2f} and activations by {best['activation_2']:.2f}.",
     ]
     return TripletChoice([best["first"], best["middle"], best["last"]], reasons, table)
+
+
+def _by_task(curve: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies, revisions x tasks; a task in cells as its congruent and its incongruent half.
+
+    Halves, and not cells: a model that says "singular" whatever it reads is at chance in both.
+    """
+    if "cell" not in curve:
+        return curve.pivot(index="revision", columns="task", values="accuracy")
+    in_halves = curve["task"].isin(curve.loc[curve["congruent"].notna(), "task"])
+    whole = curve[(curve["cell"] == "all") & ~in_halves]
+    half = curve[curve["congruent"].notna()].copy()
+    half["task"] += np.where(half["congruent"].astype(bool), " congruent", " incongruent")
+    used = pd.concat([whole, half])
+    # cells of a half have equally many pairs by design
+    return used.pivot_table(index="revision", columns="task", values="accuracy", aggfunc="mean")
 
 
 def _check_curve_and_similarity(wide: pd.DataFrame, sim: pd.DataFrame) -> None:

@@ -61,7 +61,7 @@ class Crosscoder(nn.Module):
         sparsity: str = "batch_topk",
         k: int | None = 16,
         seed: int = 0,
-        decoder_norm: float = 0.1,
+        decoder_norm: float = 0.5,
         scales: Sequence[float] | Float[Tensor, " checkpoints"] | None = None,
         source: dict[str, Any] | None = None,
     ):

@@ -33,6 +33,7 @@ WHOLE_ONLY = "its authors give it for whole sentences only"
 REPEATED = "it repeats another pair once it is cut after the differing token"
 FOR_WHOLE = (NO_PREFIX, TWO_PREFIX, WHOLE_ONLY, DIFFERENT_PIECES, BOUNDARY)
 
+LEVEL = "_level"  # of the table's columns that say what is crossed
 TENSORS = ("input_ids", "attention_mask", "answer_position", "right", "wrong")
 
 
@@ -49,7 +50,7 @@ class MinimalPairs:
         wrong: [pairs] token id of the wrong one.
         text: the sentences as read, "prefix right/*wrong".
         left_out: how many pairs of the source were left out, by reason.
-        table: one row a pair, whatever the source says of it (condition, split, roles ...).
+        table: one row a pair, whatever the source says of it (split, levels, roles ...).
         name: the task's name.
         tokenizer_id: fingerprint of the vocabulary that the ids belong to.
     """
@@ -121,6 +122,75 @@ class MinimalPairs:
             if position is not None:
                 mask[row, position] = True
         return mask.to(self.input_ids.device)
+
+    @property
+    def levels(self) -> dict[str, list[str]]:
+        """What the pairs cross: factor ("subject", "attractor" ...) -> its levels.
+
+        A factor is a column "<factor>_level" of the table.
+        """
+        found = {}
+        for column in self.table.columns:
+            if str(column).endswith(LEVEL) and self.table[column].notna().any():
+                values = self.table[column].dropna()
+                found[column.removesuffix(LEVEL)] = list(dict.fromkeys(values))
+        return found
+
+    @property
+    def cells(self) -> np.ndarray:
+        """[pairs] the cell of each pair: its levels in a row, "sg-pl"; "" without any factor."""
+        columns = [factor + LEVEL for factor in self.levels]
+        if not columns:
+            return np.full(len(self), "", dtype=object)
+        return self.table[columns].astype(str).agg("-".join, axis=1).to_numpy(dtype=object)
+
+    def cell(
+        self, subject: str | None = None, attractor: str | None = None, **others: str
+    ) -> "MinimalPairs":
+        """The pairs of one cell of the design, or of one level of a factor.
+
+        cell("sg", "pl") has a singular subject and a plural attractor; cell(attractor="pl") any
+        subject.
+
+        Args:
+            subject: level of what decides; None: any.
+            attractor: level of what distracts; None: any.
+            others: levels of further factors, by name.
+
+        Raises:
+            ValueError: no such factor or level, or no pair in that cell.
+        """
+        wanted = {"subject": subject, "attractor": attractor, **others}
+        wanted = {factor: level for factor, level in wanted.items() if level is not None}
+        there = self.levels
+        inside = np.ones(len(self), bool)
+        for factor, level in wanted.items():
+            if level not in there.get(factor, []):
+                told = "; ".join(f"{name}: {', '.join(own)}" for name, own in there.items())
+                raise ValueError(
+                    f"{self.name!r} has no level {level!r} of {factor!r}. There are: "
+                    f"{told or 'none'}."
+                )
+            inside &= (self.table[factor + LEVEL] == level).to_numpy()
+        if not inside.any():
+            raise ValueError(f"{self.name!r} has no pair with {wanted}.")
+        return self[inside]
+
+    @property
+    def congruent(self) -> Bool[np.ndarray, " pairs"]:
+        """Where nothing distracts: every factor has the level of the subject.
+
+        Raises:
+            ValueError: nothing is crossed with the subject.
+        """
+        columns = [factor + LEVEL for factor in self.levels]
+        if "subject" + LEVEL not in columns or len(columns) < 2:
+            raise ValueError(
+                f"In {self.name!r} nothing is crossed with the subject: it has the factors "
+                f"{', '.join(self.levels) or 'none'}."
+            )
+        same = self.table[columns].eq(self.table["subject" + LEVEL], axis=0)
+        return same.all(axis=1).to_numpy()
 
     def to(self, device: str | torch.device) -> "MinimalPairs":
         return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
@@ -345,13 +415,35 @@ def twins(
 ) -> Int[np.ndarray, " pairs"]:
     """One number a pair, the same for pairs made of the same words: one observation.
 
-    Singular and plural of one sentence, say. Without any of these columns in `pairs.table`, each
-    pair stands by itself.
+    Singular and plural of one sentence, say. Pairs belong together that agree in all these columns
+    of `pairs.table`, or in the column "group" where there is one (of a design whose words change
+    with its levels), also by way of a third pair. Without any of these columns, each pair stands by
+    itself.
     """
+    labels = np.arange(len(pairs))
     there = [word for word in words if word in pairs.table]
-    if not there:
-        return np.arange(len(pairs))
-    return pairs.table.groupby(there, dropna=False).ngroup().to_numpy()
+    for columns in (there, ["group"] if "group" in pairs.table else []):
+        if columns:
+            own = pairs.table.groupby(columns, dropna=False).ngroup().to_numpy()
+            labels = _joined(labels, own)
+    return labels
+
+
+def _joined(
+    labels: Int[np.ndarray, " pairs"], other: Int[np.ndarray, " pairs"]
+) -> Int[np.ndarray, " pairs"]:
+    """The finest partition in which pairs are together that either partition puts together."""
+    while True:
+        # each pair takes the smallest label of its own group, until nothing changes
+        smallest = np.full(other.max(initial=-1) + 1, len(labels))
+        np.minimum.at(smallest, other, labels)
+        by_other = smallest[other]
+        smallest = np.full(len(labels), len(labels))
+        np.minimum.at(smallest, labels, by_other)
+        joined = smallest[labels]
+        if (joined == labels).all():
+            return np.unique(labels, return_inverse=True)[1]
+        labels = joined
 
 
 def check_tokenizer(pairs: MinimalPairs, tokenizer: Any, label: str) -> None:

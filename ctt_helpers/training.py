@@ -51,8 +51,9 @@ class TrainConfig:
         steps: optimiser steps (paper: 100k steps of 4096 tokens).
         lr: Adam's learning rate (paper: 5e-5); it falls to 0 over the last fifth of the steps.
         l1: weight of E[sum_i f_i u_i] for an "l1" crosscoder.
-        decoder_norm_penalty: weight of the same term for a "batch_topk" crosscoder: fewer dead
-            latents (paper: 0).
+        decoder_norm_penalty: weight of the same term for a "batch_topk" crosscoder (paper: 0). It
+            leaves fewer latents dead, but makes latents that look specific to one checkpoint and
+            are not: the table `penalty` of `experiments`.
         penalty_warmup: first share of the steps, over which that weight rises linearly from 0
             (paper: 0.05).
         aux_weight: weight of the loss by which dead latents rebuild the error, "batch_topk" only;
@@ -74,7 +75,7 @@ class TrainConfig:
     steps: int = 600
     lr: float = 2e-3
     l1: float = 2.0
-    decoder_norm_penalty: float = 0.5
+    decoder_norm_penalty: float = 0.0
     penalty_warmup: float = 0.2
     aux_weight: float = 1 / 4
     dead_after_tokens: int = 20_000

@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from itertools import combinations
+from dataclasses import replace
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -18,30 +19,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ctt_helpers.files import sha256
 from ctt_helpers.toy import grammar, lexicon, pretrain
-from ctt_helpers.toy.pairs import TASKS, make_pairs
+from ctt_helpers.toy.pairs import LEVELS, TASKS, group_size, make_pairs
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
 SUITE = json.loads((TINY / "suite.json").read_text(encoding="utf-8"))
 NAMES = [task["name"] for task in SUITE["tasks"]]
-WITH_ATTRACTOR = [
-    "pp",
-    "nested_pp",
-    "subj_rel",
-    "obj_rel",
-    "obj_rel_bare",
-    "obj_rel_pp",
-    "sent_comp",
-    "center_embed",
-]
+TASK = {task.name: task for task in TASKS}
+SPLITS = ("find", "test", "far")
 
 
 def rows_of(name: str) -> list[dict]:
-    """The pairs of a task, both splits."""
-    lines = (
-        (TINY / "pairs" / f"{name.removeprefix('agreement/')}.jsonl")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    )
+    """The pairs of a task, all splits."""
+    lines = (TINY / TASK[name].file).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -90,22 +79,66 @@ def meetings(
 
 def test_lexicon_has_the_stated_size_and_no_form_twice():
     words = lexicon.lexicon()
-    assert len(words.nouns) >= 210 and len(words.verbs) >= 110
+    assert len(words.nouns) >= 200 and len(words.verbs) >= 110
     assert sum(noun.irregular for noun in words.nouns.values()) >= 28
     forms = [f for n in words.nouns.values() for f in (n.singular, n.plural)]
     forms += [f for v in words.verbs.values() for f in (v.base, v.third, v.past)]
-    forms += {*lexicon.ADJECTIVES["animate"], *lexicon.ADJECTIVES["thing"]}
+    forms += [word for kind in lexicon.ADJECTIVES for word, _ in lexicon.adjectives(kind)]
     forms += [
         *lexicon.FREQUENCY_ADVERBS,
         *lexicon.MANNER_ADVERBS,
         *lexicon.PREPOSITIONS,
         *lexicon.FUNCTION_WORDS,
+        *lexicon.TIMES,
     ]
     assert [form for form, n in Counter(forms).items() if n > 1] == []
     assert {**lexicon.lexicon().nouns, **lexicon.lexicon().verbs}.keys() >= set(
         lexicon.REFLEXIVE_VERBS
     )
-    assert lexicon.FEMALE | lexicon.MALE <= set(words.nouns)
+    persons = words.nouns_of("person")
+    assert Counter(noun.pronoun for noun in persons) == {"he": 32, "she": 32}
+    for topic in lexicon.TOPICS:
+        assert len({noun.pronoun for noun in persons if noun.topic == topic}) == 2
+    # a third of the words is kept for the split "far"
+    lemmas = [*words.nouns.values(), *words.verbs.values()]
+    assert 0.2 < np.mean([lemma.far for lemma in lemmas]) < 0.45
+
+
+def test_words_predict_words(corpus, tokenizer):
+    """Verbs prefer subjects of their topic, and sentences of a document share theirs."""
+    words = lexicon.lexicon()
+    topic = {n.singular: n.topic for n in words.nouns.values() if n.animate}
+    verb = {v.past: v.topic for v in words.verbs.values() if v.kind == "act"}
+    text = decode(corpus[:6000], tokenizer)
+    found = re.findall(r" (?:The|My|Our) (\w+) (\w+)\.", text)
+    same = [topic[noun] == verb[form] for noun, form in found if noun in topic and form in verb]
+    # drawn from the topic, or by chance from all
+    expected = grammar.SELECTION + (1 - grammar.SELECTION) / len(lexicon.TOPICS)
+    assert len(same) > 300 and abs(np.mean(same) - expected) < 0.06
+    shared, chance = [], 1 / len(lexicon.TOPICS)
+    for document in re.split(r"<\|endoftext\|>|\n", text):
+        sentences = document.split(".")[:2]
+        nouns = [[topic[w] for w in part.split() if w in topic][:1] for part in sentences]
+        if len(nouns) == 2 and all(nouns):
+            shared.append(nouns[0] == nouns[1])
+    assert len(shared) > 300 and np.mean(shared) > 1.8 * chance
+
+
+def test_time_adverbs_and_polarity_follow_the_rules(corpus, tokenizer):
+    words = lexicon.lexicon()
+    past = {v.past for v in words.verbs.values()}
+    present = {form for v in words.verbs.values() for form in (v.third, v.base)}
+    text = decode(corpus[:6000], tokenizer)
+    for adverb, forms in (("Yesterday", past), ("Now", present), ("Tomorrow", {"will"})):
+        after = re.findall(rf"{adverb} (?:the|my|our) \w+ (\w+)", text)
+        verbs = [word for word in after if word in past | present | {"will"}]
+        assert len(verbs) > 100 and set(verbs) <= forms
+    for sentence in re.split(r"\.|<\|endoftext\|>|\n", text):
+        if {"ever", "any"} & set(sentence.split()):
+            assert {"no", "No", "few", "Few", "not"} & set(sentence.split()), sentence
+    her = re.findall(r" (?:The|My|Our) (\w+) \w+ (his|her) ", text)
+    assert len(her) > 100
+    assert all(words.nouns[noun].possessive == word for noun, word in her if noun in words.nouns)
 
 
 def test_tokenizer_gives_every_text_back(tokenizer, corpus):
@@ -161,7 +194,7 @@ def test_subjects_and_verbs_agree_in_running_text(corpus, tokenizer):
         n.plural: 1 for n in words.nouns.values()
     }
     verb = {v.third: 0 for v in words.verbs.values()} | {v.base: 1 for v in words.verbs.values()}
-    found = re.findall(r" (?:The|My|Our|Her|His) (\w+) (\w+)\.", decode(corpus[:4000], tokenizer))
+    found = re.findall(r" (?:The|My|Our) (\w+) (\w+)\.", decode(corpus[:4000], tokenizer))
     agreement = [number[noun] == verb[form] for noun, form in found if form in verb]
     assert len(agreement) > 500 and all(agreement)
     assert 0.35 < np.mean([number[noun] for noun, _ in found]) < 0.55
@@ -175,12 +208,14 @@ def test_no_shipped_pair_meets_in_the_pretraining_text(corpus, tokenizer, lemma_
     """Every sentence that the model was trained on, against every (head, verb) and (head,
     attractor) of the pairs.
     """
-    shipped = {frozenset((row["head"], row["verb"])) for name in NAMES for row in rows_of(name)}
+    number = [task.name for task in TASKS if task.factor == "number"]
+    never = [row for name in [*number, "tense/simple", "tense/subj_rel"] for row in rows_of(name)]
+    shipped = {frozenset((row["head"], row["verb"])) for row in never}
     shipped |= {
-        frozenset((r["head"], r["attractor"]))
-        for name in NAMES
-        for r in rows_of(name)
-        if r["attractor"]
+        frozenset((row["head"], row["attractor"]))
+        for name in number
+        for row in rows_of(name)
+        if row["attractor"]
     }
     assert len(shipped) > 300
     text = decode(corpus, tokenizer)
@@ -195,7 +230,7 @@ def test_no_shipped_pair_meets_in_the_pretraining_text(corpus, tokenizer, lemma_
             == set()
         )
     # the scan sees what it looks for: one injected sentence, the pair far apart and in other roles
-    row = next(r for r in rows_of("pp") if r["attractor"])
+    row = next(r for r in rows_of("agreement/pp") if r["attractor"])
     head, verb = (lexicon.lexicon().nouns[row["head"]], lexicon.lexicon().verbs[row["verb"]])
     injected = (
         f"{text[: len(text) // 2]}. A dog {verb.past} the {head.plural}. {text[len(text) // 2 :]}"
@@ -208,64 +243,109 @@ def test_no_shipped_pair_meets_in_the_pretraining_text(corpus, tokenizer, lemma_
 def test_the_pairs_hold_the_lemmas_that_they_name(lemma_of):
     for name in NAMES:
         for row in rows_of(name):
-            prefix = row["prefix"].split()
+            prefix = [word.lower() for word in row["prefix"].split()]
             for role, key in (("subject", "head"), ("attractor", "attractor")):
-                if role in row["roles"]:
+                if role in row["roles"] and row[key]:
                     assert lemma_of[prefix[row["roles"][role] - 1]] == row[key], row
-            assert ("attractor" in row["roles"]) == (row["attractor"] is not None)
+            assert (row["attractor"] is not None) == ("attractor_level" in row)
             tested = [lemma_of.get(row[side].strip()) for side in ("right", "wrong")]
-            if name.endswith("reflexive"):
+            kind = TASK[name].tested
+            if kind in ("reflexive", "possessive"):
                 assert lemma_of[prefix[-1]] == row["verb"]
-                assert sorted((row["right"], row["wrong"]))[0] in (" herself", " himself")
-                assert sorted((row["right"], row["wrong"]))[1] == " themselves"
-            else:
-                assert tested == [row["head" if name.endswith("det_noun") else "verb"]] * 2
+                assert {row["right"], row["wrong"]} < {
+                    " himself", " herself", " themselves", " his", " her",
+                }  # fmt: skip
+            elif kind in ("verb", "tense"):
+                assert tested == [row["verb"]] * 2
+            elif kind == "noun":
+                assert tested == [row["head"]] * 2
+            elif kind == "adverb":
+                assert " ever" in (row["right"], row["wrong"])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pairs_are_balanced_disjoint_and_opposite(name, tokenizer):
-    rows = rows_of(name)
-    find, test = ([r for r in rows if r["split"] == split] for split in ("find", "test"))
-    assert len(find) == len(test) == 400
-    assert not {r["prefix"] for r in find} & {r["prefix"] for r in test}
+def test_every_group_holds_every_cell_once_and_nothing_else_changes(name, tokenizer):
+    rows, task = rows_of(name), TASK[name]
+    factors = [key for key in rows[0] if key.endswith("_level")]
+    levels = LEVELS[task.factor]
+    cells = set(product(levels, repeat=len(factors)))
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    for group in groups.values():
+        assert {tuple(row[factor] for factor in factors) for row in group} == cells
+        assert len(group) == len(cells) == group_size(task)
+        assert len({row["split"] for row in group}) == 1
+        # the same words but for those that carry a level: as many, and never more than 4 others
+        words = [row["prefix"].lower().split() for row in group]
+        assert len({len(prefix) for prefix in words}) == 1
+        changed = [len(set(column)) > 1 for column in zip(*words, strict=True)]
+        assert sum(changed) <= 2 * len(factors)
+        # each tested word is right as often as it is wrong
+        right, wrong = (Counter(row[side] for row in group) for side in ("right", "wrong"))
+        assert right == wrong
+    for split in SPLITS:
+        own = [row for row in rows if row["split"] == split]
+        assert len(own) == len({row["prefix"] for row in own}) == 240
+        assert len(set(Counter(tuple(r[f] for f in factors) for r in own).values())) == 1
+    for row in rows:
+        ids = tokenizer([row["prefix"], row["right"], row["wrong"]])["input_ids"]
+        assert [len(i) for i in ids] == [len(row["prefix"].split()), 1, 1]
+        assert not any(1 in i for i in ids)  # 1: unknown
+
+
+def test_levels_are_those_of_the_words():
     words = lexicon.lexicon()
     plural = {n.plural for n in words.nouns.values()}
-    for split in (find, test):
-        assert len({r["prefix"] for r in split}) == 400
-        assert max(Counter((r["head"], r["verb"]) for r in split).values()) < 60
-        balance = Counter()
-        for r in split:
-            balance[frozenset((r["right"], r["wrong"]))] += 1 if r["head_number"] == "pl" else -1
-        assert set(balance.values()) == {0}
-    short = name.removeprefix("agreement/")
-    for r in rows:
-        prefix = r["prefix"].split()
-        ids = tokenizer([r["prefix"], r["right"], r["wrong"]])["input_ids"]
-        assert [len(i) for i in ids] == [len(prefix), 1, 1] and not any(
-            1 in i for i in ids
-        )  # 1: unknown
-        if short in WITH_ATTRACTOR:
-            assert {r["head_number"], r["attractor_number"]} == {"sg", "pl"}
-            numbers = {
-                role: "pl" if prefix[at - 1] in plural else "sg" for role, at in r["roles"].items()
-            }
-            assert (
-                numbers["subject"] == r["head_number"]
-                and numbers["attractor"] == r["attractor_number"]
-            )
-            assert numbers.get("other", r["attractor_number"]) == r["attractor_number"]
-        else:
-            assert r["attractor"] is None
-        if short == "irregular":
-            assert words.nouns[r["head"]].irregular
+    for name in NAMES:
+        for row in rows_of(name):
+            prefix, roles = row["prefix"].split(), row["roles"]
+            for factor in ("subject", "attractor", "other"):
+                level = row.get(f"{factor}_level")
+                if level is None or factor not in roles:
+                    continue
+                word = prefix[roles[factor] - 1]
+                if TASK[name].factor == "number":
+                    assert (word in plural) == (level == "pl"), row
+                elif TASK[name].factor == "gender":
+                    assert words.nouns[word].pronoun == level, row
+                elif TASK[name].factor == "polarity":
+                    assert (prefix[roles[factor] - 2].lower() in ("no", "few")) or level == "pos"
+            if name == "agreement/irregular":
+                assert words.nouns[row["head"]].irregular
+
+
+def test_no_noun_verb_or_structure_of_far_is_in_find(lemma_of):
+    """Claims about other sentences are made on "far"."""
+    words = lexicon.lexicon()
+    far = {lemma for lemma, w in {**words.nouns, **words.verbs}.items() if w.far}
+    for name in NAMES:
+        assert TASK[name].far != TASK[name].template
+        for row in rows_of(name):
+            text = f"{row['prefix']}{row['right']}{row['wrong']}".split()
+            lemmas = {lemma_of[word] for word in text if word in lemma_of}
+            if row["split"] == "far":
+                assert lemmas <= far, row
+            else:
+                assert not lemmas & far, row
+        splits = [{r["prefix"] for r in rows_of(name) if r["split"] == s} for s in SPLITS]
+        assert not any(a & b for a, b in combinations(splits, 2))
 
 
 def test_shipped_pairs_are_those_that_the_grammar_makes():
-    assert [f"agreement/{task.name}" for task in TASKS] == NAMES
+    assert list(TASK) == NAMES
     for task in TASKS:
         assert make_pairs(task, seed=SUITE["seed"]) == rows_of(task.name)
-    with pytest.raises(ValueError, match="odd"):
-        make_pairs(TASKS[0], n=3)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        make_pairs(TASKS[0], n=12)
+    with pytest.raises(ValueError, match="has no 80000 different pairs"):
+        make_pairs(replace(TASK["agreement/irregular"], template="the H"), n=80_000)
+
+
+def test_five_things_are_tracked_in_two_structures_each():
+    things = Counter(name.split("/")[0] for name in NAMES)
+    assert {"agreement", "gender", "polarity", "tense", "selection"} <= set(things)
+    assert min(things.values()) >= 2
 
 
 # ---- making it
@@ -281,14 +361,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 def small(tmp_path_factory) -> Path:
     """A suite of twelve steps, made in one go."""
     return pretrain.pretrain(
-        tmp_path_factory.mktemp("suite") / "small", seed=5, steps=12, pairs=4, save_every=4
+        tmp_path_factory.mktemp("suite") / "small", seed=5, steps=12, pairs=8, save_every=4
     )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("last_step", [2, 4, 10])
 def test_an_interrupted_run_ends_in_the_same_bytes(small, tmp_path, monkeypatch, last_step):
-    out, settings = tmp_path / "x", {"seed": 5, "steps": 12, "pairs": 4, "save_every": 4}
+    out, settings = tmp_path / "x", {"seed": 5, "steps": 12, "pairs": 8, "save_every": 4}
     steps = []
 
     def cut_short(iterable, *_, **__):
@@ -337,13 +417,15 @@ def test_a_finished_folder_is_never_overwritten(small, tmp_path, capsys):
         pretrain.pretrain(tmp_path, steps=3)
     with pytest.raises(ValueError, match="at least 1"):
         pretrain.pretrain(tmp_path / "new", steps=0)
-    with pytest.raises(ValueError, match="pairs=3 is odd"):  # told at once, not after a training
+    with pytest.raises(
+        ValueError, match="n=3 is no multiple of 8"
+    ):  # told at once, not after a training
         pretrain.pretrain(tmp_path / "new", pairs=3)
     assert not (tmp_path / "new").exists()
 
 
 def test_another_seed_gives_another_suite(small, tmp_path):
-    other = contents(pretrain.pretrain(tmp_path / "x", seed=6, steps=1, pairs=2))
+    other = contents(pretrain.pretrain(tmp_path / "x", seed=6, steps=1, pairs=8))
     assert other["step0/model.safetensors"] != (small / "step0" / "model.safetensors").read_bytes()
     assert "step1/model.safetensors" in other and ".resume/settings.json" not in other
 
@@ -361,7 +443,7 @@ def test_checksums_cover_and_match_every_file():
 
 
 def test_shipped_data_is_small_and_described():
-    assert sum(len(content) for content in contents(TINY).values()) <= 20_000_000
+    assert sum(len(content) for content in contents(TINY).values()) <= 26_000_000
     tokens = {r["revision"]: r["tokens"] for r in SUITE["revisions"]}
     assert len(tokens) >= 16 and list(tokens.values()) == sorted(tokens.values())
     assert all(r["tokens"] == r["step"] * SUITE["tokens_per_step"] for r in SUITE["revisions"])

@@ -11,12 +11,17 @@ over the first 5,000 of 97,656 steps; it is for OLMo and BLOOM likewise: model="
 08 with every second one of its checkpoints (`tests/test_forecast.py`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctt_helpers.files import read_json
 from ctt_helpers.messages import choose, closest
+
+if TYPE_CHECKING:
+    from ctt_helpers.sources.suites import Suite
 
 Check = Callable[[Any], str | None]  # of a value: a complaint, or None where it is fine
 # profile -> notebook ("*": every one that knows the parameter) -> parameter -> value
@@ -107,6 +112,35 @@ def use_profile(namespace: dict[str, Any], notebook: str, **checks: Check) -> di
     by_hand = f"; set by hand: {_listed(own)}" if own else ""
     print(f"profile {given['profile']!r} sets: {_listed(filled)}{by_hand}")
     return check_parameters(namespace, **checks)
+
+
+def setup(namespace: dict[str, Any], notebook: str, **checks: Check) -> Suite:
+    """All that a notebook needs before its first step, in one line: `suite = ctt.setup(...)`.
+
+    Checks the parameters and fills them from the profile (`use_profile`), loads the suite `model`,
+    takes one thread for the embedded suite (a second slows models that small down), and gives every
+    checkpoint and task of the suite one colour for all figures.
+
+    Args:
+        namespace: the notebook's `globals()`, with the parameters `profile` and `model`.
+        notebook: its number, "00" to "09".
+        **checks: as for `check_parameters`.
+
+    Raises:
+        ValueError: a parameter that is refused; a suite that does not exist.
+    """
+    import torch
+
+    from ctt_helpers.notebook.plots import look
+    from ctt_helpers.sources.suites import load_suite
+
+    values = use_profile(namespace, notebook, **checks)
+    suite = load_suite(values["model"])
+    if suite.name == "tiny":
+        torch.set_num_threads(1)
+    look.use_colors_of(suite.revisions, suite.task_names)
+    print(suite)
+    return suite
 
 
 def _listed(values: dict[str, Any]) -> str:

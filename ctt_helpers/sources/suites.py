@@ -239,6 +239,7 @@ class Suite:
                 "multiblimp/<language>", "multiblimp/<language>/<phenomenon>" (see
                 `sources.published`), or "file" with `path`.
             split: "find" (to find features with) or "test" (to test them on); no prefix is in both.
+                The embedded suite has "far" beside: other nouns, verbs and structures than "find".
             path: for published sets: a folder with their files, or a file; None: from where they
                 are published.
             n: at most so many, drawn over the whole set (`MinimalPairs.sample`).
@@ -252,12 +253,14 @@ class Suite:
         """
         if n is not None:
             whole_number("n", n)
-        in_split("", split)  # names the splits that exist
         own = {listed["name"]: listed["file"] for listed in self.meta.get("tasks", [])}
         if task in own:
             file = verified(self.source, own[task])
-            rows = [row for row in published.read_records(file) if row.get("split") == split]
+            rows = published.read_records(file)
+            choose("split", split, tuple(dict.fromkeys(str(row.get("split")) for row in rows)))
+            rows = [row for row in rows if row.get("split") == split]
         elif task == "file" or task.split("/")[0] in published.FORMS:
+            in_split("", split)  # names the splits that exist
             rows = published.published_rows(task, path, good, bad, group)
             # two sentences that differ from the first word on are told apart as wholes
             keys = [row.get("prefix") or row.get("sentence") or "" for row in rows]

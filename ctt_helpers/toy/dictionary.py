@@ -13,7 +13,7 @@ import ctt_helpers as ctt
 from ctt_helpers.files import expanded, write_sums
 
 N_LATENTS = 512
-K = 16
+K = 12
 TRAIN_TOKENS = 140_000
 EVAL_TOKENS = 110_000
 

@@ -20,11 +20,11 @@ from ctt_helpers.files import SUMS, atomic_path, expanded, locked, read_json, wr
 from ctt_helpers.messages import progress
 from ctt_helpers.toy import grammar
 from ctt_helpers.toy.lexicon import END_OF_TEXT, UNKNOWN, lexicon
-from ctt_helpers.toy.pairs import TASKS, Task, make_pairs
+from ctt_helpers.toy.pairs import LEVELS, TASKS, Task, check_number, make_pairs
 
 STEPS = 3000
 # log-spaced, as Pythia's are, and denser where agreement is learned
-CHECKPOINTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 320, 384, 512, 700, 850, 1000, 1400, 2000)
+CHECKPOINTS = (0, 16, 64, 128, 192, 256, 320, 384, 512, 600, 700, 850, 1000, 1400, 2000)
 BATCH = 8  # sequences per step
 LENGTH = 64  # tokens per sequence
 LEARNING_RATE = 3e-3  # the largest
@@ -33,8 +33,8 @@ WARM_UP_SHARE = 0.03  # of the steps
 BETAS = (0.9, 0.95)  # Adam's decay rates
 WEIGHT_DECAY = 0.1  # of matrices only
 CLIP = 1.0  # largest norm of the gradient over all parameters
-DEFAULT_LAYER = 2
-DEFAULT_TRIPLET = (256, 512, STEPS)  # agreement half learned; the dip across attractors; the end
+DEFAULT_LAYER = 1
+DEFAULT_TRIPLET = (320, 600, STEPS)  # what `suggest_triplet` says: the dip, half way, the end
 SAVE_EVERY = 250  # steps between two states to resume from
 RESUME = ".resume"  # folder of an unfinished run: its settings and its last state
 
@@ -42,17 +42,17 @@ RESUME = ".resume"  # folder of an unfinished run: its settings and its last sta
 
 
 def model_config() -> Any:
-    """The model's architecture: GPT-NeoX, as in Pythia, with four layers of width 64."""
+    """The model's architecture: GPT-NeoX, as in Pythia, with four layers of width 96."""
     from transformers import GPTNeoXConfig
 
     vocabulary = lexicon().vocabulary
     end = vocabulary[END_OF_TEXT]
     return GPTNeoXConfig(
         vocab_size=len(vocabulary),
-        hidden_size=64,
+        hidden_size=96,
         num_hidden_layers=4,
         num_attention_heads=4,
-        intermediate_size=256,
+        intermediate_size=384,
         max_position_embeddings=LENGTH,
         use_parallel_residual=True,
         tie_word_embeddings=False,
@@ -101,7 +101,7 @@ def pretrain(
     seed: int = 0,
     steps: int = STEPS,
     threads: int = 1,
-    pairs: int = 400,
+    pairs: int = 240,
     save_every: int = SAVE_EVERY,
 ) -> Path:
     """Make the whole suite in a folder.
@@ -116,19 +116,18 @@ def pretrain(
         steps: training steps, of 512 tokens each.
         threads: CPU threads. Another number changes the order of sums, and so the last bits of the
             weights.
-        pairs: minimal pairs per task and split; an even number.
+        pairs: minimal pairs per task and split; a multiple of 8.
         save_every: steps between two saved states.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: a size below one, or an odd number of pairs.
+        ValueError: a size below one, or a number of pairs that groups of 8 cannot make.
         FileExistsError: the folder holds a finished suite, or something else.
         RuntimeError: another process is at work on this folder.
     """
-    if pairs % 2:
-        raise ValueError(f"pairs={pairs} is odd; pairs come in twins, so give an even number.")
+    check_number(pairs)
     if min(steps, threads, pairs, save_every) < 1:
         raise ValueError(
             f"steps={steps}, threads={threads}, pairs={pairs}, save_every={save_every}: "
@@ -154,7 +153,7 @@ def pretrain(
         make_tokenizer().save_pretrained(out)
         model_config().save_pretrained(out)
         for task in TASKS:
-            _write_pairs(out / "pairs" / f"{task.name}.jsonl", task, pairs, seed)
+            _write_pairs(out / task.file, task, pairs, seed)
         write_json(out / "suite.json", _suite(seed, steps))
         write_sums(out, leave_out=lambda name: name.startswith(f"{RESUME}/"))
         # from here on the suite counts as finished
@@ -346,14 +345,25 @@ def _suite(seed: int, steps: int) -> dict[str, Any]:
     }
 
 
-def _describe(task: Task, seed: int) -> dict[str, str]:
-    example = make_pairs(task, 2, seed)[0]
+def _describe(task: Task, seed: int) -> dict[str, Any]:
+    example = make_pairs(task, 8, seed)[0]
+    factors = {"subject": list(LEVELS[task.factor])}
+    carried = {}
+    if task.attractor:
+        factors["attractor"] = list(LEVELS[task.factor])
+        carried["attractor"] = task.attractor
+    if task.others:
+        factors["other"] = list(LEVELS[task.factor])
+        carried["other"] = task.others
     return {
-        "name": f"agreement/{task.name}",
-        "file": f"pairs/{task.name}.jsonl",
+        "name": task.name,
+        "file": task.file,
         "title": task.title,
         "example": f"{example['prefix']}{example['right']}/*{example['wrong'].strip()}",
         "measures": task.measures,
+        "crosses": task.factor,
+        "factors": factors,
+        "carried_by": carried,
     }
 
 

@@ -24,6 +24,14 @@ def _zipf(items: Sequence) -> list:
     return [items[bisect(cumulative, point)] for point in points]
 
 
+def _choice(items: Sequence, topics: Sequence[str | None]) -> "Choice":
+    """The items as the sampler draws them: of all topics, and of one."""
+    everything = _zipf(items)
+    topic = dict(zip(items, topics, strict=True))
+    of_topic = [[item for item in everything if topic[item] == name] for name in lex.TOPICS]
+    return Choice(all=everything, of_topic=[own or everything for own in of_topic])
+
+
 class NounIds(NamedTuple):
     """A noun as the sampler sees it.
 
@@ -32,16 +40,22 @@ class NounIds(NamedTuple):
         blocked: the set of the lemmas that it never meets in a sentence.
         singular: id of the singular.
         plural: id of the plural.
+        kind: its semantic class.
+        topic: its place in `lexicon.TOPICS`.
         animate: whether it is a person or an animal.
-        reflexives: ids of "himself", "herself" or "itself", whichever the singular takes.
+        reflexive: id of "himself", "herself" or "itself", whichever the singular takes.
+        possessive: id of "his" or "her", whichever the singular takes; None for what is no person.
     """
 
     bit: int
     blocked: int
     singular: int
     plural: int
+    kind: str
+    topic: int
     animate: bool
-    reflexives: list[int]
+    reflexive: int
+    possessive: int | None
 
 
 class VerbIds(NamedTuple):
@@ -53,6 +67,8 @@ class VerbIds(NamedTuple):
         third: id of the third person singular.
         base: id of the base form, which is the plural present too.
         past: id of the past tense.
+        object_kind: the class of objects that it prefers.
+        object_topic: the topic of objects that it prefers.
     """
 
     bit: int
@@ -60,6 +76,20 @@ class VerbIds(NamedTuple):
     third: int
     base: int
     past: int
+    object_kind: str
+    object_topic: int
+
+
+class Choice(NamedTuple):
+    """Words to draw from: all of a kind, and those of each topic.
+
+    Attributes:
+        all: each word as often as it is frequent.
+        of_topic: the same for each topic; all of them where a topic has none.
+    """
+
+    all: list
+    of_topic: list[list]
 
 
 class Tables:
@@ -71,7 +101,8 @@ class Tables:
         end: the end-of-text token.
         stop: the full stop.
         nouns: semantic class -> nouns.
-        verbs: what they combine with -> verbs.
+        verbs: what they combine with -> verbs, by the topic of the subjects that they prefer.
+        report_verbs: verbs that take a clause.
         reflexive_verbs: verbs that take "himself" or "themselves".
         adjectives: whether the noun is animate -> adjectives.
         often: adverbs of frequency.
@@ -81,6 +112,7 @@ class Tables:
         neutral: determiners of both numbers, "the" most often.
         marked: determiners of the singular, and of the plural.
         pronouns: pronouns of the singular, and of the plural.
+        times: tense -> time adverbs.
         vowel: ids of the words before which "a" becomes "an".
         word: word -> id, with a leading space.
         capital: id of a word -> id of the same with a capital letter.
@@ -92,7 +124,7 @@ class Tables:
         self.end = vocabulary[END_OF_TEXT]
         self.stop = vocabulary["."]
         self.word = {token[1:]: i for token, i in vocabulary.items() if token[0] == " "}
-        self.vowel = {i for word, i in self.word.items() if word[:1] in "aeiou"}
+        self.vowel = {i for word, i in self.word.items() if word[:1] in "aeiou" or word == "honest"}
         self._add_lemmas()
         self._add_other_words()
         self._add_openers(vocabulary)
@@ -104,44 +136,55 @@ class Tables:
         words = lexicon()
         lemmas = [*words.nouns, *words.verbs]
         bit = {lemma: 1 << i for i, lemma in enumerate(lemmas)}
-        nouns = {}
-        for lemma, noun in words.nouns.items():
-            nouns[lemma] = NounIds(
+        topics = {topic: i for i, topic in enumerate(lex.TOPICS)}
+        nouns = {
+            lemma: NounIds(
                 bit=bit[lemma],
                 blocked=sum(bit[other] for other in lemmas if held_out(lemma, other)),
                 singular=self.word[noun.singular],
                 plural=self.word[noun.plural],
+                kind=noun.kind,
+                topic=topics[noun.topic],
                 animate=noun.animate,
-                reflexives=self._reflexives(noun),
+                reflexive=self.word[noun.reflexive],
+                possessive=self.word.get(noun.possessive),
             )
-        verbs = {}
-        for lemma, verb in words.verbs.items():
-            verbs[lemma] = VerbIds(
+            for lemma, noun in words.nouns.items()
+        }
+        verbs = {
+            lemma: VerbIds(
                 bit=bit[lemma],
                 blocked=0,
                 third=self.word[verb.third],
                 base=self.word[verb.base],
                 past=self.word[verb.past],
+                object_kind=verb.object_kind,
+                object_topic=topics[verb.object_topic],
             )
+            for lemma, verb in words.verbs.items()
+        }
         self.nouns = {
-            kind: _zipf([nouns[noun.singular] for noun in words.nouns_of(kind)])
+            kind: _choice(
+                [nouns[noun.singular] for noun in words.nouns_of(kind)],
+                [noun.topic for noun in words.nouns_of(kind)],
+            )
             for kind in lex.NOUNS
         }
         self.verbs = {
-            kind: _zipf([verbs[verb.base] for verb in words.verbs_of(kind)]) for kind in lex.VERBS
+            kind: _choice(
+                [verbs[verb.base] for verb in words.verbs_of(kind)],
+                [verb.topic for verb in words.verbs_of(kind)],
+            )
+            for kind in lex.VERBS
         }
+        self.report_verbs = _zipf([verbs[verb.base] for verb in words.verbs_of("report")])
         self.reflexive_verbs = _zipf([verbs[lemma] for lemma in lex.REFLEXIVE_VERBS])
 
-    def _reflexives(self, noun: lex.Noun) -> list[int]:
-        if noun.kind == "person":
-            return self._ids(lex.reflexives(noun.singular))
-        return self._ids(["itself"])
-
     def _add_other_words(self) -> None:
-        self.adjectives = {
-            True: _zipf(self._ids(lex.ADJECTIVES["animate"])),
-            False: _zipf(self._ids(lex.ADJECTIVES["thing"])),
-        }
+        self.adjectives = {}
+        for animate, kind in ((True, "animate"), (False, "thing")):
+            words, topics = zip(*lex.adjectives(kind), strict=True)
+            self.adjectives[animate] = _choice(self._ids(words), list(topics))
         self.often = _zipf(self._ids(lex.FREQUENCY_ADVERBS))
         self.quickly = _zipf(self._ids(lex.MANNER_ADVERBS))
         self.prepositions = _zipf(self._ids(lex.PREPOSITIONS))
@@ -153,6 +196,9 @@ class Tables:
             _zipf(self._ids(lex.PLURAL_DETERMINERS)),
         ]
         self.pronouns = [self._ids(pronouns) for pronouns in lex.PRONOUNS]
+        self.times: dict[str, list[int]] = {}
+        for word, tense in lex.TIMES.items():
+            self.times.setdefault(tense, []).append(self.word[word])
 
     def _add_openers(self, vocabulary: dict[str, int]) -> None:
         capitals = {word: word.capitalize() for word in lex.OPENERS}

@@ -13,10 +13,13 @@ Each returns its Axes, or its Figure where it has several panels. What holds for
 # ruff: noqa: F401 (reached as plots.interval_plot ...)
 from ctt_helpers.notebook.plots.effects import feature_heatmap, interval_plot
 from ctt_helpers.notebook.plots.look import (
+    CELL_COLORS,
+    LABEL_COLORS,
     checkpoint_colors,
     format_tokens,
     set_title,
     style,
     task_colors,
+    use_colors_of,
 )
 from ctt_helpers.notebook.plots.time import accuracy_curves, ternary, trajectories

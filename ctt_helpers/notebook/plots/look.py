@@ -101,25 +101,55 @@ def side_legend(ax: Axes) -> None:
 
 # ---- colours
 
+# all checkpoints and tasks of the suite in use, so that one has its colour in every figure
+_KNOWN: dict[str, list[str]] = {"checkpoints": [], "tasks": []}
+# what a feature is about (`factorial`): the same colour for all features of a label
+LABEL_COLORS = {
+    "subject": "#0072B2",
+    "attractor": "#D55E00",
+    "both": "#CC79A7",
+    "mixed": "#8C6D00",
+    "none": "#B0B0B0",
+}
+CELL_COLORS = {"congruent": "#009E73", "incongruent": "#D55E00"}
+
+
+def use_colors_of(checkpoints: Sequence[str], tasks: Sequence[str]) -> None:
+    """From here on a checkpoint or task has the colour of its place among all of these.
+
+    `ctt.setup` calls it. Names that are not among them are coloured by their place in a figure.
+    """
+    _KNOWN["checkpoints"] = list(dict.fromkeys(checkpoints))
+    _KNOWN["tasks"] = list(dict.fromkeys(tasks))
+
+
+def _of_all(kind: str, names: Sequence[str]) -> list[str]:
+    """All names that are known, if these are among them; else these."""
+    known = _KNOWN[kind]
+    return known if set(names) <= set(known) else list(dict.fromkeys(names))
+
 
 def checkpoint_colors(names: Sequence[str]) -> dict[str, tuple]:
     """One colour (RGBA) per checkpoint, dark for early and light for late.
 
     They differ in lightness as well as in hue.
     """
-    colors = plt.get_cmap("plasma")(np.linspace(0.05, 0.78, max(len(names), 2)))
+    known = _of_all("checkpoints", names)
+    colors = plt.get_cmap("plasma")(np.linspace(0.05, 0.78, max(len(known), 2)))
     # a single checkpoint takes the first of two colours
-    return {name: tuple(color) for name, color in zip(names, colors, strict=False)}
+    by_name = {name: tuple(color) for name, color in zip(known, colors, strict=False)}
+    return {name: by_name[name] for name in names}
 
 
 def task_colors(names: Sequence[str]) -> dict[str, str]:
     """One colour per task (or feature), by its position among the names.
 
-    Give all the names, not only those in the figure: then each keeps its colour in every figure.
-    After ten names the colours come again.
+    By its position among all tasks of the suite where it is known (`use_colors_of`). Otherwise give
+    all the names, not only those in the figure: then each keeps its colour in every figure. After
+    ten names the colours come again.
     """
-    distinct = dict.fromkeys(names)
-    return {name: HUES[i % len(HUES)] for i, name in enumerate(distinct)}
+    known = _of_all("tasks", names)
+    return {name: HUES[known.index(name) % len(HUES)] for name in dict.fromkeys(names)}
 
 
 # ---- checks
