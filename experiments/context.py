@@ -72,6 +72,13 @@ class Context:
         """Pairs of one half of a task; `n` in place of the context's own number."""
         return self.suite.pairs(task, split=split, path=self.data, n=n or self.n_pairs)
 
+    def far(self, task: str, n: int | None = None) -> ctt.MinimalPairs:
+        """Pairs with other words and another structure than "find"; "test" where there are none."""
+        try:
+            return self.pairs(task, "far", n)
+        except ValueError:  # no such split; whatever else is wrong is wrong with "test", too
+            return self.pairs(task, "test", n)
+
     def effects(self, task: str, split: str, method: str = "ablation") -> ctt.Effects:
         """Effects of all latents of the context's crosscoder on one half of a task's pairs."""
         key = (task, split, method)
