@@ -145,12 +145,9 @@ def accuracy_curve(
         for task, pairs in tasks.items():
             difference = logit_differences(model, pairs, whole)
             about = {"revision": model.label, "tokens_seen": model.tokens_seen, "task": task}
-            own = pairs.cells if cells else np.full(len(pairs), "", dtype=object)
-            parts = {"all": slice(None)} | {
-                cell: own == cell for cell in dict.fromkeys(own) if cell
-            }
-            for cell, part in parts.items():
-                named = about | {"cell": cell} if cells else about
+            rows.append(about | {"cell": "all"} | _share_right(difference))
+            for cell, congruent, part in _parts(pairs) if cells else ():
+                named = about | {"cell": cell, "congruent": congruent}
                 rows.append(named | _share_right(difference[part]))
     hooks.tell_twins(fingerprints)
     columns = ["revision", "tokens_seen", "task", *(["cell", "congruent"] if cells else [])]

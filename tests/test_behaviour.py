@@ -2,6 +2,8 @@
 numbers.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,6 +123,29 @@ def test_curve_similarity_and_triplet_on_random_checkpoints(tmp_path):
     sim = similarity_matrix(suite, some_pairs(9), device="cpu")
     np.testing.assert_allclose(np.diag(sim), 1)
     np.testing.assert_allclose(sim, sim.T)
+
+
+def test_a_curve_in_cells_says_where_something_distracts(tmp_path):
+    suite, plain = random_suite(tmp_path), some_pairs(8)
+    levels = [("sg", "sg"), ("sg", "pl"), ("pl", "sg"), ("pl", "pl")] * 2
+    columns = ["subject_level", "attractor_level"]
+    crossed = plain.table.assign(**pd.DataFrame(levels, columns=columns))
+    crossed = replace(plain, table=crossed)
+    one = replace(plain, table=plain.table.assign(subject_level=[s for s, _ in levels]))
+    tasks = {"crossed": crossed, "one": one, "plain": plain}
+    curve = behaviour.accuracy_curve(suite, tasks, suite.revisions[:1], device="cpu", cells=True)
+    congruent = curve.set_index(["task", "cell"])["congruent"]
+    assert congruent["crossed"].dropna().to_dict() == {
+        "sg-sg": True, "sg-pl": False, "pl-sg": False, "pl-pl": True
+    }  # fmt: skip
+    assert congruent["one"].isna().all() and set(congruent["one"].index) == {"all", "sg", "pl"}
+    assert list(congruent["plain"].index) == ["all"]
+    whole, parts = curve[curve["cell"] == "all"], curve[curve["cell"] != "all"]
+    means = parts.groupby("task")["accuracy"].mean()
+    for task in ("crossed", "one"):
+        assert means[task] == pytest.approx(whole.set_index("task").loc[task, "accuracy"])
+    halves = behaviour._by_task(curve)
+    assert list(halves) == ["crossed congruent", "crossed incongruent", "one", "plain"]
 
 
 def synthetic_curve(accuracies):

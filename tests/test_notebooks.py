@@ -213,3 +213,12 @@ def test_the_notebooks_stay_small_and_short():
                 assert len(cell.source.splitlines()) <= 36, (
                     f"{notebook.name}: a cell too long to read"
                 )
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=number)
+def test_every_figure_has_a_text_for_those_who_do_not_see_it(notebook):
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                alt = output.metadata.get("image/png", {}).get("alt", "")
+                assert len(alt) > 40, f"end with plots.show('what is drawn'): {cell.source[-200:]}"

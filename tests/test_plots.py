@@ -179,3 +179,21 @@ def test_wrong_shapes_and_features_are_refused_with_what_to_do():
         plots.feature_heatmap(ie, [0], names_of(2))
     with pytest.raises(ValueError, match=r"no feature 40.*0 to 39"):
         plots.feature_heatmap(ie, [40], names_of(3))
+
+
+def test_a_figure_is_shown_with_its_findings_and_its_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "IPython.display.display", lambda figure, metadata: shown.append((figure, metadata))
+    )
+    with plots.style():
+        figure, (left, _) = plt.subplots(1, 2)
+        figure.suptitle("Both")
+        plots.set_title(left, "A rather long finding that takes more than one line of its axes")
+    plots.show("A line chart.")
+    (given, metadata), *rest = shown
+    text = "Both. A rather long finding that takes more than one line of its axes. A line chart."
+    assert given is figure and not rest and metadata == {"image/png": {"alt": text}}
+    assert not plt.get_fignums()
+    with pytest.raises(ValueError, match="Say in a sentence what the figure shows"):
+        plots.show(" ", figure)

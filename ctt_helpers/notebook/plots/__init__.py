@@ -18,6 +18,7 @@ from ctt_helpers.notebook.plots.look import (
     checkpoint_colors,
     format_tokens,
     set_title,
+    show,
     style,
     task_colors,
     use_colors_of,

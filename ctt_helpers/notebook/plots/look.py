@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ctt_helpers.metrics import check_features, to_numpy
 
@@ -92,6 +93,31 @@ def new_axes(ax: Axes | None, width: float = 4.6, height: float = 3.1) -> Axes:
         return ax
     _, ax = plt.subplots(figsize=(width, height))
     return ax
+
+
+def show(alt: str, figure: Figure | None = None) -> None:
+    """Display a figure with its text for those who do not see it, and close it.
+
+    Its titles come first, so that the finding is there as well. The text is kept with the picture
+    ("alt" of image/png), where nbconvert and screen readers look for it.
+
+    Args:
+        alt: what is drawn: the kind of figure, its axes, what each line stands for.
+        figure: None: the one drawn last.
+
+    Raises:
+        ValueError: no text.
+    """
+    from IPython.display import display
+
+    if not alt.strip():
+        raise ValueError("Say in a sentence what the figure shows: show('A line chart of ...').")
+    figure = figure or plt.gcf()
+    titles = [figure.get_suptitle(), *(ax.get_title(loc="left") for ax in figure.axes)]
+    titles = [" ".join(title.split()) for title in titles if title]
+    text = ". ".join([*titles, alt.strip()])
+    display(figure, metadata={"image/png": {"alt": text}})
+    plt.close(figure)
 
 
 def side_legend(ax: Axes) -> None:
