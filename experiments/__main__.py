@@ -10,11 +10,12 @@ import torch
 
 import ctt_helpers as ctt
 from benchmarks import report
-from experiments import causes, estimators, nulls, planted, scaling, seeds
+from experiments import causes, dictionary, estimators, nulls, planted, scaling, seeds
 from experiments.context import AGREEMENT, TRAIN_TOKENS, Context
 
 TITLE = "Results of the experiments"
 PARTS = {
+    "dictionary": dictionary,
     "planted": planted,
     "estimators": estimators,
     "causes": causes,
