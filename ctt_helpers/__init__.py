@@ -9,7 +9,7 @@ notebooks use, `toy` where the embedded suite comes from. Everything public is r
 import importlib
 from pathlib import Path
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # module -> what of it is public
 _EXPORTS = {
@@ -32,7 +32,8 @@ _EXPORTS = {
         "rank_correlation", "rel_dec", "rel_ie", "trajectory",
     ],
     "uncertainty": [
-        "classify_draws", "interval", "rel_ie_draws", "resample", "trajectory_draws",
+        "classify_draws", "decide", "interval", "null_threshold", "rel_ie_draws", "resample",
+        "trajectory_draws",
     ],
     "factorial": ["Factorial", "behaviour_factorial", "factorial_of", "shares_of_effect"],
     "controls": [
