@@ -8,19 +8,28 @@ RelIE needs this most. It is made of absolute values, and noise has one too: whe
 near zero, RelIE is pulled towards equal shares, and its draws even more so, having the noise twice.
 A weak latent's ratio may look like a finding and be none; its interval is wide then, and its class
 undecided.
+
+And where effects are nothing but noise, the draws may agree all the same: noise that is larger at
+one checkpoint looks specific to it in nearly every draw. So a class is decided by `decide`, which
+asks for effects first, and counts how many latents were asked about.
 """
 
+import itertools
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from ctt_helpers.metrics import LABELS, PER_LATENT, check_ratios, members, places, rel_ie
 
 DRAWS = Float[np.ndarray, "draws checkpoints latents"]
+
+SPECIFIC, SHARED = 0.7, 0.3  # as `metrics.classify` has them
+OF_NULL = 0.95  # quantile of |IE| of random directions that an effect must pass
 
 # ---- draws
 
@@ -46,31 +55,46 @@ def resample(
         ValueError: labels for another number of pairs, fewer than two pairs or clusters, or no
             draws.
     """
-    (n, n_pairs, n_latents), (checkpoint, pair, latent), value = _entries(effects)
-    labels = np.arange(n_pairs) if clusters is None else np.asarray(clusters)
-    if labels.shape != (n_pairs,):
-        raise ValueError(
-            f"clusters has shape {labels.shape}; it must hold one label for each of the {n_pairs} "
-            "pairs."
-        )
-    _, group, size = np.unique(labels, return_inverse=True, return_counts=True)
-    n_groups = len(size)
+    summed, active, size, shape = _by_group(effects, clusters)
+    n, n_groups, _ = summed.shape
     if n_groups < 2 or n_draws < 1:
         raise ValueError(
             f"n_draws={n_draws} from {n_groups} pair(s) or cluster(s): take at least 1 draw, and "
             "at least 2 of them, for the spread of a single one cannot be known."
         )
-    active, column = np.unique(latent, return_inverse=True)  # few of a large dictionary
     even = np.full(n_groups, 1 / n_groups)
     times = np.random.default_rng(seed).multinomial(n_groups, even, n_draws)
     weight = times / (times @ size)[:, None]
-    draws = np.zeros((n_draws, n, n_latents), np.float32)
+    draws = np.zeros((n_draws, n, shape[2]), np.float32)
     for c in range(n):
-        here = checkpoint == c
-        summed = np.zeros((n_groups, len(active)))
-        np.add.at(summed, (group[pair[here]], column[here]), value[here])
-        draws[:, c, active] = weight @ summed
+        draws[:, c, active] = weight @ summed[c]
     return draws
+
+
+def _by_group(
+    effects: Any, clusters: Sequence | None
+) -> tuple[
+    Float[np.ndarray, "checkpoints groups active"],
+    Int[np.ndarray, " active"],
+    Int[np.ndarray, " groups"],
+    tuple[int, int, int],
+]:
+    """Effects summed over each group, of which latents, the sizes of the groups, and the shape.
+
+    Only latents that have an effect somewhere are there: few of a large dictionary.
+    """
+    shape, (checkpoint, pair, latent), value = _entries(effects)
+    labels = np.arange(shape[1]) if clusters is None else np.asarray(clusters)
+    if labels.shape != (shape[1],):
+        raise ValueError(
+            f"clusters has shape {labels.shape}; it must hold one label for each of the {shape[1]} "
+            "pairs."
+        )
+    _, group, size = np.unique(labels, return_inverse=True, return_counts=True)
+    active, column = np.unique(latent, return_inverse=True)
+    summed = np.zeros((shape[0], len(size), len(active)))
+    np.add.at(summed, (checkpoint, group[pair], column), value)
+    return summed, active, size, shape
 
 
 def _entries(
@@ -244,3 +268,235 @@ def _vote(
     share = np.stack([(code == k).mean(0) for k in range(n_codes)])
     own = share.argmax(0) if own is None else own
     return own, share[own, np.arange(len(own))]
+
+
+# ---- what the sentences decide, of so many latents
+
+
+def decide(
+    effects: Any,
+    clusters: Sequence | None = None,
+    null: Any = None,
+    rate: float = 0.05,
+    inactive_below: float = 1e-3,
+    names: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Which classes by RelIE the sentences decide, corrected for how many latents were asked.
+
+    A class is decided where three things hold:
+
+    - beyond: at each of its checkpoints |IE| is above the 95th percentile of random directions
+      there (`null`);
+    - effect: at each of its checkpoints the sentences show an effect that is not 0;
+    - class: they show all inequalities that make the class, such as |IE_c| > 0.7 of the sum.
+
+    The last two are linear in the effects, once these have the signs of the data: t-tests of means
+    over groups of pairs. Unlike the share of some bootstrap draws such a test has no smallest
+    p-value, which matters among hundreds of latents. All hold where the one with the largest p does
+    (Berger 1982). Of the latents that have any effect, as many are decided as keep the expected
+    share of false ones at `rate` (Benjamini and Hochberg 1995). Where nothing is there at all, that
+    is a chance of `rate` to decide anything.
+
+    Args:
+        effects: as for `resample`.
+        clusters: as for `resample`: `pairs.twins(pairs)`.
+        null: `Effects` of the same pairs for a crosscoder with `controls.random_directions`, or a
+            list of such; or [checkpoints] thresholds of |IE|, from `null_threshold`. None: 0.
+        rate: of false discoveries.
+        inactive_below: as for `metrics.rel_ie`.
+        names: labels of the checkpoints; None: those of the effects.
+
+    Returns:
+        One row a latent: feature; label, which is candidate or "undecided"; candidate, the class of
+        the mean effects ("specific", "shared", "other" or "inactive", which is neither decided nor
+        undecided; of more than three checkpoints "peak", where |IE| is largest); members, its
+        checkpoints (none for "other", of which the strongest is asked for an effect); beyond_null;
+        p_effect and p_class; p, the larger of them; q, the smallest rate at which it would be
+        decided. The p of inactive latents is 1.
+
+    Raises:
+        ValueError: fewer than two groups or checkpoints, a rate outside (0, 1), or a null of other
+            checkpoints.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(
+            f"rate={rate} is the share of false discoveries: take 0 < rate < 1, such as 0.05."
+        )
+    summed, active, size, (n, n_pairs, n_latents) = _by_group(effects, clusters)
+    if len(size) < 2 or n < 2:
+        raise ValueError(
+            f"{len(size)} group(s) of pairs at {n} checkpoint(s): at least two of each are needed."
+        )
+    mean = np.zeros((n, n_latents))
+    mean[:, active] = summed.sum(1) / n_pairs
+    candidate, who = _candidates(rel_ie(mean, inactive_below))
+    sign = np.where(mean < 0, -1.0, 1.0)
+    covariance = _covariance(summed, size) * sign[:, None, active] * sign[None, :, active]
+
+    df = len(size) - 1
+    p_class, p_effect = np.ones(n_latents), np.ones(n_latents)
+    for column, latent in enumerate(active):
+        at = list(who[latent])
+        if at:
+            strength = np.abs(mean[:, latent])
+            own = covariance[:, :, column]
+            p_class[latent] = _p_class(candidate[latent], at, strength, own, df)
+            spread = np.sqrt(own.diagonal()[at])
+            p_effect[latent] = max(
+                2 * student_tail(value, error, df)
+                for value, error in zip(strength[at], spread, strict=True)
+            )
+    p = np.maximum(p_class, p_effect)
+    q = np.ones(n_latents)
+    q[active] = benjamini_hochberg(p[active])
+
+    above = np.abs(mean) > _thresholds(null, n)[:, None]
+    beyond = np.array([bool(at) and above[list(at), i].all() for i, at in enumerate(who)])
+    decided = (beyond & (q <= rate)) | (candidate == "inactive")
+    names = _names(effects, names, n)
+    return pd.DataFrame(
+        {
+            "feature": np.arange(n_latents),
+            "label": np.where(decided, candidate, "undecided"),
+            "candidate": candidate,
+            "members": [
+                () if label == "other" else tuple(names[c] for c in at)
+                for label, at in zip(candidate, who, strict=True)
+            ],
+            "beyond_null": beyond,
+            "p_effect": p_effect,
+            "p_class": p_class,
+            "p": p,
+            "q": q,
+        }
+    )
+
+
+def null_threshold(null: Any, quantile: float = OF_NULL) -> Float[np.ndarray, " checkpoints"]:
+    """The |IE| that random directions seldom exceed, at each checkpoint.
+
+    Over those that have any effect on the task.
+
+    Args:
+        null: `Effects` for a crosscoder with `controls.random_directions`, or a list of such; or
+            their means, [checkpoints, latents].
+        quantile: 0.95 lets one in twenty of them pass.
+    """
+    each = null if isinstance(null, list | tuple) else [null]
+    means = [e if isinstance(e, np.ndarray) else e.mean for e in each]
+    sizes = np.abs(np.concatenate(means, axis=1))
+    return np.quantile(sizes[:, sizes.any(0)], quantile, axis=1)
+
+
+def benjamini_hochberg(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
+    """The smallest false discovery rate at which each of these tests would be a discovery.
+
+    Benjamini and Hochberg 1995: with the k-th smallest of m, p m / k, or that of a larger p where
+    it is smaller. It holds for independent tests, and for those that are positively related.
+    """
+    order = np.argsort(p)[::-1]  # the largest first
+    rank = np.arange(len(p), 0, -1)
+    q = np.empty(len(p))
+    q[order] = np.minimum.accumulate(np.minimum(1, np.asarray(p)[order] * len(p) / rank))
+    return q
+
+
+def _thresholds(null: Any, n: int) -> Float[np.ndarray, " checkpoints"]:
+    """What |IE| must pass at each checkpoint."""
+    if null is None:
+        return np.zeros(n)
+    given = null if isinstance(null, np.ndarray) and null.ndim == 1 else null_threshold(null)
+    if given.shape != (n,) or not (given >= 0).all():
+        raise ValueError(
+            f"null gives thresholds {np.array2string(given, precision=3)} for {n} checkpoints: "
+            "take effects of random directions at the same ones."
+        )
+    return given
+
+
+def _names(effects: Any, names: Sequence[str] | None, n: int) -> list[str]:
+    if names is None:
+        names = effects.names if hasattr(effects, "per_pair") else range(n)
+    if len(names) != n:
+        raise ValueError(f"{len(names)} names for {n} checkpoints: give one each.")
+    return [str(name) for name in names]
+
+
+def _candidates(ratios: PER_LATENT) -> tuple[Shaped[np.ndarray, " latents"], list[tuple[int, ...]]]:
+    """The class of each latent, and the checkpoints at which it must have an effect."""
+    n = len(ratios)
+    inactive = np.isnan(ratios).any(0)
+    strongest = np.where(inactive, 0, ratios).argmax(0)
+    belongs = members(ratios) if n <= 3 else np.arange(n)[:, None] == strongest
+    count = belongs.sum(0)
+    label = np.array(LABELS, object)[count] if n <= 3 else np.full(len(inactive), "peak", object)
+    label[inactive] = "inactive"
+    who = []
+    for latent, is_inactive in enumerate(inactive):
+        at = np.flatnonzero(belongs[:, latent]).tolist() or [int(strongest[latent])]
+        who.append(() if is_inactive else tuple(at))
+    return label, who
+
+
+def _covariance(
+    summed: Float[np.ndarray, "checkpoints groups active"], size: Int[np.ndarray, " groups"]
+) -> Float[np.ndarray, "checkpoints checkpoints active"]:
+    """How the means over pairs vary, and with each other: the sandwich of Liang and Zeger 1986."""
+    n_groups, n_pairs = len(size), size.sum()
+    off = summed - size[:, None] * (summed.sum(1, keepdims=True) / n_pairs)
+    return np.einsum("agl,bgl->abl", off, off) * n_groups / (n_groups - 1) / n_pairs**2
+
+
+def _claims(label: str, who: list[int], n: int) -> Float[np.ndarray, "claims checkpoints"]:
+    """Weights of |IE| whose sums must all be above 0 for a latent to be of this class."""
+
+    def claim(one: int, of_one: float, of_others: float) -> list[float]:
+        return [of_one if c == one else of_others for c in range(n)]
+
+    others = [c for c in range(n) if c not in who]
+    if label == "peak":
+        return np.eye(n)[who * len(others)] - np.eye(n)[others]
+    if label == "specific":
+        return np.array([claim(who[0], 1 - SPECIFIC, -SPECIFIC)])
+    rows = [claim(c, SHARED - 1, SHARED) for c in others]
+    if label == "shared":
+        rows += [claim(c, 1 - SHARED, -SHARED) for c in who]
+    else:
+        rows += [claim(who[0], SPECIFIC - 1, SPECIFIC)]
+    return np.array(rows)
+
+
+def _p_class(
+    label: str,
+    who: list[int],
+    strength: Float[np.ndarray, " checkpoints"],
+    covariance: Float[np.ndarray, "checkpoints checkpoints"],
+    df: int,
+) -> float:
+    """The p-value that a latent is of this class: that of the weakest claim.
+
+    |IE| that speaks against a claim is tried with both signs. |IE| that speaks for it has the sign
+    of the data, which the test of the effect confirms where the latent belongs; elsewhere the sign
+    may be chance, and p is doubled for it (Bonferroni).
+    """
+    n, largest = len(strength), 0.0
+    for claim in _claims(label, who, n):
+        chosen = sum(claim[c] > 0 for c in range(n) if c not in who)
+        for signs in itertools.product(*[(1, -1) if weight < 0 else (1,) for weight in claim]):
+            weights = claim * signs
+            error = math.sqrt(max(weights @ covariance @ weights, 0.0))
+            p = student_tail(weights @ strength, error, df)
+            largest = max(largest, min(1.0, 2**chosen * p))
+    return largest
+
+
+def student_tail(value: float, error: float, df: int) -> float:
+    """P(T > value / error) of Student's t.
+
+    By the normal deviate of Wallace 1959, which is off by some per cent of p at most.
+    """
+    if error == 0:
+        return 0.0 if value > 0 else 1.0
+    t = value / error
+    deviate = math.sqrt(df * math.log1p(t * t / df)) * (8 * df + 1) / (8 * df + 3)
+    return 0.5 * math.erfc(math.copysign(deviate, t) / math.sqrt(2))

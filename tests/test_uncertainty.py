@@ -2,24 +2,34 @@
 intervals.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import false_discovery_control
+from scipy.stats import t as student
 
 import ctt_helpers as ctt
 from ctt_helpers.effects import Effects
-from ctt_helpers.metrics import classify, rel_ie, trajectory
+from ctt_helpers.metrics import classify, members, rel_ie, trajectory
 from ctt_helpers.notebook import plots
 from ctt_helpers.notebook.plots.effects import interval_plot
 from ctt_helpers.pairs import twins
 from ctt_helpers.uncertainty import (
+    SHARED,
+    SPECIFIC,
+    benjamini_hochberg,
     classify_draws,
+    decide,
     interval,
+    null_threshold,
     rel_ie_draws,
     resample,
+    student_tail,
     trajectory_draws,
 )
 
@@ -270,6 +280,146 @@ def test_errors_say_what_is_wrong(call, message):
         call(effects, resample(effects, 5))
 
 
+# ---- what the sentences decide, of so many latents
+
+
+def is_decided(table):
+    return ~table["label"].isin(["undecided", "inactive"])
+
+
+def nothing_but_noise(rng, kind, n_groups=60, h=150):
+    """Effects that are swapped at random per group, larger at a later checkpoint."""
+    shape = (3, 4 * n_groups, h)
+    scale = np.array([0.1, 0.4, 2])[:, None, None]
+    values = {
+        "normal": lambda: rng.normal(size=(1, *shape[1:])) + rng.normal(size=shape),
+        "skewed": lambda: rng.exponential(size=shape) ** 2,
+        "seldom": lambda: rng.normal(size=shape) * (rng.random((1, *shape[1:])) < 0.03),
+        "by group": lambda: np.repeat(rng.standard_t(3, size=(3, n_groups, h)), 4, axis=1),
+        "together": lambda: rng.normal(size=(*shape[:2], 2)) @ rng.normal(size=(3, 2, h)),
+    }[kind]()
+    swapped = np.repeat(rng.choice([-1, 1], size=n_groups), 4)
+    return scale * values * swapped[:, None], np.repeat(np.arange(n_groups), 4)
+
+
+@pytest.mark.parametrize("kind", ["normal", "skewed", "seldom", "by group", "together"])
+def test_where_nothing_is_there_next_to_nothing_is_decided(kind):
+    rng = np.random.default_rng(5)
+    tables = [decide(*nothing_but_noise(rng, kind)) for _ in range(40)]
+    # a rate of 5 % is one run in twenty in which anything is decided at all
+    assert sum(is_decided(table).any() for table in tables) <= 5
+    single = np.concatenate([table["p"] for table in tables])
+    assert (single <= 0.05).mean() <= 0.05
+    assert (single <= 0.005).mean() <= 0.01
+
+
+@pytest.mark.parametrize("truth", [(0.7, 0.2, 0.1), (0.4, 0.3, 0.3), (0.3, 0.6, 0.1), (1, 0, 0)])
+@pytest.mark.parametrize("n_groups", [10, 60])
+def test_at_the_border_of_a_class_one_test_is_wrong_in_twenty(truth, n_groups):
+    """Each truth lies on the border of a class (the last: of having an effect elsewhere)."""
+    rng = np.random.default_rng(0)
+    shape = (3, n_groups, 4000)
+    noise = 0.6 * (rng.normal(size=(1, *shape[1:])) + rng.normal(size=shape))
+    table = decide(np.array(truth)[:, None, None] + noise, inactive_below=0)
+    wrong = table["members"].map(lambda who: who != ("0",) or truth[0] < 1)
+    assert ((table["p"] <= 0.05) & wrong).mean() <= 0.05
+
+
+def test_what_is_plain_is_decided_and_its_class_is_that_of_the_point():
+    rng = np.random.default_rng(2)
+    ratios = rng.dirichlet([0.6] * 3, 400).T
+    values = ratios[:, None] * rng.choice([-1, 1], size=(3, 1, 400))
+    values = values + 0.03 * rng.normal(size=(3, 80, 400))
+    values[:, :, 0] = 0
+    effects = effects_of(values)
+    table = decide(effects, inactive_below=0)
+    point = classify(rel_ie(effects.mean, 0), effects.names)
+    assert (table["candidate"] == point["label"]).all()
+    assert (table["members"] == point["members"]).all()
+    assert table["label"][0] == "inactive" and table["p"][0] == 1
+    sure = is_decided(table)
+    assert sure.mean() > 0.7
+    assert (table["label"][sure] == table["candidate"][sure]).all()
+    # and the truth agrees
+    truth = classify(ratios, effects.names)
+    wrong = (table["candidate"] != truth["label"]) | (table["members"] != truth["members"])
+    assert (wrong & sure).sum() <= 0.05 * sure.sum()
+
+
+def test_its_bounds_are_those_of_classify():
+    ratios = np.array([[SPECIFIC + 1e-9, 1 - SPECIFIC - 1e-9], [SHARED, 1 - SHARED]]).T
+    assert members(ratios).sum(0).tolist() == [1, 2]
+
+
+def test_an_effect_counts_only_beyond_random_directions():
+    values = np.random.default_rng(0).normal(1, 0.1, (2, 50, 3)) * [1, 0.5, 0.1]
+    null = effects_of(np.linspace(-0.8, 0.8, 101) * np.ones((2, 4, 101)))
+    threshold = null_threshold([null, null])
+    np.testing.assert_allclose(threshold, 0.8 * 0.95, atol=0.02)
+    np.testing.assert_allclose(null_threshold(null.mean), threshold, atol=0.01)
+    for either in ([null, null], null, threshold):
+        table = decide(values, null=either)
+        assert table["label"].tolist() == ["shared", "undecided", "undecided"]
+        assert table["beyond_null"].tolist() == [True, False, False]
+    assert (decide(values)["label"] == "shared").all()
+
+
+def test_copies_of_a_pair_decide_nothing_more():
+    values = 0.3 + simulated(n=3, n_pairs=60, h=40)
+    once = decide(values, names=NAMES)
+    twice = np.repeat(values, 2, axis=1)
+    again = decide(twice, np.arange(120) // 2, names=NAMES)
+    np.testing.assert_allclose(once["p"], again["p"], rtol=1e-6)
+    assert (decide(twice, names=NAMES)["p"] <= again["p"]).all()
+
+
+def test_order_of_checkpoints_and_signs_do_not_matter():
+    values = simulated(n=3, n_pairs=40, h=60)
+    first = decide(values, names=NAMES)
+    order = [2, 0, 1]
+    turned = decide(-values[order], names=[NAMES[c] for c in order])
+    np.testing.assert_allclose(first["q"], turned["q"], rtol=1e-9)
+    assert first["label"].equals(turned["label"])
+    assert [set(who) for who in first["members"]] == [set(who) for who in turned["members"]]
+
+
+def test_of_many_checkpoints_the_peak_is_decided():
+    values = np.random.default_rng(0).normal(0, 0.1, (5, 40, 3))
+    values[3, :, 0] += 1
+    values[[1, 2], :, 1] -= 1  # two alike
+    table = decide(values, names=list("abcde"))
+    assert table["candidate"].tolist()[:2] == ["peak", "peak"]
+    assert table["label"].tolist()[:2] == ["peak", "undecided"]
+    assert table["members"][0] == ("d",)
+
+
+@given(arrays(float, st.integers(1, 30), elements=st.floats(0, 1)))
+def test_false_discovery_rates_are_scipys(p):
+    np.testing.assert_allclose(benjamini_hochberg(p), false_discovery_control(p), rtol=1e-9)
+
+
+@pytest.mark.parametrize("df", [3, 10, 60, 200])
+def test_the_tail_of_student(df):
+    for t in (-4, -1, 0, 0.5, 2, 3, 5, 7):
+        assert student_tail(2 * t, 2, df) == pytest.approx(student.sf(t, df), rel=0.15)
+    assert student_tail(0.1, 0, df) == 0 and student_tail(0, 0, df) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda v: decide(v, rate=5), "rate=5"),
+        (lambda v: decide(v, np.zeros(30)), r"1 group\(s\)"),
+        (lambda v: decide(v[:1]), r"1 checkpoint\(s\)"),
+        (lambda v: decide(v, names=["a"]), "1 names for 3"),
+        (lambda v: decide(v, null=np.ones(2)), "random directions at the same ones"),
+    ],
+)
+def test_decide_says_what_is_wrong(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(simulated(n=3, n_pairs=30))
+
+
 # ---- the figure
 
 
@@ -311,4 +461,6 @@ def test_twins_are_the_pairs_of_the_same_words():
         == len(pairs.table[["head", "attractor", "verb"]].drop_duplicates())
         < len(pairs)
     )
-    assert (twins(pairs, words=["nothing"]) == np.arange(len(pairs))).all()
+    assert pairs.table.assign(label=label).groupby("group")["label"].nunique().max() == 1
+    bare = replace(pairs, table=pairs.table[["verb"]])
+    assert (twins(bare, words=["nothing"]) == np.arange(len(pairs))).all()
