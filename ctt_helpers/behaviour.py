@@ -239,8 +239,8 @@ def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame) -> TripletChoice:
     attribute. This is a suggestion: `table` lists every candidate, so that one can disagree.
 
     Args:
-        curve: from `accuracy_curve`; where it has cells, the congruent and the incongruent half
-            of a task count as two, for their mean can stand still while they part.
+        curve: from `accuracy_curve`; where it has cells, the whole of each task counts. To have
+            each half or cell count as a task, name them so in a table without the column `cell`.
         sim: from `similarity_matrix`, over the same revisions.
 
     Raises:
@@ -302,19 +302,9 @@ def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame) -> TripletChoice:
 
 
 def _by_task(curve: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies, revisions x tasks; a task in cells as its congruent and its incongruent half.
-
-    Halves, and not cells: a model that says "singular" whatever it reads is at chance in both.
-    """
-    if "cell" not in curve:
-        return curve.pivot(index="revision", columns="task", values="accuracy")
-    in_halves = curve["task"].isin(curve.loc[curve["congruent"].notna(), "task"])
-    whole = curve[(curve["cell"] == "all") & ~in_halves]
-    half = curve[curve["congruent"].notna()].copy()
-    half["task"] += np.where(half["congruent"].astype(bool), " congruent", " incongruent")
-    used = pd.concat([whole, half])
-    # cells of a half have equally many pairs by design
-    return used.pivot_table(index="revision", columns="task", values="accuracy", aggfunc="mean")
+    """Accuracies, revisions x tasks; of a curve in cells, the whole of each task."""
+    whole = curve[curve["cell"] == "all"] if "cell" in curve else curve
+    return whole.pivot(index="revision", columns="task", values="accuracy")
 
 
 def _check_curve_and_similarity(wide: pd.DataFrame, sim: pd.DataFrame) -> None:

@@ -144,8 +144,6 @@ def test_a_curve_in_cells_says_where_something_distracts(tmp_path):
     means = parts.groupby("task")["accuracy"].mean()
     for task in ("crossed", "one"):
         assert means[task] == pytest.approx(whole.set_index("task").loc[task, "accuracy"])
-    halves = behaviour._by_task(curve)
-    assert list(halves) == ["crossed congruent", "crossed incongruent", "one", "plain"]
 
 
 def synthetic_curve(accuracies):
@@ -176,6 +174,16 @@ def test_triplet_maximises_the_smaller_change_by_brute_force():
         ValueError, match=r"0.1 away from chance on average.*nothing to attribute so early"
     ):
         suggest_triplet(flat, sim)
+
+
+def test_a_suggestion_from_a_curve_in_cells_counts_whole_tasks():
+    names = [f"step{i}" for i in range(4)]
+    accuracies = dict(zip(names, (0.5, 0.9, 0.35, 1.0), strict=True))
+    curve = synthetic_curve({name: {"a": share} for name, share in accuracies.items()})
+    sim = pd.DataFrame(np.eye(4), index=names, columns=names)
+    cells = [curve.assign(cell="sg", accuracy=1.0), curve.assign(cell="pl", accuracy=0.0)]
+    in_cells = suggest_triplet(pd.concat([curve.assign(cell="all"), *cells]), sim)
+    pd.testing.assert_frame_equal(in_cells.table, suggest_triplet(curve, sim).table)
 
 
 def test_a_triplet_is_not_suggested_from_numbers_that_are_none():
