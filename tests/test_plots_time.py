@@ -2,12 +2,13 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_rgba
 
 from ctt_helpers.notebook import plots
-from ctt_helpers.notebook.plots.time import CORNERS, ternary, trajectories
+from ctt_helpers.notebook.plots.time import CORNERS, cell_curves, ternary, trajectories
 
 NAMES = ["step256", "step512", "step3000"]
 # all of the first, the second, the third; shared by all; shared by the first two; inactive
@@ -110,3 +111,55 @@ def test_trajectories_need_the_tokens_of_each_checkpoint(tokens):
         trajectories(np.ones((2, 3)), tokens, [0], ["step0", "main"])
     with pytest.raises(ValueError, match="There is no feature 3"):
         trajectories(np.ones((2, 3)), [1, 2], [3], ["step0", "main"])
+
+
+# ---- accuracy by cell
+
+
+def curve_in_cells() -> pd.DataFrame:
+    rows = []
+    shares = {"sg-sg": 0.9, "sg-pl": 0.1, "pl-sg": 0.3, "pl-pl": 0.7}
+    for i, name in enumerate(NAMES):
+        about = {"revision": name, "tokens_seen": 10 ** (i + 4), "stderr": 0.02, "n_pairs": 40}
+        rows.append(about | {"task": "simple", "cell": "all", "accuracy": 0.8})
+        rows.append(about | {"task": "pp", "cell": "all", "accuracy": 0.5})
+        for cell, share in shares.items():
+            congruent = cell in ("sg-sg", "pl-pl")
+            own = {"task": "pp", "cell": cell, "congruent": congruent, "accuracy": share}
+            rows.append(about | own)
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("halves", "expected"),
+    [
+        (False, {"sg-sg": 0.9, "sg-pl": 0.1, "pl-sg": 0.3, "pl-pl": 0.7, "simple": 0.8}),
+        (True, {"congruent": 0.8, "incongruent": 0.2, "simple": 0.8}),
+    ],
+)
+def test_cells_have_the_colour_of_whether_something_distracts(halves, expected):
+    curve = curve_in_cells()
+    ax = cell_curves(curve, "pp", plain="simple", halves=halves, highlight=NAMES[:1], title="T")
+    ax.figure.canvas.draw()
+    drawn = {line.get_label(): line for line in ax.lines}
+    assert {*expected, NAMES[0]} <= set(drawn) and ax.get_title(loc="left") == "T"
+    for name, share in expected.items():
+        np.testing.assert_allclose(drawn[name].get_ydata(), share)
+        if name != "simple":
+            kind = "congruent" if share > 0.5 else "incongruent"
+            assert drawn[name].get_color() == plots.CELL_COLORS[kind]
+    if not halves:
+        assert [drawn[c].get_linestyle() for c in ("sg-pl", "pl-sg")] == ["-", "--"]
+
+
+def test_a_curve_in_cells_is_drawn_as_whole_tasks_where_cells_are_not_asked_for():
+    ax = plots.accuracy_curves(curve_in_cells())
+    drawn = {line.get_label(): line for line in ax.lines}
+    np.testing.assert_allclose(drawn["pp"].get_ydata(), 0.5)
+
+
+def test_a_task_without_cells_is_no_picture_of_cells():
+    with pytest.raises(ValueError, match="Nothing distracts in 'simple'"):
+        cell_curves(curve_in_cells(), "simple")
+    with pytest.raises(ValueError, match="lacks \\['cell', 'congruent'\\]"):
+        cell_curves(curve_in_cells().drop(columns=["cell", "congruent"]), "pp")

@@ -31,7 +31,7 @@ def accuracy_curves(
 
     Args:
         curve: what `accuracy_curve` returns: revision, tokens_seen, task, accuracy, stderr,
-            n_pairs.
+            n_pairs. Of a curve in cells, the whole of each task (see `cell_curves`).
         tasks: which to draw; None: all that the curve has.
         highlight: revisions to mark, in the order of training. They get the colours that the same
             revisions have in other figures.
@@ -42,6 +42,8 @@ def accuracy_curves(
         ValueError: a column, a task or a revision is not in the curve.
     """
     look.require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
+    if "cell" in curve:
+        curve = curve[curve["cell"] == "all"]
     known = list(curve["task"].unique())
     tasks = known if tasks is None else list(tasks)
     look.require_names("task", tasks, known)
@@ -80,18 +82,87 @@ def accuracy_curves(
             lw=0,
         )
 
-    tokens_at = curve.drop_duplicates("revision").set_index("revision")["tokens_seen"]
-    for name, color in look.checkpoint_colors(highlight).items():
-        ax.axvline(tokens_at[name], color=color, lw=1.3, ls=":", zorder=0.5, label=name)
-    ax.axhline(0.5, color="black", lw=0.9, ls=":")
-    ax.set_yticks((0, 0.25, 0.5, 0.75, 1), ("0", "0.25", "chance\n0.50", "0.75", "1"))
-    ax.set(ylim=(-0.02, 1.04), ylabel="accuracy (share of pairs)")
+    _mark_checkpoints(ax, curve, highlight)
+    _accuracy_axis(ax)
     note = "band: ± 1 standard error"
     if same_size:
         note = f"{sizes.iloc[0]:,} pairs a task; {note}"
     ax.set_xlabel(f"tokens seen (log scale)\n{note}")
     look.side_legend(ax)
     return look.set_title(ax, title)
+
+
+@style()
+def cell_curves(
+    curve: pd.DataFrame,
+    task: str,
+    plain: str | None = None,
+    halves: bool = False,
+    highlight: Sequence[str] = (),
+    ax: Axes | None = None,
+    title: str = "Accuracy by cell",
+) -> Axes:
+    """Accuracy on a task over training, cell by cell, which its mean over the cells hides.
+
+    Cells in which nothing distracts have one colour, those in which something does the other. Cells
+    of the second level of the subject are dashed.
+
+    Args:
+        curve: what `accuracy_curve` returns with cells=True.
+        task: one in which something is crossed with the subject.
+        plain: a task to compare with, the whole of it, in grey; None: none.
+        halves: draw the mean over the cells of each colour instead of each cell.
+        highlight: revisions to mark, in the order of training.
+        ax: where to draw; None: a new figure.
+        title: the finding.
+
+    Raises:
+        ValueError: a column, a task or a revision is not in the curve, or the task has no cells in
+            which something distracts.
+    """
+    needed = ("revision", "tokens_seen", "task", "cell", "congruent", "accuracy")
+    look.require_columns(curve, *needed)
+    look.require_names("task", [task, *([plain] if plain else [])], curve["task"].unique())
+    look.require_names("revision", highlight, curve["revision"].unique())
+    own = curve[(curve["task"] == task) & curve["congruent"].notna()]
+    if own.empty:
+        raise ValueError(f"Nothing distracts in {task!r}: draw it with accuracy_curves.")
+    ax = look.new_axes(ax, 6.2)
+    look.token_axis(ax, curve["tokens_seen"])
+    if plain is not None:
+        whole = curve[(curve["task"] == plain) & (curve["cell"] == "all")]
+        line = whole.sort_values("tokens_seen")
+        ax.plot(line["tokens_seen"], line["accuracy"], color=look.GREY, lw=1.2, label=plain)
+    name = "congruent" if halves else "cell"
+    own = own.assign(congruent=own["congruent"].astype(bool))
+    subject = own["cell"].str.split("-").str[0]
+    for key, lines in own.groupby(name, sort=False):
+        is_congruent = lines["congruent"].iloc[0]
+        color = look.CELL_COLORS["congruent" if is_congruent else "incongruent"]
+        is_second = not halves and subject[lines.index[0]] != subject.iloc[0]
+        line = lines.groupby("tokens_seen")["accuracy"].mean()
+        label = ("congruent" if key else "incongruent") if halves else key
+        dashes = "--" if is_second else "-"
+        marker = "o" if is_congruent else "v"
+        ax.plot(line.index, line, dashes, color=color, marker=marker, label=label)
+    _mark_checkpoints(ax, curve, highlight)
+    _accuracy_axis(ax)
+    look.side_legend(ax)
+    return look.set_title(ax, title)
+
+
+def _mark_checkpoints(ax: Axes, curve: pd.DataFrame, highlight: Sequence[str]) -> None:
+    """A dotted line at each of these, in its colour."""
+    tokens_at = curve.drop_duplicates("revision").set_index("revision")["tokens_seen"]
+    for name, color in look.checkpoint_colors(highlight).items():
+        ax.axvline(tokens_at[name], color=color, lw=1.3, ls=":", zorder=0.5, label=name)
+
+
+def _accuracy_axis(ax: Axes) -> None:
+    """From 0 to 1, with a line at chance."""
+    ax.axhline(0.5, color="black", lw=0.9, ls=":")
+    ax.set_yticks((0, 0.25, 0.5, 0.75, 1), ("0", "0.25", "chance\n0.50", "0.75", "1"))
+    ax.set(ylim=(-0.02, 1.04), ylabel="accuracy (share of pairs)")
 
 
 @style()

@@ -46,15 +46,12 @@ class CheckpointSlider(_Shown):
         self.sim = sim
         self.html = ipywidgets.HTML()
         seen = curve.drop_duplicates("revision").sort_values("tokens_seen", kind="stable")
-        options = [
-            (f"{row.revision} ({look.format_tokens(row.tokens_seen)} tokens)", row.revision)
-            for row in seen.itertuples()
-        ]
+        # the table beneath says the tokens: a longer label would be cut
         self.slider = ipywidgets.SelectionSlider(
-            options=options,
+            options=[(name, name) for name in seen["revision"]],
             value=seen["revision"].iloc[-1],
             description="checkpoint",
-            layout=ipywidgets.Layout(width="560px"),
+            layout=ipywidgets.Layout(width="100%", max_width="560px"),
         )
         self.slider.observe(self.show, names="value")
         self.show()

@@ -62,7 +62,7 @@ def checkpoint_table_html(curve: pd.DataFrame, sim: pd.DataFrame, revision: str)
 
     Args:
         curve: what `accuracy_curve` returns: revision, tokens_seen, task, accuracy, stderr,
-            n_pairs.
+            n_pairs. Of a curve in cells, the whole of each task.
         sim: what `similarity_matrix` returns, revisions x revisions; one triangle is enough.
         revision: the checkpoint.
 
@@ -71,6 +71,8 @@ def checkpoint_table_html(curve: pd.DataFrame, sim: pd.DataFrame, revision: str)
     """
     look.require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
     look.require_names("checkpoint", [revision], curve["revision"].unique())
+    if "cell" in curve:
+        curve = curve[curve["cell"] == "all"]
     here = curve[curve["revision"] == revision]
     colors = look.task_colors(list(curve["task"]))
     tasks = [
@@ -81,10 +83,13 @@ def checkpoint_table_html(curve: pd.DataFrame, sim: pd.DataFrame, revision: str)
         for row in here.itertuples()
     ]
     text = f"<b>{html.escape(revision)}</b>: {int(here['tokens_seen'].iloc[0]):,} tokens seen"
-    text += _table(("task", "accuracy (chance is 0.5)", "&plusmn; standard error", "pairs"), tasks)
-    if revision not in sim.index:
-        return text + "<p>No similarity was computed for this checkpoint.</p>"
-    return text + _similarity_table(sim, revision)
+    left = _table(("task", "accuracy (chance is 0.5)", "&plusmn; standard error", "pairs"), tasks)
+    right = "<p>No similarity was computed for this checkpoint.</p>"
+    if revision in sim.index:
+        right = _similarity_table(sim, revision)
+    # beside each other where the page is wide enough
+    sides = "".join(f"<div>{side}</div>" for side in (left, right))
+    return f'{text}<div style="display:flex;flex-wrap:wrap;gap:0 24px">{sides}</div>'
 
 
 def _similarity_table(sim: pd.DataFrame, revision: str) -> str:
