@@ -8,7 +8,14 @@ import torch
 from matplotlib.colors import to_rgba
 
 from ctt_helpers.notebook import plots
-from ctt_helpers.notebook.plots.time import CORNERS, cell_curves, ternary, trajectories
+from ctt_helpers.notebook.plots.time import (
+    CORNERS,
+    cell_bars,
+    cell_curves,
+    factorial_curves,
+    ternary,
+    trajectories,
+)
 
 NAMES = ["step256", "step512", "step3000"]
 # all of the first, the second, the third; shared by all; shared by the first two; inactive
@@ -163,3 +170,40 @@ def test_a_task_without_cells_is_no_picture_of_cells():
         cell_curves(curve_in_cells(), "simple")
     with pytest.raises(ValueError, match="lacks \\['cell', 'congruent'\\]"):
         cell_curves(curve_in_cells().drop(columns=["cell", "congruent"]), "pp")
+
+
+# ---- subject and neighbour
+
+
+def test_factors_are_drawn_with_their_intervals_in_the_colours_of_labels():
+    found = pd.DataFrame({"checkpoint": NAMES, "subject": [0.0, 1, 3], "attractor": [2.0, 1, 0]})
+    found["both"] = 0.1
+    for name in ("subject", "attractor", "both"):
+        found[f"{name}_low"], found[f"{name}_high"] = found[name] - 0.2, found[name] + 0.2
+    ax = factorial_curves(found, [1e5, 2e5, 9e5], highlight=NAMES[1:2], title="They cross")
+    ax.figure.canvas.draw()
+    drawn = {line.get_label().split()[0]: line for line in ax.lines}
+    for name, column in (("subject", "subject"), ("neighbour", "attractor"), ("both", "both")):
+        np.testing.assert_allclose(drawn[name].get_ydata(), found[column])
+        assert drawn[name].get_color() == plots.LABEL_COLORS[column]
+    assert len(ax.collections) == 3 and ax.get_title(loc="left") == "They cross"
+    with pytest.raises(ValueError, match="2 numbers of tokens for 3 checkpoints"):
+        factorial_curves(found, [1, 2])
+    with pytest.raises(ValueError, match="lacks \\['both_low'\\]"):
+        factorial_curves(found.drop(columns="both_low"), [1, 2, 3])
+
+
+def test_bars_of_cells_are_in_groups_by_checkpoint():
+    means = pd.DataFrame({"sg-sg": [1.0, 2], "sg-pl": [-1.0, 3]}, index=NAMES[:2])
+    congruent = {"sg-sg": True, "sg-pl": False}
+    ax = cell_bars(means, congruent, labels=["attractor", "subject"], title="It turns")
+    bars = {group.get_label(): group for group in ax.containers}
+    for cell, kind in (("sg-sg", "congruent"), ("sg-pl", "incongruent")):
+        assert [bar.get_height() for bar in bars[cell]] == means[cell].tolist()
+        assert bars[cell][0].get_facecolor() == to_rgba(plots.CELL_COLORS[kind])
+    written = [tick.get_text() for tick in ax.get_xticklabels()]
+    assert written == ["step256\nattractor", "step512\nsubject"]
+    with pytest.raises(ValueError, match="There is no cell 'sg-pl' here"):
+        cell_bars(means, {"sg-sg": True})
+    with pytest.raises(ValueError, match="1 labels for 2 checkpoints"):
+        cell_bars(means, congruent, labels=["subject"])

@@ -23,4 +23,11 @@ from ctt_helpers.notebook.plots.look import (
     task_colors,
     use_colors_of,
 )
-from ctt_helpers.notebook.plots.time import accuracy_curves, cell_curves, ternary, trajectories
+from ctt_helpers.notebook.plots.time import (
+    accuracy_curves,
+    cell_bars,
+    cell_curves,
+    factorial_curves,
+    ternary,
+    trajectories,
+)

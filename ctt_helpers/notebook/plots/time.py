@@ -3,7 +3,7 @@
 Three checkpoints fit into a triangle. For more there are curves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -163,6 +163,102 @@ def _accuracy_axis(ax: Axes) -> None:
     ax.axhline(0.5, color="black", lw=0.9, ls=":")
     ax.set_yticks((0, 0.25, 0.5, 0.75, 1), ("0", "0.25", "chance\n0.50", "0.75", "1"))
     ax.set(ylim=(-0.02, 1.04), ylabel="accuracy (share of pairs)")
+
+
+@style()
+def factorial_curves(
+    found: pd.DataFrame,
+    tokens: Sequence[float],
+    quantity: str = "effect on plural minus\nsingular verb (logits)",
+    highlight: Sequence[str] = (),
+    ax: Axes | None = None,
+    title: str = "From neighbour to subject",
+) -> Axes:
+    """Subject, attractor (the neighbour) and both over training, with their intervals.
+
+    Args:
+        found: what `behaviour_factorial` or `shares_of_effect` returns: one row a checkpoint, with
+            subject, attractor and both, each with <it>_low and <it>_high.
+        tokens: tokens seen at each of them.
+        quantity: name and unit for the axis.
+        highlight: checkpoints to mark.
+        ax: where to draw; None: a new figure.
+        title: the finding.
+
+    Raises:
+        ValueError: a column is missing, a checkpoint is not in the table, or another number of
+            tokens.
+    """
+    factors = {"subject": "subject", "attractor": "neighbour (attractor)", "both": "both together"}
+    ends = [f"{name}_{end}" for name in factors for end in ("low", "high")]
+    look.require_columns(found, "checkpoint", *factors, *ends)
+    look.require_names("checkpoint", highlight, list(found["checkpoint"]))
+    if len(tokens) != len(found):
+        raise ValueError(f"{len(tokens)} numbers of tokens for {len(found)} checkpoints.")
+    ax = look.new_axes(ax, 6.2)
+    look.token_axis(ax, tokens)
+    ax.axhline(0, color=look.GREY, lw=0.8, ls=":")
+    for marker, (name, word) in zip(look.MARKERS, factors.items(), strict=False):
+        color = look.LABEL_COLORS[name]
+        ax.plot(tokens, found[name], marker=marker, color=color, label=word)
+        low, high = found[f"{name}_low"], found[f"{name}_high"]
+        ax.fill_between(tokens, low, high, color=color, alpha=0.2, lw=0)
+    at = pd.DataFrame({"revision": found["checkpoint"], "tokens_seen": tokens})
+    _mark_checkpoints(ax, at, highlight)
+    ax.set_ylabel(quantity)
+    look.side_legend(ax)
+    return look.set_title(ax, title)
+
+
+@style()
+def cell_bars(
+    means: pd.DataFrame,
+    congruent: Mapping[str, bool],
+    labels: Sequence[str] = (),
+    quantity: str = look.IE_LABEL,
+    ax: Axes | None = None,
+    title: str = "Effects by cell",
+) -> Axes:
+    """A group of bars for each checkpoint, a bar for each cell.
+
+    Congruent cells have one colour, the others another; the second half of the cells is hatched.
+
+    Args:
+        means: one row a checkpoint, one column a cell.
+        congruent: cell -> whether nothing distracts in it.
+        labels: what to write under each checkpoint: of `Factorial.label`, say. None: its name.
+        quantity: name and unit for the axis.
+        ax: where to draw; None: a new figure.
+        title: the finding.
+
+    Raises:
+        ValueError: a cell of which nothing is said, or labels of another number.
+    """
+    look.require_names("cell", list(means), list(congruent))
+    if labels and len(labels) != len(means):
+        raise ValueError(f"{len(labels)} labels for {len(means)} checkpoints.")
+    ax = look.new_axes(ax, 3.4, 2.8)
+    n_cells = means.shape[1]
+    width = 0.8 / n_cells
+    for j, cell in enumerate(means):
+        ax.bar(
+            np.arange(len(means)) + width * (j - (n_cells - 1) / 2),
+            means[cell],
+            width,
+            color=look.CELL_COLORS["congruent" if congruent[cell] else "incongruent"],
+            hatch="////" if j >= n_cells / 2 else None,
+            edgecolor="white",
+            lw=0,
+            label=cell,
+        )
+    ax.axhline(0, color="black", lw=0.8)
+    names = [str(name) for name in means.index]
+    look.checkpoint_ticks(ax, names)
+    if labels:
+        written = [f"{name}\n{label}" for name, label in zip(names, labels, strict=True)]
+        ax.set_xticks(ax.get_xticks(), written)
+    ax.set(xlabel="", ylabel=quantity)
+    return look.set_title(ax, title)
 
 
 @style()
