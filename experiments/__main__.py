@@ -10,12 +10,14 @@ import torch
 
 import ctt_helpers as ctt
 from benchmarks import report
-from experiments import causes, dictionary, estimators, nulls, planted, scaling, seeds
+from experiments import baselines, causes, dictionary, estimators, leak, nulls, planted, scaling, seeds
 from experiments.context import AGREEMENT, TRAIN_TOKENS, Context
 
 TITLE = "Results of the experiments"
 PARTS = {
     "dictionary": dictionary,
+    "baselines": baselines,
+    "leak": leak,
     "planted": planted,
     "estimators": estimators,
     "causes": causes,
