@@ -28,13 +28,7 @@ DEFAULT = "shipped default"
 SETTINGS = {
     DEFAULT: Setting(),
     "no k annealing": Setting(training={"k_anneal": 0}),
-    "AuxK weight 1/32": Setting(training={"aux_weight": 1 / 32}),
-    "no AuxK": Setting(training={"aux_weight": 0}),
     "dead after 50,000 tokens": Setting(training={"dead_after_tokens": 50_000}),
-    "no decoder-norm penalty": Setting(training={"decoder_norm_penalty": 0}),
-    "decoder-norm penalty 1": Setting(training={"decoder_norm_penalty": 1}),
-    "k = 24": Setting(shape={"k": 24}),
-    "256 latents": Setting(shape={"n_latents": 256}),
     "L1, weight 2": Setting(shape={"sparsity": "l1"}, training={"l1": 2}),
     "L1, weight 1": Setting(shape={"sparsity": "l1"}, training={"l1": 1}),
 }
@@ -47,7 +41,8 @@ TABLES = {
         f"{TRAIN_TOKENS:,} training tokens. Figures are of evaluation mode, over `dead_tokens` "
         "held-out tokens: l0 (active latents a token), dead (share of latents that are silent on "
         "all of them), explained variance and recovered cross-entropy at each checkpoint; seconds "
-        "of training alone."
+        "of training alone. Penalty, k, size, AuxK and initial norms: the tables penalty and "
+        "dictionary_alive of the experiments."
     )
 }
 
