@@ -10,8 +10,8 @@ import torch
 
 import ctt_helpers as ctt
 from benchmarks import report
-from experiments import baselines, causes, dictionary, estimators, leak, nulls, planted, scaling, seeds
-from experiments.context import AGREEMENT, TRAIN_TOKENS, Context
+from experiments import baselines, dictionary, leak, nulls, planted, scaling, seeds
+from experiments.context import TASKS, TRAIN_TOKENS, Context
 
 TITLE = "Results of the experiments"
 PARTS = {
@@ -19,8 +19,7 @@ PARTS = {
     "baselines": baselines,
     "leak": leak,
     "planted": planted,
-    "estimators": estimators,
-    "causes": causes,
+    "targets": targets,
     "nulls": nulls,
     "seeds": seeds,
     "scaling": scaling,
@@ -91,7 +90,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="of crosscoders trained here",
     )
     parser.add_argument(
-        "--pairs", type=int, default=400, help="pairs of each half, find and test (default: 400)"
+        "--pairs", type=int, default=240, help="pairs of each split of a task (default: 240)"
     )
     parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of every draw")
@@ -109,7 +108,7 @@ def make_context(given: argparse.Namespace) -> Context:
     layer = crosscoder.source.get("layer") if given.layer is None else given.layer
     revisions = given.revisions or crosscoder.source.get("revisions") or suite.default_triplet
     ckpts = suite.checkpoints(revisions, layer=layer, device=given.device)
-    tasks = given.tasks or [task for task in AGREEMENT if task in suite.task_names]
+    tasks = given.tasks or [task for task in TASKS if task in suite.task_names]
     tasks = tasks or suite.task_names
     if len(tasks) < 2:
         raise ValueError(

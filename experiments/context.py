@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,15 @@ from ctt_helpers.uncertainty import DRAWS, classify_draws, rel_ie_draws, resampl
 # a latent whose summed |IE| is below this share of the sum over all latents is inactive
 INACTIVE = 1e-3
 SPECIFIC = 0.7  # a ratio above this makes a latent specific to its checkpoint
-AGREEMENT = ("agreement/simple", "agreement/pp", "agreement/subj_rel", "agreement/obj_rel")
+# of the embedded suite, the plain one and one with an attractor first
+TASKS = (
+    "agreement/simple",
+    "agreement/pp",
+    "agreement/subj_rel",
+    "agreement/obj_rel",
+    "gender/pp",
+    "tense/subj_rel",
+)
 
 
 @dataclass(eq=False)
@@ -46,7 +55,7 @@ class Context:
     ckpts: ctt.Checkpoints
     crosscoder: ctt.Crosscoder
     tasks: list[str]
-    n_pairs: int = 400
+    n_pairs: int = 240
     n_draws: int = 1000
     seed: int = 0
     work: Path = Path("runs/experiments")
@@ -64,8 +73,8 @@ class Context:
 
     @cached_property
     def middle(self) -> int:
-        """The checkpoint that does worst on the second task: there, features may well hurt."""
-        pairs = self.pairs(self.tasks[1], "find")
+        """The checkpoint that does worst where the second task distracts: features hurt there."""
+        pairs = distracting(self.pairs(self.tasks[1], "find"))
         return int(np.argmin([ctt.accuracy(model, pairs) for model in self.ckpts]))
 
     def pairs(self, task: str, split: str, n: int | None = None) -> ctt.MinimalPairs:
@@ -86,6 +95,12 @@ class Context:
             pairs = self.pairs(task, split)
             self._effects[key] = ctt.indirect_effects(self.crosscoder, self.ckpts, pairs, method)
         return self._effects[key]
+
+    def random_effects(self, task: str, split: str, n_draws: int = 2) -> list[ctt.Effects]:
+        """The same for crosscoders whose latents write in random directions: the null."""
+        others = [ctt.random_directions(self.crosscoder, self.seed + s) for s in range(n_draws)]
+        pairs = self.pairs(task, split)
+        return [ctt.indirect_effects(other, self.ckpts, pairs) for other in others]
 
     def draws(self, effects: ctt.Effects, pairs: ctt.MinimalPairs) -> DRAWS:
         """Bootstrap draws of the mean effects, twins drawn together."""
@@ -146,8 +161,15 @@ def labels(ratios: PER_LATENT, names: Sequence[str]) -> np.ndarray:
     return np.array(words)
 
 
-def decide(effects: ctt.Effects, draws: DRAWS) -> np.ndarray:
-    """The labels by RelIE that 95 % of the bootstrap draws share; "undecided" for the others."""
+def decided(effects: ctt.Effects, pairs: ctt.MinimalPairs, null: Any = None) -> np.ndarray:
+    """The labels by RelIE that `ctt.decide` decides; "undecided" for the others."""
+    table = ctt.decide(effects, twins(pairs), null, inactive_below=INACTIVE)
+    words = labels(ctt.rel_ie(effects.mean, INACTIVE), effects.names)
+    return np.where(table["label"] == "undecided", "undecided", words)
+
+
+def decided_by_draws(effects: ctt.Effects, draws: DRAWS) -> np.ndarray:
+    """The labels that 95 % of bootstrap draws share, one latent at a time: what `decide` mends."""
     names = effects.names
     point = ctt.rel_ie(effects.mean, INACTIVE)
     ratios = rel_ie_draws(draws, INACTIVE)
@@ -158,11 +180,18 @@ def decide(effects: ctt.Effects, draws: DRAWS) -> np.ndarray:
     return np.where(sure, labels(point, names), "undecided")
 
 
+def distracting(pairs: ctt.MinimalPairs) -> ctt.MinimalPairs:
+    """Where something distracts from the subject; all pairs where nothing is crossed with it."""
+    if len(pairs.levels) < 2 or "subject" not in pairs.levels:
+        return pairs
+    return pairs[~pairs.congruent]
+
+
 def count_specific(words: np.ndarray, names: Sequence[str]) -> int:
     """How many latents belong to one of these checkpoints alone (of more than three: peak there).
 
     Args:
-        words: from `labels` or `decide`.
+        words: from `labels` or `decided`.
         names: the checkpoints.
     """
     wanted = [f"{kind} {name}" for kind in ("specific", "peak") for name in names]

@@ -1,7 +1,7 @@
 """Controls: how often is there something where there is nothing?
 
 One checkpoint under two names, a checkpoint before any training, labels swapped, and random
-directions.
+directions. And what is left of the classes once all of them are heeded.
 """
 
 from collections.abc import Sequence
@@ -14,32 +14,33 @@ import torch
 from jaxtyping import Bool
 
 import ctt_helpers as ctt
-from ctt_helpers.controls import random_directions
 from ctt_helpers.files import write_json
-from ctt_helpers.uncertainty import DRAWS, interval, resample
+from ctt_helpers.pairs import twins
+from ctt_helpers.uncertainty import null_threshold
 from experiments.context import (
     INACTIVE,
     SPECIFIC,
     Context,
     active_by,
     count_specific,
-    decide,
+    decided,
+    decided_by_draws,
     labels,
     short,
 )
 
 N_PAIRS = 200  # where effects are computed anew
-N_SWAPS = 40
-N_DIRECTIONS = 3
-OFTEN = 20  # pairs; the bootstrap needs some, to know a spread
+N_SWAPS = 200
+N_DRAWN = 10  # of the swaps; the bootstrap takes a hundred times as long
+N_DIRECTIONS = 3  # the last of them is judged by the others
 
 TABLES = {
     "null_twins": (
         "One row for each crosscoder, task and ratio: the last checkpoint under two names, alone "
         "(two-way) and after an earlier one (three-way), crosscoders trained anew. Nothing can be "
         "specific to one of the two, and P, the ratio between them, should be 0.5. specific to one "
-        "twin: how many of the active latents look so; decided: in 95 % of the draws over "
-        "sentences; then how many have a P far from 0.5, and P's mean, spread and extremes."
+        "twin: how many of the active latents look so; decided: of these; then how many have a P "
+        "far from 0.5, and P's mean, spread and extremes."
     ),
     "null_start": (
         "One row for each task and ratio: a checkpoint before any training in place of the first "
@@ -47,17 +48,27 @@ TABLES = {
         "checkpoint, of `latents`; share of |IE|: how much of all effects each checkpoint has."
     ),
     "null_labels": (
-        "One row for each task, with true labels and with right and wrong swapped in each pair by "
-        f"the toss of a coin (mean of {N_SWAPS}): then mean effects are noise. specific: latents "
-        "that look so; decided: in 95 % of the draws; IE not 0: and the effect's own interval "
-        "there leaves out 0. IE interval without 0: share of latents and checkpoints (5 % "
-        f"expected), of those active in any pair, and in {OFTEN} or more."
+        "One row for each task: right and wrong are swapped in each group of pairs by the toss of "
+        "a coin, so that all mean effects are noise, and every class that is decided is false. "
+        f"active: latents active by RelIE, mean of {N_SWAPS} swaps; specific: the share of these "
+        f"that looks specific; 95 % of draws: the share with a class in 95 % of the bootstrap "
+        f"draws, one latent at a time (mean of {N_DRAWN} swaps); decided: the share with a class "
+        "that `decide` decides (random directions not asked); any decided: share of the swaps in "
+        "which it decides any; p below .05: share of single latents whose test is wrong at 5 %."
     ),
     "null_directions": (
-        "One row for each task, with the trained directions and with random ones of the same norms "
-        f"that are active as often (mean of {N_DIRECTIONS}): effects of size alone. Sum and "
-        "largest of |IE| at each checkpoint, and latents specific to it by RelIE, plain or with "
-        "effects divided by the checkpoint's total."
+        "One row for each task and checkpoint: trained directions and random ones of the same "
+        "norms that are active as often, so effects of size alone. largest and sum of |IE|, of the "
+        f"random ones mean over {N_DIRECTIONS} draws; threshold: what 95 % of them stay below; "
+        "beyond: trained latents above it, of `active` ones; random decided: latents of a further "
+        "dictionary of random directions whose class is decided and beyond the threshold."
+    ),
+    "classes": (
+        "One row for each task and class by RelIE (find half): number of latents as it comes; of "
+        "those whose class 95 % of the bootstrap draws share, one at a time; of those decided, at "
+        "a false discovery rate of 5 %; and of these the ones beyond random directions at each of "
+        "their checkpoints, which is what counts. share of |IE|: what all latents of the class "
+        "have of all effects, and what those that count have."
     ),
 }
 
@@ -67,7 +78,7 @@ def run(context: Context) -> dict[str, pd.DataFrame]:
         "null_twins": twin_checkpoints(context),
         "null_start": random_start(context),
         "null_labels": swapped_labels(context),
-        "null_directions": random_dictionary(context),
+        **random_and_classes(context),
     }
 
 
@@ -93,20 +104,20 @@ def twin_checkpoints(context: Context) -> pd.DataFrame:
             effects = ctt.indirect_effects(crosscoder, ckpts, pairs)
             rel_ie = ctt.rel_ie(effects.mean, INACTIVE)
             active = active_by(rel_ie)
-            decided = decide(effects, context.draws(effects, pairs))
+            sure = decided(effects, pairs)
             ratios = {"RelIE": rel_ie, "RelDec": np.where(active, rel_dec, np.nan)}
             for ratio, values in ratios.items():
                 p = ctt.pairwise(values)[-2, -1][active]
                 far = (p < 1 - SPECIFIC) | (p > SPECIFIC)
-                twins = ckpts.labels[-2:]
+                two = ckpts.labels[-2:]
                 rows.append(
                     {
                         "crosscoder": name,
                         "task": short(task),
                         "ratio": ratio,
                         "active latents": int(active.sum()),
-                        "specific to one twin": count_specific(labels(values, ckpts.labels), twins),
-                        "decided": count_specific(decided, twins) if ratio == "RelIE" else np.nan,
+                        "specific to one twin": count_specific(labels(values, ckpts.labels), two),
+                        "decided": count_specific(sure, two) if ratio == "RelIE" else np.nan,
                         "P below 0.3 or above 0.7": int(far.sum()),
                         "P mean": p.mean(),
                         "P sd": p.std(),
@@ -166,7 +177,7 @@ def random_start(context: Context) -> pd.DataFrame:
         active = active_by(ratios)
         found = {
             "RelIE": labels(ratios, revisions),
-            "RelIE, decided": decide(effects, context.draws(effects, pairs)),
+            "RelIE, decided": decided(effects, pairs),
             "RelIE, divided by the total": labels(corrected, revisions),
             "RelDec, active latents": labels(np.where(active, rel_dec, np.nan), revisions),
             "RelDec, all latents": labels(rel_dec, revisions),
@@ -186,27 +197,37 @@ def random_start(context: Context) -> pd.DataFrame:
 
 
 def swapped_labels(context: Context) -> pd.DataFrame:
-    """Right and wrong swapped in each pair by the toss of a coin.
+    """Right and wrong swapped in each group of pairs by the toss of a coin.
 
     m, and so every effect, changes its sign there. No latent has a mean effect then, whatever its
     class looks like: what is left is noise.
     """
     rows = []
     for task in context.tasks:
-        effects = context.effects(task, "find")
-        pairs = context.pairs(task, "find")
+        effects, pairs = context.effects(task, "find"), context.pairs(task, "find")
+        group = twins(pairs)
         rng = np.random.default_rng(context.seed)
-        true = what_is_found(effects, context.draws(effects, pairs))
-        turned = []
-        for _ in range(N_SWAPS):
-            swapped = flipped(effects, rng.random(len(pairs)) < 0.5)
-            # single pairs, not twins, are swapped: so it is single pairs that are drawn
-            draws = resample(swapped, context.n_draws, context.seed)
-            turned.append(what_is_found(swapped, draws))
-        found = {"true": [true], f"swapped, mean of {N_SWAPS}": turned}
-        for kind, figures in found.items():
-            mean = pd.DataFrame(figures).mean().to_dict()
-            rows.append({"task": short(task), "labels": kind, **mean})
+        found = []
+        for swap in range(N_SWAPS):
+            swapped = flipped(effects, rng.random(group.max() + 1)[group] < 0.5)
+            words = labels(ctt.rel_ie(swapped.mean, INACTIVE), effects.names)
+            table = ctt.decide(swapped, group, inactive_below=INACTIVE)
+            active = (words != "inactive").sum()
+            sure = ~table["label"].isin(["undecided", "inactive"])
+            row = {
+                "active": active,
+                "specific": count_specific(words, effects.names) / active,
+                "decided": sure.sum() / active,
+                "any decided": float(sure.any()),
+                "p below .05": (table["p"] <= 0.05).sum() / active,
+            }
+            if swap < N_DRAWN:
+                by_draws = decided_by_draws(swapped, context.draws(swapped, pairs))
+                undecided = np.isin(by_draws, ["undecided", "inactive"])
+                row["95 % of draws"] = (~undecided).sum() / active
+            found.append(row)
+        mean = pd.DataFrame(found).mean().to_dict()
+        rows.append({"task": short(task), "groups": int(group.max() + 1), **mean})
     return pd.DataFrame(rows)
 
 
@@ -234,70 +255,76 @@ def swap(pairs: ctt.MinimalPairs, swapped: Bool[np.ndarray, " pairs"]) -> ctt.Mi
     )
 
 
-def what_is_found(effects: ctt.Effects, draws: DRAWS) -> dict[str, float]:
-    """Sizes of effects, and how many latents look specific, as they come and after checks."""
-    names = effects.names
-    ratios = ctt.rel_ie(effects.mean, INACTIVE)
-    decided = decide(effects, draws)
-    low, high = interval(draws)
-    not_zero = (low > 0) | (high < 0)  # [checkpoints, latents]
-    specific_and_not_zero = [
-        count_specific(decided[not_zero[c]], [name]) for c, name in enumerate(names)
-    ]
-    # a latent is active at all checkpoints or at none: those of the first are counted
-    checkpoint, _, latent = effects.per_pair.coalesce().indices()
-    n_latents = effects.per_pair.shape[2]
-    active_in = np.bincount(latent[checkpoint == 0].numpy(), minlength=n_latents)
-    return {
-        "sum of |IE|": np.abs(effects.mean).sum(),
-        "largest |IE|": np.abs(effects.mean).max(),
-        "active latents": active_by(ratios).sum(),
-        "specific": count_specific(labels(ratios, names), names),
-        "specific, decided": count_specific(decided, names),
-        "specific, decided, IE not 0": sum(specific_and_not_zero),
-        "IE interval without 0": not_zero[:, active_in > 0].mean(),
-        f"the same, in {OFTEN} pairs or more": not_zero[:, active_in >= OFTEN].mean(),
-    }
+# ---- random directions, and what counts in the end
 
 
-# ---- random directions
-
-
-def random_dictionary(context: Context) -> pd.DataFrame:
+def random_and_classes(context: Context) -> dict[str, pd.DataFrame]:
     """Each latent writes in a random direction, as often and as strongly as before.
 
-    What is left are effects of size alone.
+    What is left are effects of size alone: the null that classes are held against.
     """
-    rows = []
+    directions, classes = [], []
     for task in context.tasks:
-        pairs = context.pairs(task, "find", N_PAIRS)
-        trained = ctt.indirect_effects(context.crosscoder, context.ckpts, pairs)
-        random = []
-        for seed in range(context.seed, context.seed + N_DIRECTIONS):
-            other = random_directions(context.crosscoder, seed)
-            random.append(ctt.indirect_effects(other, context.ckpts, pairs))
-        found = {"trained": [trained], f"random, mean of {N_DIRECTIONS}": random}
-        for kind, effects in found.items():
-            mean = pd.DataFrame([by_checkpoint(e) for e in effects]).mean().to_dict()
-            rows.append({"task": short(task), "directions": kind, **mean})
-    return pd.DataFrame(rows)
+        pairs, trained = context.pairs(task, "find"), context.effects(task, "find")
+        null = context.random_effects(task, "find", N_DIRECTIONS)
+        directions += beside_random(task, trained, null, pairs)
+        classes += counts_of_classes(context, task, trained, null, pairs)
+    return {"null_directions": pd.DataFrame(directions), "classes": pd.DataFrame(classes)}
 
 
-def by_checkpoint(effects: ctt.Effects) -> dict[str, float]:
-    """Sizes of effects and numbers of specific latents, at each checkpoint."""
-    names = effects.names
-    size = np.abs(effects.mean)
-    total = size.sum(1)
-    words = labels(ctt.rel_ie(effects.mean, INACTIVE), names)
-    corrected = labels(ctt.rel_ie(effects.mean, INACTIVE, total=total), names)
-    row = {}
-    for name, summed in zip(names, total, strict=True):
-        row[f"sum of |IE| {name}"] = summed
-    for name, largest in zip(names, size.max(1), strict=True):
-        row[f"largest |IE| {name}"] = largest
-    for name in names:
-        row[f"specific {name}"] = count_specific(words, [name])
-    for name in names:
-        row[f"specific, divided by the total {name}"] = count_specific(corrected, [name])
-    row["active latents"] = int((words != "inactive").sum())
-    return row
+def beside_random(
+    task: str, trained: ctt.Effects, null: list[ctt.Effects], pairs: ctt.MinimalPairs
+) -> list[dict]:
+    """Trained directions beside random ones, at each checkpoint."""
+    threshold = null_threshold(null[:-1])
+    judged = ctt.decide(null[-1], twins(pairs), threshold, inactive_below=INACTIVE)
+    active = active_by(ctt.rel_ie(trained.mean, INACTIVE))
+    size = np.abs(trained.mean)
+    of_null = np.abs(np.stack([effects.mean for effects in null]))  # [draws, checkpoints, latents]
+    rows = []
+    for c, name in enumerate(trained.names):
+        rows.append(
+            {
+                "task": short(task),
+                "checkpoint": name,
+                "largest |IE|": size[c].max(),
+                "largest |IE|, random": of_null[:, c].max(1).mean(),
+                "sum of |IE|": size[c].sum(),
+                "sum of |IE|, random": of_null[:, c].sum(1).mean(),
+                "threshold": threshold[c],
+                "active": int(active.sum()),
+                "beyond": int((size[c, active] > threshold[c]).sum()),
+                "random decided": int((~judged["label"].isin(["undecided", "inactive"])).sum()),
+            }
+        )
+    return rows
+
+
+def counts_of_classes(
+    context: Context,
+    task: str,
+    effects: ctt.Effects,
+    null: list[ctt.Effects],
+    pairs: ctt.MinimalPairs,
+) -> list[dict]:
+    """Classes by RelIE as they come, decided, and beyond random directions."""
+    point = labels(ctt.rel_ie(effects.mean, INACTIVE), effects.names)
+    by_draws = decided_by_draws(effects, context.draws(effects, pairs))
+    by_rate = decided(effects, pairs)
+    counts = decided(effects, pairs, null)
+    size = np.abs(effects.mean).sum(0)
+    rows = []
+    for word in sorted({*point} - {"inactive"}):
+        rows.append(
+            {
+                "task": short(task),
+                "class": word,
+                "as it comes": int((point == word).sum()),
+                "95 % of draws": int((by_draws == word).sum()),
+                "decided": int((by_rate == word).sum()),
+                "decided, beyond random": int((counts == word).sum()),
+                "share of |IE|": size[point == word].sum() / size.sum(),
+                "share of |IE|, beyond random": size[counts == word].sum() / size.sum(),
+            }
+        )
+    return rows

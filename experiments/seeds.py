@@ -21,7 +21,8 @@ from ctt_helpers.metrics import (
     rank_correlation,
 )
 from ctt_helpers.toy import pretrain
-from experiments.context import INACTIVE, Context, active_by, decide, labels, short
+from experiments.context import INACTIVE, Context, active_by, labels, short
+from experiments.context import decided as decided_words
 from experiments.prediction import latents_drawn
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -102,8 +103,7 @@ def run(context: Context) -> dict[str, pd.DataFrame]:
     }
     decided = {}
     for task, some in pairs.items():
-        draws = context.draws(effects[task][0], some)
-        decided[task] = decide(effects[task][0], draws) != "undecided"
+        decided[task] = decided_words(effects[task][0], some) != "undecided"
 
     text = context.validation_text(TEXT_TOKENS)
     codes = latents_on(crosscoders, context.ckpts, text)
