@@ -1,35 +1,25 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# A language model is not built; it grows. Step by step it goes from noise to grammar. *What* grows
-# inside it, and *when*? This course lets you watch. You take a few **checkpoints** of one training run, learn a
-# dictionary of **features** that they share, and measure what each feature does, at each checkpoint.
+# A language model is not built; it grows. Step by step it goes from noise to grammar. *What* grows inside it, and *when*?
+# This course lets you watch. You take a few **checkpoints** (saved states) of one training run, learn a dictionary of
+# **features** that they share, and measure what each feature does at each checkpoint.
 #
 # It follows *Crosscoding Through Time* (Bayazit, Mueller, Bosselut; arXiv 2509.05291). By default it runs on a small
 # model that this project pretrained itself. You need no GPU, no account, and no download.
 #
-# **In this notebook**
-# - the map of the course;
-# - the whole method once, in a minute;
-# - a glossary to come back to.
-#
-# **Time:** 10 minutes to read, less than a minute to run.
-
-# %% [markdown]
-# ## The map
-# Data flow in one direction only:
-#
-# > **checkpoints → activations → crosscoder → effects → RelIE**
+# In this notebook you meet the story of the whole course: a model that is wrong on purpose, and what changes inside it
+# until it is right. **Time:** 20 minutes to read, a minute to run.
 #
 # | notebook | question | minutes |
 # |---|---|---|
 # | **01 Hooking checkpoints** | How do I read and replace what flows through a model? | 10 |
-# | **02 Picking a triplet** | Which three checkpoints are worth comparing, and why do curves dip? | 15 |
-# | **03 The crosscoder** | How do I learn one dictionary for three models? Is it any good? | 20 |
-# | **04 RelIE and RelDec** | Which features matter for a task, and when? | 25 |
-# | **05 Does it hold?** | What happens if I switch them off? | 15 |
+# | **02 Picking a triplet** | Which three checkpoints are worth comparing, and why do curves dip? | 20 |
+# | **03 The crosscoder** | How do I learn one dictionary for three models? Is it any good? | 30 |
+# | **04 RelIE and RelDec** | Which features matter for a task, and when? | 35 |
+# | **05 Does it hold?** | What happens if I switch them off? | 20 |
 # | **06 Testing causes** | How far can these numbers be trusted? | 40 |
-# | **08 Scaling up** | What of many checkpoints, other models, other languages? | 30 |
+# | **08 Scaling up** | What of many checkpoints, other models, other languages? | 40 |
 #
 # Each notebook runs on its own. In each, the cell called *parameters* holds everything you may want to change.
 
@@ -39,12 +29,14 @@ model: str | None = None  # a suite; "tiny" is embedded
 revisions: list | None = None  # those of the crosscoder; None: the default triplet
 layer: int | None = None
 crosscoder: str | None = None  # its folder; None: the one shipped with the suite
-tasks: list | None = None  # up to four tasks; None: agreement, plain and across attractors
+tasks: list | None = (
+    None  # a plain task and a hard one; None: agreement, plain and with a neighbour
+)
 n_pairs: int | None = None  # pairs a task
 pairs_path: str | None = None  # folder of published pairs; None: from where they are published
 text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own
-n_features: int = 5  # features to show
-seed: int = 0
+n_features: int = 3  # features to look at
+seed: int = 0  # for the sample of text and the random directions
 device: str = "auto"
 out: str | None = None  # where the table of effects goes; None: runs/00 of the project
 
@@ -54,221 +46,212 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
 from ctt_helpers.notebook import plots, widgets
 
-ctt.use_profile(globals(), "00", n_pairs=lambda n: None if n >= 10 else "take at least 10 pairs")
-suite = ctt.load_suite(model)
-if suite.name == "tiny":
-    torch.set_num_threads(1)  # a second thread slows small models down
-ours = ["agreement/simple", "agreement/pp", "agreement/subj_rel"]  # plain agreement first
-wanted = tasks or [t for t in ours if t in suite.task_names] or suite.task_names[:3]
+suite = ctt.setup(globals(), "00", n_pairs=lambda n: None if n >= 16 else "take at least 16 pairs")
+
+# %% [markdown]
+# ## A model that is wrong on purpose
+# We give a model the beginning of a sentence and two words that could follow. One is right, one is wrong, and they differ
+# in one point only: that is a **minimal pair**. The right word depends on the **subject**. The noun right before the verb
+# is its **neighbour**, also called the **attractor**, for it may attract the verb. Each of the two is singular (**sg**) or
+# plural (**pl**). That makes four **cells**, with the subject named first:
+
+# %%
+ours = [t for t in ("agreement/simple", "agreement/pp") if t in suite.task_names]
+wanted = tasks or ours or suite.task_names[:2]
 short = ctt.pairs.short_names(wanted)
 pairs = {short[t]: suite.pairs(t, split="find", n=n_pairs, path=pairs_path) for t in wanted}
-plain, hard = next(iter(pairs)), list(pairs)[1]
-print(f"{len(suite.revisions)} checkpoints of {suite.name!r}; tasks: {', '.join(pairs)}")
+plain, hard = short[wanted[0]], short[wanted[-1]]
+crossed = {"subject", "attractor"} <= set(pairs[hard].levels)
+if not crossed:
+    print(f"{hard} does not say in which cell a pair is. What is shown by cell is left out.")
+cells = pd.Series(pairs[hard].text, index=pd.Index(pairs[hard].cells, name="cell"))
+cells.groupby(level=0, sort=False).first().to_frame("a pair of it, right/*wrong")
 
 # %% [markdown]
-# ## The whole method, once
-# **1. Checkpoints and a task.** We ask the model to finish a sentence. Right is *laughs*, wrong is *laugh*.
+# Where both have the same number, nothing misleads: the cell is **congruent**. The other two are **incongruent**.
 #
-# | task | sentence |
-# |---|---|
-# | *simple* | The author **laughs** |
-# | *pp* (prepositional phrase) | The author near the guards **laughs** |
-# | *subj_rel* (subject relative) | The author that likes the guards **laughs** |
-#
-# Accuracy is the share of sentences in which the right word gets the higher score. Over training:
+# **Question.** A model is trained from nothing. At an early, a middle and the last checkpoint, how often is it right in
+# each cell? Guessing gives 0.5. Write your guesses down; they will be compared.
 
 # %%
-looked_at = (
-    suite.revisions if suite.is_local else revisions or suite.default_triplet
-)  # the hub's are many and large
-curve = ctt.accuracy_curve(suite, pairs, looked_at, device=device)
-curve.pivot(index="task", columns="revision", values="accuracy").loc[list(pairs), looked_at].round(
-    2
-)
+# three numbers from 0 to 1 in each bracket: early, middle, last
+my_guess = {"sg-sg": [], "sg-pl": [], "pl-sg": [], "pl-pl": []}
+
+# %%
+triplet = revisions or suite.default_triplet
+looked_at = suite.revisions if suite.is_local else triplet  # the hub's are many and large
+curve = ctt.accuracy_curve(suite, pairs, looked_at, device=device, cells=True)
+truth = curve[curve["task"] == hard].pivot(index="cell", columns="revision", values="accuracy")
+truth = truth.loc[[*cells.index.unique(), "all"] if crossed else ["all"], triplet]
+for cell, guess in my_guess.items():
+    if len(guess) == len(triplet) and cell in truth.index:
+        print(f"{cell}: off by {np.abs(truth.loc[cell] - guess).mean():.2f} on average")
+truth.round(2)
+
+# %%
+if crossed:
+    first = curve[curve["congruent"].notna() & (curve["revision"] == triplet[0])]
+    same, other = (first[first["congruent"] == c]["accuracy"].mean() for c in (True, False))
+    found = f"{triplet[0]}: {same:.2f} right in congruent cells, {other:.2f} in the others"
+    plots.cell_curves(curve, hard, plain=plain, highlight=triplet, title=found)
+else:
+    plots.accuracy_curves(curve, highlight=triplet, title=f"{plain} and {hard} over training")
+plots.show("Accuracy over tokens seen, a line for each cell (green: congruent) and the plain task.")
 
 # %% [markdown]
-# **Question.** Guessing would give 0.5. Find the checkpoint where the model is good on the first row and far *below* 0.5
-# on the others. What might it be doing?
-
-# %% [markdown]
-# It is wrong on purpose: it agrees with the noun *next* to the verb. Notebook 02 tests this.
+# Look at the row *all* of the table. On the embedded suite it begins at one half: without the cells you would say that the
+# model guesses. It does not. Which simple rule is right in both congruent cells, and wrong in the two others? *The verb
+# agrees with its neighbour.* And which is right in all four? *The verb agrees with its subject.*
 #
-# **2. Activations and a crosscoder.** We take three checkpoints: as the dip begins, at its bottom, and at the end. A crosscoder that has learned to
-# write their activations with one shared dictionary is shipped with the suite. (You train your own in notebook 03.)
-
-# %%
-ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
-dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder).to(ckpts[0].device)
-ctt.evaluation.check_match(dictionary, ckpts)  # an error here: it was trained on other checkpoints
-print(", ".join(ckpts.labels), "|", dictionary)
-
-# %% [markdown]
-# **3. Effects.** We switch a feature off and compare the score (**logit**) of the wrong word with that of the right word.
-# If the wrong word gains when the feature is gone, the feature helped. How much it gains is the feature's **indirect
-# effect** (IE). Above zero, the feature helps at that checkpoint; below zero, it hurts.
+# ## From neighbour to subject
+# We can weigh the two rules. The model gives every possible next word a score, its **logit**. Take the logit of the plural
+# verb minus that of the singular verb. In the four cells it can change with the subject ($s$: −1 for sg, +1 for pl), with
+# the neighbour ($t$, likewise), or with both together:
 #
-# **4. RelIE.** Each feature's effect is shared out among the checkpoints.
-
-# %%
-effects = {
-    name: ctt.indirect_effects(dictionary, ckpts, p, "ablation")
-    for name, p in pairs.items()
-    if name in (plain, hard)
-}
-ie = effects[hard].mean
-ratios = ctt.rel_ie(ie, inactive_below=1e-3)
-middle = len(ckpts) // 2
-hurts, helps = np.argsort(ie[middle])[:2].tolist(), np.argsort(-ie.max(0)).tolist()
-features = hurts + [i for i in helps if i not in hurts][: n_features - 2]
-shown = [f"#{i}" for i in features]
-table = pd.DataFrame(
-    {f"IE at {n}": ie[c, features] for c, n in enumerate(ckpts.labels)}, index=shown
-)
-for c, n in enumerate(ckpts.labels):
-    table[f"RelIE {n}"] = ratios[c, features]
-Path(out).mkdir(parents=True, exist_ok=True)
-table.to_csv(Path(out) / "effects.csv", index_label="feature")
-table.round(2)
-
-# %% [markdown]
-# A number is no name. On which words is each feature active in these sentences: on the subject or on the noun in
-# between, in the singular or in the plural? Read along the rows, and name each feature yourself.
-
-# %%
-x = ctt.activations.stacked_activations(ckpts, pairs[hard].input_ids, pairs[hard].attention_mask)
-f = dictionary.encode(x).detach().cpu().numpy()
-active_on = {}
-for k, row in pairs[hard].table.iterrows():
-    for role, position in row.get("roles", {}).items():
-        number = row["head_number" if role == "subject" else "attractor_number"]
-        active_on.setdefault(f"{number} {role}", []).append(f[k, position][features])
-on_words = pd.DataFrame(
-    {word: np.mean(values, 0) for word, values in active_on.items()}, index=shown
-)
-on_words.round(2)
-
-# %% [markdown]
-# A feature that is active on both nouns of one number knows *a noun is plural*. One that is active on plural nouns in the
-# middle only, after a singular subject, knows more: *the subject, further back, was singular*. And one that is active on
-# nouns in the middle of either number? It seems to know that *a noun stands between*, whatever its number.
+# $$v(s,t) = \text{mean} + \text{subject} \cdot s + \text{attractor} \cdot t + \text{both} \cdot s\,t$$
+#
+# A model that follows the subject has *subject* alone, one that follows the neighbour *attractor* alone.
 
 # %% tags=["figure-signature"]
-low = curve[(curve["task"] == hard) & (curve["revision"] == ckpts.labels[middle])][
-    "accuracy"
-].item()
-title = {t["name"].split("/")[-1]: t["title"] for t in suite.meta.get("tasks", [])}
-left = f"Agreement {title.get(hard, hard)} dips to {low:.2f} while {title.get(plain, plain)} rises"
-hurt, (then, late) = (
-    (ie[middle, features] < -0.05).sum(),
-    [(ie[c, features] > 0.05).sum() for c in (middle, -1)],
-)
-at_middle = f"{hurt} hurt and {then} {'helps' if then == 1 else 'help'} at {ckpts.labels[middle]}"
-help_ = "helps" if late == 1 else "help"
-right = f"Of {len(features)} features {at_middle}; {late} {help_} at {ckpts.labels[-1]}"
-strong = on_words.gt(on_words.max(axis=1) / 2, axis=0)  # the words on which a feature is active
-labels = [f"{i}\n" + ", ".join(strong.columns[strong.loc[i]]).replace(" ", "\n") for i in shown]
-with plots.style():
-    fig, (when, what) = plt.subplots(1, 2, figsize=(9.6, 3.8))
-    plots.accuracy_curves(curve, highlight=ckpts.labels, ax=when, title=left)
-    bars = pd.DataFrame(ie[:, features].T, columns=ckpts.labels)
-    bars.plot.bar(ax=what, width=0.8, color=plots.checkpoint_colors(ckpts.labels))
-    what.axhline(0, color="black", lw=0.8)
-    what.set_xticks(range(len(features)), labels, rotation=0)
-    what.set(ylabel="indirect effect (logits): > 0 helps, < 0 hurts")
-    plots.set_title(what, right)
+if crossed:
+    models = suite.checkpoints(looked_at, device=device).one_by_one()
+    differences = [ctt.logit_differences(checkpoint, pairs[hard]) for checkpoint in models]
+    weights = ctt.behaviour_factorial(differences, pairs[hard], names=looked_at)
+    # the checkpoint after the last one at which the neighbour weighs more
+    start = np.flatnonzero(weights["subject"] <= weights["attractor"]).max(initial=-1) + 1
+    they_cross = f": they cross before {looked_at[start]}" if 0 < start < len(weights) else ""
+    tokens = [suite.tokens_seen(revision) for revision in looked_at]
+    found = f"From neighbour to subject{they_cross}"
+    plots.factorial_curves(weights, tokens, highlight=triplet, title=found)
+    plots.show("What subject, neighbour and both add to the choice of the verb, over tokens seen.")
 
 # %% [markdown]
-# On the left, the behaviour. On the right, five features of the dictionary, and what each does for the hard task at the
-# three checkpoints. The curve told us *when* something changed. The features tell us *what*.
+# This is the picture of the project, in its first form. It shows what the model *does*, and needs no dictionary. The rest
+# of the course asks what happens *inside* while the lines cross.
 #
-# **5. Read them.** Where is each active? Darker is stronger.
+# ## Inside: features
+# Between two layers, the model holds a vector for each word: its **activation**. All that it has made of the sentence so
+# far is in there, and a single number of it means nothing to us. A **crosscoder** writes the vector as a sum of a few
+# **features** out of hundreds. All three checkpoints share one dictionary, so that feature #7 is the same in all of them.
+# One is shipped with the suite; you train your own in notebook 03.
+#
+# What is a feature good for? We switch it off and let the model go on. How much the wrong word then gains on the right
+# one, in logits, is the feature's **indirect effect** (IE). Above 0 the feature helped, below 0 it did harm.
+#
+# **The rule, before we look.** At each checkpoint in turn we take the feature whose effect differs most between the four
+# cells. (Its *strength*: how far the cells lie from their mean. Without cells: the largest effect.) We choose on some
+# sentences (the split *find*) and show the features on others (*far*: other nouns, other verbs, another structure).
+
+# %%
+ckpts = suite.checkpoints(triplet, layer=layer, device=device)
+dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder).to(ckpts[0].device)
+ctt.evaluation.check_match(dictionary, ckpts)  # an error here: it was trained on other checkpoints
+effects = ctt.indirect_effects(dictionary, ckpts, pairs[hard], "ablation")
+size = ctt.factorial_of(effects, pairs[hard]).strength if crossed else np.abs(effects.mean)
+features: list[int] = []
+for turn in range(n_features):
+    strongest = np.argsort(-size[turn % len(ckpts)]).tolist()
+    features.append(next(i for i in strongest if i not in features))
+other_split = "far" if suite.name == "tiny" else "test"  # published pairs have no "far"
+far = suite.pairs(wanted[-1], split=other_split, n=n_pairs, path=pairs_path)
+print(f"features {features}; shown on sentences such as: {far.text[0]}")
+
+# %% [markdown]
+# Where is each of them active: on the subject, on the last word before the verb? What it **follows** there is computed and
+# not read off: the part of the formula above that has most of the variance, this time of the feature's activation on the
+# last word ("none": it is the same in all cells).
+
+# %%
+x = ctt.activations.stacked_activations(ckpts, far.input_ids, far.attention_mask)
+f = dictionary.encode(x).detach().cpu().numpy()  # [pairs, words, features]
+last = pd.DataFrame(f[far.positions("answer").numpy()][:, features])
+if crossed:
+    cell = (far.table["subject_level"] + "-" + far.table["attractor_level"]).to_numpy()
+    subject = pd.DataFrame(f[far.positions("subject").numpy()][:, features])
+    on_subject = subject.groupby(far.table["subject_level"], sort=False).mean().T
+    on_last = last.groupby(cell, sort=False).mean().T
+    active = pd.concat({"on the subject": on_subject, "on the last word": on_last}, axis=1)
+    active["", "follows"] = ctt.factorial_of(last, far, kind="activations").label[0]
+else:
+    active = last.mean().to_frame("on the last word")
+active.index = [f"#{i}" for i in features]
+active.round(1)
+
+# %% [markdown]
+# **Question.** Think of a feature that is active on plural nouns, wherever they stand. Switch it off in a model that
+# follows the neighbour. In which cells does the model lose by it, and in which does it *gain*? And in one that follows the
+# subject?
+
+# %%
+shown = ctt.indirect_effects(dictionary, ckpts, far, "ablation")
+if crossed:
+    chance = ctt.indirect_effects(ctt.random_directions(dictionary, seed), ckpts, far, "ablation")
+    about = ctt.factorial_of(shown, far, features, null=chance).label  # beyond chance, or "none"
+    per_pair = shown.per_pair.to_dense()[:, :, features].numpy()  # [checkpoints, pairs, features]
+    with plots.style():
+        fig, axes = plt.subplots(1, n_features, figsize=(2.7 * n_features, 2.9), sharey=True)
+    for k, ax in enumerate(np.atleast_1d(axes)):
+        means = pd.DataFrame(per_pair[:, :, k].T).groupby(cell, sort=False).mean().T
+        congruent = {name: len({*name.split("-")}) == 1 for name in means}
+        labels, found = about[:, k].tolist(), f"#{features[k]}: {about[0, k]}, then {about[-1, k]}"
+        unit = plots.look.IE_LABEL if k == 0 else ""
+        plots.cell_bars(means.set_index([ckpts.labels]), congruent, labels, unit, ax, found)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    plots.show("Bars: each feature's effect in the four cells, by checkpoint, with its label.")
+
+# %% [markdown]
+# On the embedded suite, two of the three stand for a noun's number, one for singular and one for plural, on the subject as
+# on the neighbour. (A feature has one activation for all checkpoints together, so the table has no checkpoints in it.)
+# What changes is what the model *does* with it. At first the neighbour decides, so "plural" helps where the neighbour
+# agrees and does harm where it does not. In the end the subject decides. The third is active on the noun in between, of
+# either number, and not on the subject: *this noun is not the one*. At first next to nothing depends on it. In the end
+# the incongruent cells do.
+#
+# So a name such as "the plural feature" says too little: what a feature is *about* depends on who reads it, and when.
+#
+# ## When does it matter? RelIE
+# To compare checkpoints, the paper shares each feature's effect out among them:
+#
+# $$\text{RelIE}_c = \frac{|\text{IE}_c|}{\sum_{c'} |\text{IE}_{c'}|}$$
+#
+# It says *when* a feature matters, whatever its size: near 1 for one checkpoint alone, near 1/3 each if it always matters.
+
+# %%
+ratios = ctt.rel_ie(shown.mean, inactive_below=1e-3)
+both = {"IE (logits)": shown.mean[:, features].T, "RelIE": ratios[:, features].T}
+both = {name: pd.DataFrame(v, active.index, ckpts.labels) for name, v in both.items()}
+Path(out).mkdir(parents=True, exist_ok=True)
+pd.concat(both, axis=1).to_csv(Path(out) / "effects.csv")
+pd.concat(both, axis=1).round(2) + 0.0  # no "-0.00"
+
+# %% [markdown]
+# Compare the first checkpoint with its bars above. Over four cells, help and harm cancel, and the mean calls a strong
+# feature absent. That is why this course shows effects by cell.
+#
+# Now read them: where is each most active in running text? Darker is stronger.
 
 # %%
 text = suite.text(25_000, split="validation", seed=seed, path=text_path)
-examples = ctt.top_examples(dictionary, ckpts, text, features, k=4)
-norms = dictionary.decoder_norms().detach().cpu().numpy()
-for i in features[:3]:
-    display(HTML(widgets.feature_card_html(i, ie, ratios, norms, ckpts.labels, examples[i])))
+examples = ctt.top_examples(dictionary, ckpts, text, features, k=3)
+for i in features:
+    display(HTML(f"<b>Feature #{i}</b>{widgets.examples_html(examples[i])}"))
 
 # %% [markdown]
-# Is it chance? Two quick controls. First: the same features on the *plain* task. Then: as many random features that are
-# active on these sentences.
-
-# %%
-rng = np.random.default_rng(seed)
-active = np.flatnonzero(ie.any(0))
-others = rng.choice(np.setdiff1d(active, features), len(features), replace=False)
-pd.DataFrame(
-    {
-        f"these features, {hard}": np.abs(ie[:, features]).mean(1),
-        f"these features, {plain}": np.abs(effects[plain].mean[:, features]).mean(1),
-        f"random features, {hard}": np.abs(ie[:, others]).mean(1),
-    },
-    index=pd.Index(ckpts.labels, name="mean |IE| (logits)"),
-).round(3)
-
-# %% [markdown]
-# The features were picked *because* their effects were large on these very sentences, so beating random ones is no proof.
-# Notebooks 04 and 05 measure on sentences that were not used for picking.
-
-# %% [markdown]
-# ## Limits
-# - This is a small model of a small language. It shows the method and the kind of story, not the facts about large models.
-# - The features are those of one crosscoder. Train another (notebook 03) and some come back, some do not.
-
-# %% [markdown]
-# ## Glossary
+# ## How much of this will last?
+# - The two curves need no dictionary: nothing about the crosscoder can change them. The features can. With another seed,
+#   #7 is another feature. Do features *like* these come back, and in another model? Notebook **06** trains some and counts.
+# - Three features are not the model. **04** and **08** add up all of them. And this is a small model of a small language:
+#   it shows a method and a kind of story, no facts about large models.
 #
-# | word | meaning |
-# |---|---|
-# | **ablation** | setting a feature to zero and running the rest of the model |
-# | **accuracy** | share of minimal pairs whose right word has the higher logit; guessing gives 0.5 |
-# | **attractor** | a noun of the other number that could mislead the verb, mostly between subject and verb |
-# | **attribution patching (AtP)** | first-order estimate of all effects from one gradient |
-# | **BatchTopK** | keep the k strongest features a token, on average over a batch |
-# | **bootstrap** | drawing the sentences anew, with replacement, to see how much a number depends on them |
-# | **checkpoint, revision** | a saved state of a model during training, and its name |
-# | **code norm** | $u_i$, the sum of a feature's decoder norms; $f_i u_i$ is how much it writes |
-# | **competence-corrected RelIE** | RelIE of effects divided by all that their checkpoint does for the task |
-# | **completeness** | IG's effects and error term add up to what happens when everything is taken away |
-# | **crosscoder** | a sparse dictionary shared by several models, with a decoder for each |
-# | **cross-entropy (CE)** | mean surprise at the next token, in nats |
-# | **CE recovered** | how much of the model's skill is left when it goes on from the rebuilt stream |
-# | **dead feature** | one that is never active on held-out text |
-# | **decoder norm** | length of a feature's decoder vector at one checkpoint: how strongly it is written there |
-# | **explained variance** | 1 minus squared error over squared deviation from the mean |
-# | **feature, latent** | one entry of the dictionary |
-# | **find, test** | the two halves of the sentences: features are found on one and tested on the other |
-# | **hook** | a function that runs when a part of the model has run |
-# | **indirect effect (IE)** | change of the task's metric when a feature is taken away; positive: it helps |
-# | **integrated gradients (IG)** | the gradient averaged along a path on which all features fade out together |
-# | **inactive feature** | one with next to no effect on a task; it has no RelIE |
-# | **interval** | the range that holds 95 % of the bootstrap draws |
-# | **L0** | number of active features a token |
-# | **latent scaling** | asking the activations how much of a feature is left at a checkpoint where it is hardly written |
-# | **logit** | score of a possible next token, before softmax |
-# | **m** | the task's metric, logit of the wrong word minus logit of the right one |
-# | **minimal pair** | a prefix with a right and a wrong next word that differ in one point |
-# | **onset** | first checkpoint with an accuracy of at least 0.75 |
-# | **planted features** | made-up activations whose features and effects are known, to test a method on |
-# | **pretraining** | learning to predict the next token of much text |
-# | **RelDec** | a checkpoint's share of a feature's decoder norm |
-# | **RelIE** | a checkpoint's share of a feature's absolute effect |
-# | **residual stream** | the vector per token that runs through the model and to which every block adds |
-# | **scale** | factor that brings a checkpoint's mean norm to the square root of d_model |
-# | **specific, shared** | a feature with most of its effect at one checkpoint, or with enough of it at several |
-# | **splice** | put another residual stream in place of the model's own |
-# | **suite** | the checkpoints of one training run, with tokenizer and tasks |
-# | **threshold** | size below which a BatchTopK feature is set to 0 after training |
-# | **token** | a piece of text, here a word |
-# | **triplet** | three checkpoints of one run |
-# | **undecided** | a feature whose class the sentences do not settle |
+# ## What to remember
+# 1. **Look at the cells.** A model that follows a simple rule can look like a model that guesses.
+# 2. **Help and harm are relative.** A feature does harm while the neighbour decides, and helps once the subject does.
+# 3. **Name by rule, on other sentences.** We chose before we looked, and showed elsewhere than we chose.
 #
-# ## Next
-# **01 · Hooking checkpoints.** Or jump to the one whose question you like best.
+# **Next:** 01 · Hooking checkpoints. Or jump to the one whose question you like best. All words are in the
+# [glossary](GLOSSARY.md), beside this notebook.
