@@ -192,6 +192,31 @@ class MinimalPairs:
         same = self.table[columns].eq(self.table["subject" + LEVEL], axis=0)
         return same.all(axis=1).to_numpy()
 
+    def partners(self, factor: str) -> Int[np.ndarray, " pairs"]:
+        """For each pair the one of its group in which only this factor has its other level.
+
+        As `partner` of effects with baseline="resample": what would latents say in that cell? -1
+        where there is none, or where it has another number of tokens.
+
+        Raises:
+            ValueError: no such factor, or one that has not two levels.
+        """
+        levels = self.levels.get(factor, [])
+        if len(levels) != 2:
+            raise ValueError(
+                f"{factor!r} has the levels {levels} in {self.name!r}: a partner has the other of "
+                f"two. There are the factors {', '.join(self.levels) or 'none'}."
+            )
+        columns = [other + LEVEL for other in self.levels]
+        groups = self.table["group"] if "group" in self.table else twins(self)
+        keys = self.table[columns].astype(object).assign(group=groups)
+        row_of = {tuple(key): row for row, key in enumerate(keys.to_numpy())}
+        turned = {levels[0]: levels[1], levels[1]: levels[0]}
+        keys[factor + LEVEL] = keys[factor + LEVEL].map(turned)
+        partner = np.array([row_of.get(tuple(key), -1) for key in keys.to_numpy()])
+        n_tokens = self.attention_mask.sum(1).cpu().numpy()
+        return np.where(n_tokens == n_tokens[partner], partner, -1)
+
     def to(self, device: str | torch.device) -> "MinimalPairs":
         return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 

@@ -329,6 +329,23 @@ def test_cells_of_a_design():
         TINY.pairs("agreement/pp", split="fra")
 
 
+def test_partners_differ_in_one_factor_alone():
+    pairs = TINY.pairs("agreement/nested_pp", split="far")
+    columns = [f"{factor}_level" for factor in pairs.levels]
+    for factor in pairs.levels:
+        partner = pairs.partners(factor)
+        assert (partner[partner] == np.arange(len(pairs))).all()
+        other = pairs.table.iloc[partner].reset_index(drop=True)
+        assert (other["group"] == pairs.table["group"]).all()
+        differs = other[columns] != pairs.table[columns]
+        assert (differs == [column == f"{factor}_level" for column in columns]).all(axis=None)
+    half = pairs.cell("sg")
+    with pytest.raises(ValueError, match=r"'subject' has the levels \['sg'\]"):
+        half.partners("subject")
+    alone = pairs[[0, *range(9, len(pairs))]]  # the first pair has lost its group
+    assert alone.partners("attractor")[0] == -1 and (alone.partners("attractor")[1:] >= -1).all()
+
+
 def test_every_set_of_blimp_can_be_compared_as_whole_sentences(shared, pythia_tokenizer):
     for file in sorted((shared / "data" / "blimp").glob("*.jsonl")):
         rows = published.published_rows(f"blimp/{file.stem}", file)
