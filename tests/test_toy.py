@@ -310,7 +310,8 @@ def test_levels_are_those_of_the_words():
                 elif TASK[name].factor == "gender":
                     assert words.nouns[word].pronoun == level, row
                 elif TASK[name].factor == "polarity":
-                    assert (prefix[roles[factor] - 2].lower() in ("no", "few")) or level == "pos"
+                    before = [w.lower() for w in prefix[max(0, roles[factor] - 3) : roles[factor]]]
+                    assert ("no" in before) == (level == "neg"), row
             if name == "agreement/irregular":
                 assert words.nouns[row["head"]].irregular
 
@@ -338,8 +339,8 @@ def test_shipped_pairs_are_those_that_the_grammar_makes():
         assert make_pairs(task, seed=SUITE["seed"]) == rows_of(task.name)
     with pytest.raises(ValueError, match="multiple of 8"):
         make_pairs(TASKS[0], n=12)
-    with pytest.raises(ValueError, match="has no 80000 different pairs"):
-        make_pairs(replace(TASK["agreement/irregular"], template="the H"), n=80_000)
+    with pytest.raises(ValueError, match="has no 8000 different pairs"):
+        make_pairs(replace(TASK["agreement/irregular"], template="the H"), n=8000)
 
 
 def test_five_things_are_tracked_in_two_structures_each():
@@ -544,7 +545,7 @@ def tells_the_story(curves: pd.DataFrame) -> None:
     assert whole.iloc[-1]["agreement/center_embed"] < 0.75
     # other things come at other times; gender stays with the neighbour to the end
     assert onset(whole["tense/simple"]) > onset(whole["agreement/simple"])
-    assert onset(whole["gender/simple"]) > onset(whole["tense/simple"])
+    assert onset(whole["gender/simple"]) > 1.5 * onset(whole["agreement/simple"])
     assert whole.iloc[-1][["gender/simple", "tense/simple", "tense/subj_rel"]].min() >= 0.95
     end = curves["gender/pp"].iloc[-1]
     assert end[["he-he", "she-she"]].min() >= 0.9 and end[["he-she", "she-he"]].max() <= 0.35

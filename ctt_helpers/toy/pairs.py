@@ -17,6 +17,7 @@ from ctt_helpers.toy import lexicon as lex
 from ctt_helpers.toy.lexicon import Noun, Verb, held_out, lexicon
 
 SPLITS = ("find", "test", "far")
+GIVE_UP = 2000  # drafts in a row that hold nothing new
 # what is crossed -> its two levels
 LEVELS = {
     "number": ("sg", "pl"),
@@ -674,20 +675,23 @@ def make_pairs(task: Task, n: int = 240, seed: int = 0) -> list[dict[str, Any]]:
     for split in SPLITS:
         words = Words(split)
         made: list[dict[str, Any]] = []
-        tries = 0
+        misses = 0  # drafts in a row that hold a sentence again
         while len(made) < n:
-            tries += 1
-            if tries > 100 * n:
-                raise ValueError(
-                    f"The grammar has no {n} different pairs of {task.name} in {split!r}."
-                )
             pairs = _group(task, split, words, rng, group)
             prefixes = {pair["prefix"] for pair in pairs}
             # a sentence in one split is not in the other, whichever word is tested after it
-            if len(prefixes) == len(pairs) and seen.isdisjoint(prefixes):
-                seen |= prefixes
-                made += pairs
-                group += 1
+            if len(prefixes) < len(pairs) or not seen.isdisjoint(prefixes):
+                misses += 1
+                if misses == GIVE_UP:
+                    raise ValueError(
+                        f"The grammar has no {n} different pairs of {task.name!r} for {split!r}: "
+                        f"it has made {len(made)}. Ask for fewer."
+                    )
+                continue
+            seen |= prefixes
+            made += pairs
+            group += 1
+            misses = 0
         rows += made
     return rows
 
