@@ -10,7 +10,17 @@ import torch
 
 import ctt_helpers as ctt
 from benchmarks import report
-from experiments import baselines, dictionary, leak, nulls, planted, scaling, seeds
+from experiments import (
+    ablations,
+    baselines,
+    dictionary,
+    leak,
+    nulls,
+    planted,
+    scaling,
+    seeds,
+    targets,
+)
 from experiments.context import TASKS, TRAIN_TOKENS, Context
 
 TITLE = "Results of the experiments"
@@ -20,6 +30,7 @@ PARTS = {
     "leak": leak,
     "planted": planted,
     "targets": targets,
+    "ablations": ablations,
     "nulls": nulls,
     "seeds": seeds,
     "scaling": scaling,

@@ -48,6 +48,7 @@ class Context:
         text: for suites without a text of their own: the file with it.
         train_tokens, train_config: of the crosscoders that are trained here; their sizes are those
             of `crosscoder`.
+        asked: the suite whose pairs are taken; None: `suite`.
         trainings: how many were made anew and how many found in `work`, for the record.
     """
 
@@ -63,6 +64,7 @@ class Context:
     text: Path | None = None
     train_tokens: int = TRAIN_TOKENS
     train_config: ctt.TrainConfig = field(default_factory=ctt.TrainConfig)
+    asked: ctt.Suite | None = None
     trainings: Counter = field(default_factory=Counter)
     _effects: dict[tuple[str, str, str], ctt.Effects] = field(default_factory=dict, repr=False)
 
@@ -79,7 +81,8 @@ class Context:
 
     def pairs(self, task: str, split: str, n: int | None = None) -> ctt.MinimalPairs:
         """Pairs of one half of a task; `n` in place of the context's own number."""
-        return self.suite.pairs(task, split=split, path=self.data, n=n or self.n_pairs)
+        suite = self.asked or self.suite
+        return suite.pairs(task, split=split, path=self.data, n=n or self.n_pairs)
 
     def far(self, task: str, n: int | None = None) -> ctt.MinimalPairs:
         """Pairs with other words and another structure than "find"; "test" where there are none."""

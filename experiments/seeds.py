@@ -1,10 +1,12 @@
-"""Other seeds: which latents, classes and stories come back in another training run.
+"""Other seeds: which claims, classes and stories come back in another training run.
 
-In other crosscoders on the same checkpoints, and in one of another model.
+Three models, pretrained with three seeds, and three crosscoders of each: what is said of estimators
+is said over all nine, with intervals over models, crosscoders, latents and sentences.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -13,279 +15,365 @@ from torch import Tensor
 
 import ctt_helpers as ctt
 from ctt_helpers import hooks
-from ctt_helpers.metrics import (
-    PER_LATENT,
-    activation_similarity,
-    decoder_similarity,
-    match_features,
-    rank_correlation,
-)
+from ctt_helpers.metrics import PER_LATENT, activation_similarity, match_features, rank_correlation
 from ctt_helpers.toy import pretrain
-from experiments.context import INACTIVE, Context, active_by, labels, short
-from experiments.context import decided as decided_words
-from experiments.prediction import latents_drawn
+from experiments.context import INACTIVE, Context, active_by, decided, labels
+from experiments.dictionary import Bench, default_of
+from experiments.targets import BASE, N_DRAWS, RANK, RATIO_BASE, Drawn, fits, look
 
-SEEDS = (0, 1, 2, 3, 4)
-N_PAIRS = 200
-TOP = 12  # strongest stable latents that are listed, for each task
-# a latent is stable if its mutual best match at every other seed is at least so similar
-STABLE = 0.7
-TEXT_TOKENS = 40_000  # validation tokens, on which latents of two models are compared
-OTHER_MODEL = "model, seed 1"
-DIFFERENCE = "same class, RelIE - RelDec"
-# what is compared with the first crosscoder
-ALL = f"{len(SEEDS)} crosscoders"
-BY_DECODER = "1 other crosscoder, by decoder"
-BY_ACTIVATIONS = "1 other crosscoder, by activations"
-MODELS = "1 other model, by activations"
+MODELS = (0, 1, 2)  # seeds of pretraining; of a suite that cannot be made anew only its own
+CROSSCODERS = (0, 1, 2)  # seeds of weights, text and order
+ESTIMATORS = ("ablation", "atp", "ig")
+N_PAIRS = 64  # of each split, for estimators
+CLASS_PAIRS = 120  # for classes and stories
+# a latent has a partner if the mutual best match correlates so much, in activations over text
+PARTNER = 0.7
+TEXT_TOKENS = 20_000  # validation tokens, on which latents are matched
+RATIOS = ("RelIE", "RelDec")
+AHEAD = "ahead"
+CROSSCODER, MODEL = "another crosscoder", "another model"
 
-_STABLE = (
-    f"Stable: the mutual best match is at least {STABLE} alike at every other seed that is compared"
+_SEEDS = (
+    f"{len(MODELS)} models (seeds of pretraining) and {len(CROSSCODERS)} crosscoders of each "
+    "(seeds of weights, text and order)"
 )
 TABLES = {
-    "seeds": (
-        f"One row for each comparison (what) and task: {len(SEEDS)} crosscoders on the same "
-        "checkpoints, matched to the first by decoder; a crosscoder of a second model, pretrained "
-        "with another seed, matched by activations on the same text; and, to compare that with, "
-        "one other crosscoder of the same model (mean over the four), matched by activations or by "
-        f"decoder (the vectors that RelDec is made of). {_STABLE}. active: latents of the first "
-        "seed; their share of |IE|: of the stable and active ones. Of these, for RelIE and RelDec: "
-        "share with the first seed's class at another seed; by chance (if each seed dealt out its "
-        "classes anew among them); of those active at the other seed, too; at all seeds; of those "
-        "whose class the sentences decide; rank correlation of the ratios. low, high: 95 %, "
-        "bootstrap over latents."
+    "seeds_dip": (
+        "One row for each model and checkpoint: accuracy on the plain task, and on the one with an "
+        "attractor in each cell, the subject's level first (test half)."
+    ),
+    "seeds_claims": (
+        f"What the tables targets and targets_shares ask, over {_SEEDS}, mean over two tasks, a "
+        f"plain one and one with an attractor, {N_PAIRS} pairs. One row for each measure, target "
+        "and estimator (by): rank correlation, mean over all; ahead: by how much it is better than "
+        f"{BASE} (effects) or {RATIO_BASE} (shares); lowest, highest: the same in single "
+        "crosscoders; in: in how many of them it is. low, high: 95 %, bootstrap over models, "
+        "crosscoders within a model, latents and sentences; of three models such an interval is "
+        "too short by about a fifth."
     ),
     "seeds_classes": (
-        f"One row for each ratio, task and class, over {ALL}: number of stable latents that have "
-        "the class at the first seed and are active on the task; share of them that has it at "
-        "another seed (mean), and at every one."
+        f"One row for each comparison, task and ratio: {CROSSCODER} of the same model, or one of "
+        f"{MODEL}; mean over all ordered pairs. active: latents active by RelIE in the first; "
+        "partner: share of them with a mutual best match in the other that correlates by "
+        f"{PARTNER} or more, in activations on the same text; their share of |IE|. Of these, same "
+        "class: share with one class in both; low, high: 95 %, bootstrap over models, crosscoders "
+        "and latents; by chance: if each dealt out its classes anew; rank correlation of the "
+        "ratios. decided: latents whose class is decided and beyond random directions in the "
+        "first; share of them with a partner, and share of these with the same class."
     ),
-    "seeds_stable": (
-        f"One row for each of the {TOP} strongest stable latents of a task, over {ALL}: its class "
-        "at the first seed, at how many seeds it has that class, and effect and RelIE at each "
-        "checkpoint, mean and standard deviation over seeds."
-    ),
-    "seeds_stories": (
-        "One row for each story and crosscoder: the latent that helps most at the last checkpoint, "
-        "and the one that hurts most at the checkpoint that does worst on the task with an "
-        "attractor; its effects and RelIE there, and its effect on the plain task. And how similar "
-        "the mutual best match of the first seed's latent is, with its rank in the same story "
-        "(empty: it has none)."
+    "seeds_stars": (
+        "One row for each story and crosscoder, told on the pairs of the task with an attractor in "
+        "which it distracts: the latent that helps most at the last checkpoint, that hurts most at "
+        "the one that does worst, and that helps throughout (whose smallest effect is largest); "
+        "its effects and RelIE there, its effects on the plain task, and what its effects are "
+        "about at each checkpoint, by factorial. Then what became of the first crosscoder's star: "
+        "similarity of its mutual best match (empty: it has none), the rank of that in the same "
+        "story, and its effects."
     ),
 }
 
 
+def run(context: Context) -> dict[str, pd.DataFrame]:
+    tasks = context.tasks[:2]
+    cells = all_cells(replace(context, tasks=tasks))
+    return {
+        "seeds_dip": dip(cells),
+        "seeds_claims": claims(cells),
+        "seeds_classes": classes(cells),
+        "seeds_stars": stars(cells),
+    }
+
+
+# ---- models and crosscoders
+
+
 @dataclass
-class Seed:
-    """A crosscoder of one training run, and what is asked of it.
+class Cell:
+    """One crosscoder of one model, and what is asked of it.
 
     Attributes:
-        name: for tables.
-        ie: task -> [checkpoints, latents] effects.
-        rel_dec: [checkpoints, latents].
-        match: its latents as best matches of the first seed's, from `match_features`; None for the
-            first seed itself.
+        model, crosscoder: their seeds.
+        context: with that model and that crosscoder.
+        effects, null: task -> its effects on the find half, and those of random directions.
+        codes: [tokens, latents] its latents on the text.
     """
 
-    name: str
-    ie: dict[str, PER_LATENT]
-    rel_dec: PER_LATENT
-    match: pd.DataFrame | None = None
+    model: int
+    crosscoder: int
+    context: Context
+    effects: dict[str, ctt.Effects]
+    null: dict[str, ctt.Effects]
+    codes: Float[np.ndarray, "tokens latents"]
+
+    @property
+    def name(self) -> str:
+        return f"model {self.model}, crosscoder {self.crosscoder}"
 
 
-def run(context: Context) -> dict[str, pd.DataFrame]:
-    plain, hard = context.tasks[:2]
-    pairs = {task: context.pairs(task, "find", N_PAIRS) for task in (hard, plain)}
-    crosscoders = [context.train(context.ckpts, f"crosscoder seed {s}", s) for s in SEEDS]
-    effects = {
-        task: [ctt.indirect_effects(c, context.ckpts, some) for c in crosscoders]
-        for task, some in pairs.items()
-    }
-    decided = {}
-    for task, some in pairs.items():
-        decided[task] = decided_words(effects[task][0], some) != "undecided"
-
+def all_cells(context: Context) -> list[Cell]:
+    """Every crosscoder of every model; the first is the context's own."""
     text = context.validation_text(TEXT_TOKENS)
-    codes = latents_on(crosscoders, context.ckpts, text)
-    directions = [crosscoder.W_dec.detach() for crosscoder in crosscoders]
-    by_decoder, by_activations = [], []
-    for s, crosscoder in enumerate(crosscoders):
-        name = f"seed {SEEDS[s]}"
-        ie = {task: effects[task][s].mean for task in pairs}
-        rel_dec = ctt.rel_dec(crosscoder.decoder_norms())
-        like_decoder = like_codes = None
-        if s > 0:
-            like_decoder = match_features(decoder_similarity(directions[0], directions[s]))
-            like_codes = match_features(activation_similarity(codes[0], codes[s]))
-        by_decoder.append(Seed(name, ie, rel_dec, like_decoder))
-        by_activations.append(Seed(name, ie, rel_dec, like_codes))
-
-    frames = [
-        stability(context, by_decoder, decided, ALL),
-        one_other(context, by_decoder, decided, BY_DECODER),
-        one_other(context, by_activations, decided, BY_ACTIVATIONS),
-    ]
-    told = [stories(context, by_decoder, hard, plain)]
-    other = other_model(context, codes[0], text, pairs)
-    if other is not None:
-        two = [by_decoder[0], other]
-        frames.append(stability(context, two, decided, MODELS))
-        in_two = stories(context, two, hard, plain)
-        told.append(in_two[in_two["crosscoder"] == OTHER_MODEL])
-    return {
-        "seeds": pd.concat(frames, ignore_index=True),
-        "seeds_classes": stable_classes(context, by_decoder),
-        "seeds_stable": stable_latents(context, by_decoder),
-        "seeds_stories": pd.concat(told, ignore_index=True),
-    }
+    cells = []
+    for seed in seeds_of_models(context):
+        own = of_model(context, seed)
+        bench = Bench(own)
+        for s in CROSSCODERS:
+            print(f"seeds: model {seed}, crosscoder {s}", flush=True)
+            is_own = own is context and s == CROSSCODERS[0]
+            crosscoder = context.crosscoder if is_own else bench.train(default_of(context), s)
+            one = replace(own, crosscoder=crosscoder.eval())
+            random = ctt.random_directions(crosscoder, context.seed)
+            effects, null = {}, {}
+            for task in one.tasks:
+                pairs = one.pairs(task, "find", CLASS_PAIRS)
+                effects[task] = ctt.indirect_effects(crosscoder, one.ckpts, pairs)
+                null[task] = ctt.indirect_effects(random, one.ckpts, pairs[:N_PAIRS])
+            codes = latents_on(crosscoder, one.ckpts, text)
+            cells.append(Cell(seed, s, one, effects, null, codes))
+    return cells
 
 
-def other_model(
-    context: Context,
-    first: Float[np.ndarray, "tokens latents"],
-    text: Int[Tensor, "sequences length"],
-    pairs: dict[str, ctt.MinimalPairs],
-) -> Seed | None:
-    """A crosscoder of the model that is pretrained with seed 1, matched by activations.
-
-    None for suites other than the embedded one, which cannot be made anew.
-
-    Args:
-        context: what is compared with.
-        first: latents of the first crosscoder on the text.
-        text: the text.
-        pairs: task -> pairs.
-    """
+def seeds_of_models(context: Context) -> list[int]:
+    """The suite's own first."""
     if "seed" not in context.suite.meta:
-        return None
-    folder = context.work / "model-seed1"
-    finished = (folder / "suite.json").is_file()
+        return [0]
+    own = context.suite.meta["seed"]
+    return [own, *(seed for seed in MODELS if seed != own)]
+
+
+def of_model(context: Context, seed: int) -> Context:
+    """The same questions to a model that is pretrained with this seed, made where it is missing."""
+    if seed == context.suite.meta.get("seed", seed):
+        return context
+    folder = context.work / f"model seed {seed}"
+    finished = (folder / "SHA256SUMS").is_file()
     context.trainings["reused" if finished else "anew"] += 1
     if not finished:
-        pretrain.pretrain(folder, seed=1)
+        pretrain.pretrain(folder, seed=seed)
     suite = ctt.load_suite(folder)
     ckpts = suite.checkpoints(context.names, layer=context.ckpts.layer, device=context.ckpts.device)
-    crosscoder = context.train(ckpts, "crosscoder of model-seed1")
-    (codes,) = latents_on([crosscoder], ckpts, text)
-    effects = {t: ctt.indirect_effects(crosscoder, ckpts, some) for t, some in pairs.items()}
-    return Seed(
-        name=OTHER_MODEL,
-        ie={task: found.mean for task, found in effects.items()},
-        rel_dec=ctt.rel_dec(crosscoder.decoder_norms()),
-        match=match_features(activation_similarity(first, codes)),
-    )
+    work = context.work / f"of model seed {seed}"
+    return replace(context, suite=suite, ckpts=ckpts, asked=context.suite, work=work, _effects={})
 
 
 def latents_on(
-    crosscoders: Sequence[ctt.Crosscoder],
-    ckpts: ctt.Checkpoints,
-    text: Int[Tensor, "sequences length"],
-) -> list[Float[np.ndarray, "tokens latents"]]:
-    """Latents of each crosscoder on the same activations of a text."""
-    parts = [[] for _ in crosscoders]
+    crosscoder: ctt.Crosscoder, ckpts: ctt.Checkpoints, text: Tensor
+) -> Float[np.ndarray, "tokens latents"]:
+    """Latents on the activations of a text."""
+    parts = []
     for ids in text.split(64):
         x = hooks.stacked_activations(ckpts, ids)[:, 1:].flatten(0, 1)
-        for part, crosscoder in zip(parts, crosscoders, strict=True):
-            part.append(crosscoder.encode(x).detach().cpu().numpy())
-    return [np.concatenate(part) for part in parts]
+        parts.append(crosscoder.encode(x).detach().cpu().numpy())
+    return np.concatenate(parts)
 
 
-# ---- what comes back
+# ---- the dip
+
+
+def dip(cells: Sequence[Cell]) -> pd.DataFrame:
+    """Accuracy by cell at all checkpoints of each model."""
+    rows = []
+    for cell in cells:
+        if cell.crosscoder != CROSSCODERS[0]:
+            continue
+        context = cell.context
+        plain, hard = context.tasks
+        for revision in context.suite.revisions:
+            (model,) = context.suite.checkpoints(
+                [revision], layer=context.ckpts.layer, device=context.ckpts.device
+            )
+            row = {"model": cell.model, "checkpoint": revision}
+            row["plain"] = ctt.accuracy(model, context.pairs(plain, "test"))
+            pairs = context.pairs(hard, "test")
+            for name in dict.fromkeys(pairs.cells):
+                row[name or hard] = ctt.accuracy(model, pairs[pairs.cells == name])
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# ---- estimators and ratios, over all seeds
+
+
+def claims(cells: Sequence[Cell]) -> pd.DataFrame:
+    """What is said of estimators and ratios, over models and crosscoders."""
+    found = {"effects": [], "shares": []}
+    for cell in cells:
+        print(f"seeds: estimators, {cell.name}", flush=True)
+        sights = [
+            look(cell.context, task, ESTIMATORS, N_PAIRS, also_test=False)
+            for task in cell.context.tasks
+        ]
+        for measure, fitted in zip(found, fits(sights, cell.context), strict=True):
+            found[measure].append(fitted)
+    rng = np.random.default_rng(cells[0].context.seed)
+    orders = [drawn_cells(cells, rng) for _ in range(N_DRAWS)]
+    rows = []
+    for measure, base in {"effects": BASE, "shares": RATIO_BASE}.items():
+        for target in found[measure][0]:
+            rows += over_cells([f[target] for f in found[measure]], orders, base, measure, target)
+    return pd.DataFrame(rows)
+
+
+def over_cells(
+    fitted: Sequence[Drawn],
+    orders: Sequence[Int[np.ndarray, " cells"]],
+    base: str,
+    measure: str,
+    target: str,
+) -> list[dict]:
+    """One row a guess: rank correlations over all crosscoders, and against that of `base`."""
+    point = np.stack([f.point[RANK].mean((0, 2)) for f in fitted])  # [cells, guesses]
+    draws = np.stack([f.draws[RANK].mean(1) for f in fitted], 1)  # [draws, cells, guesses]
+    # draws have the noise of the sentences twice: their spread is taken, around the value
+    draws = draws - draws.mean(0) + point
+    over = np.stack([draws[d, order].mean(0) for d, order in enumerate(orders)])
+    names = fitted[0].guesses
+    b = names.index(base)
+    rows = []
+    for g, name in enumerate(names):
+        ahead = point[:, g] - point[:, b]
+        low, high = np.quantile(over[:, g], (0.025, 0.975))
+        row = {"measure": measure, "target": target, "by": name}
+        row |= {RANK: point[:, g].mean(), "low": low, "high": high}
+        low, high = np.quantile(over[:, g] - over[:, b], (0.025, 0.975))
+        row |= {AHEAD: ahead.mean(), f"{AHEAD} low": low, f"{AHEAD} high": high}
+        row |= {"lowest": ahead.min(), "highest": ahead.max()}
+        rows.append({**row, "in": f"{(ahead > 0).sum()} of {len(ahead)}"})
+    return rows
+
+
+def drawn_cells(cells: Sequence[Cell], rng: np.random.Generator) -> Int[np.ndarray, " cells"]:
+    """Models drawn with replacement, and of each drawn one its crosscoders likewise."""
+    by_model = {}
+    for index, cell in enumerate(cells):
+        by_model.setdefault(cell.model, []).append(index)
+    models = list(by_model.values())
+    drawn = [models[m] for m in rng.integers(len(models), size=len(models))]
+    return np.concatenate([rng.choice(own, len(own)) for own in drawn])
+
+
+# ---- classes
 
 
 @dataclass
-class Stable:
-    """Latents of the first seed that are found in all others.
+class Matched:
+    """Latents of one crosscoder beside their partners in another.
 
     Attributes:
-        features: [stable] which latents of the first seed.
-        partners: [seeds, stable] who they are at each seed.
+        group: what is drawn together: the model, or the two models.
+        active, partnered: [active], how many are active in the first, and which have a partner.
+        strength: [active] |IE| in the first.
+        same: ratio -> [partnered] the same class in both.
+        chance: ratio -> share that would be, if each dealt out its classes anew.
+        correlation: ratio -> rank correlation.
+        decided: [active] whose class is decided in the first.
     """
 
-    features: Int[np.ndarray, " stable"]
-    partners: Int[np.ndarray, "seeds stable"]
-
-    def some(self, mask: Bool[np.ndarray, " stable"]) -> "Stable":
-        return Stable(self.features[mask], self.partners[:, mask])
-
-    def at_each_seed(
-        self, ratios: Sequence[PER_LATENT]
-    ) -> list[Float[np.ndarray, "checkpoints stable"]]:
-        """What each seed says of its own partner of them."""
-        return [r[:, who] for r, who in zip(ratios, self.partners, strict=True)]
+    group: tuple[int, ...]
+    strength: Float[np.ndarray, " active"]
+    partnered: Bool[np.ndarray, " active"]
+    decided: Bool[np.ndarray, " active"]
+    same: dict[str, Bool[np.ndarray, " partnered"]]
+    chance: dict[str, float]
+    correlation: dict[str, float]
 
 
-def stable(seeds: Sequence[Seed]) -> Stable:
-    """Latents of the first seed whose mutual best match is much alike, at every other seed."""
-    n_latents = seeds[0].rel_dec.shape[1]
-    kept = np.ones(n_latents, bool)
-    partners = [np.arange(n_latents)]
-    for seed in seeds[1:]:
-        match = seed.match.set_index("feature").reindex(range(n_latents))
-        kept &= (match["mutual"].eq(True) & (match["similarity"] >= STABLE)).to_numpy()
-        partners.append(match["match"].fillna(-1).astype(int).to_numpy())
-    return Stable(np.flatnonzero(kept), np.stack(partners)[:, kept])
-
-
-def stability(
-    context: Context,
-    seeds: Sequence[Seed],
-    decided: dict[str, Bool[np.ndarray, " latents"]],
-    what: str,
-) -> pd.DataFrame:
-    """How many latents are stable; of those active in the first seed, how many keep their class.
-
-    By chance: the share that two seeds would have in common if each dealt out its classes anew
-    among these latents. Active in both: only those that are active by RelIE at the other seed, too
-    (by RelDec a latent is never inactive). The interval of the difference is 95 %, bootstrap over
-    latents.
-
-    Args:
-        context: checkpoints, draws, seed.
-        seeds: the first, and those that it is compared with.
-        decided: task -> mask of the latents whose class at the first seed the sentences decide.
-        what: name of the comparison.
-    """
-    found = stable(seeds)
+def classes(cells: Sequence[Cell]) -> pd.DataFrame:
+    """How many latents have a partner in another run, and how many of these the same class."""
+    compared = {CROSSCODER: [], MODEL: []}
+    for first, second in permutations(cells, 2):
+        kind = CROSSCODER if first.model == second.model else MODEL
+        match = match_features(activation_similarity(first.codes, second.codes))
+        compared[kind].append((first, second, match))
+    rng = np.random.default_rng(cells[0].context.seed)
     rows = []
-    for task, mask in decided.items():
-        rel_ie = [ctt.rel_ie(seed.ie[task], INACTIVE) for seed in seeds]
-        rel_dec = [seed.rel_dec for seed in seeds]
-        strength = np.abs(seeds[0].ie[task]).sum(0)
-        kept = found.some(active_by(rel_ie[0])[found.features])
-        sure = mask[kept.features]
-        # [other seeds, stable]
-        active_too = np.stack([active_by(r) for r in kept.at_each_seed(rel_ie)[1:]])
-        row = {
-            "what": what,
-            "task": short(task),
-            "active": int(active_by(rel_ie[0]).sum()),
-            "stable": len(found.features),
-            "stable and active": len(kept.features),
-            "their share of |IE|": strength[kept.features].sum() / strength.sum(),
-            "decided by sentences": int(sure.sum()),
-        }
-        times_kept = {}  # ratio -> [stable] share of the other seeds at which the class is the same
-        for kind, ratios in (("RelIE", rel_ie), ("RelDec", rel_dec)):
-            each = kept.at_each_seed(ratios)
-            words = np.stack([labels(r, context.names) for r in each])
-            same = words[1:] == words[0]  # [other seeds, stable]
-            times_kept[kind] = same.mean(0)
-            correlations = [rank_agreement(each[0], r) for r in each[1:]]
-            row |= {
-                f"{kind}: same class": mean_or_nan(same),
-                f"{kind}: by chance": chance_agreement(words),
-                f"{kind}: same class, active in both": mean_or_nan(same[active_too]),
-                f"{kind}: in all": mean_or_nan(same.all(0)),
-                f"{kind}: of the decided": mean_or_nan(same[:, sure]),
-                f"{kind}: rank correlation": np.mean(correlations),
-            }
-        more = times_kept["RelIE"] - times_kept["RelDec"]
-        drawn = latents_drawn(np.arange(len(more)), context.n_draws, context.seed)
-        low, high = np.quantile([mean_or_nan(more[items]) for items in drawn], (0.025, 0.975))
-        row |= {DIFFERENCE: mean_or_nan(more), f"{DIFFERENCE} low": low, f"{DIFFERENCE} high": high}
-        rows.append(row)
+    for kind, three in compared.items():
+        for task in cells[0].effects if three else []:
+            pairs = [beside(first, second, match, task) for first, second, match in three]
+            partner = [one.partnered.mean() for one in pairs]
+            share = [one.strength[one.partnered].sum() / one.strength.sum() for one in pairs]
+            sure = np.concatenate([one.decided for one in pairs])
+            found = np.concatenate([one.partnered for one in pairs])
+            for ratio in RATIOS:
+                same = np.concatenate([one.same[ratio] for one in pairs])
+                low, high = interval_of_same(pairs, ratio, rng)
+                rows.append(
+                    {
+                        "compared with": kind,
+                        "task": task,
+                        "ratio": ratio,
+                        "pairs": len(pairs),
+                        "active": np.mean([len(one.strength) for one in pairs]),
+                        "partner": np.mean(partner),
+                        "their share of |IE|": np.mean(share),
+                        "same class": np.mean([one.same[ratio].mean() for one in pairs]),
+                        "low": low,
+                        "high": high,
+                        "by chance": np.mean([one.chance[ratio] for one in pairs]),
+                        "rank correlation": np.nanmean([one.correlation[ratio] for one in pairs]),
+                        "decided": sure.sum() / len(pairs),
+                        "decided: partner": found[sure].mean() if sure.any() else np.nan,
+                        "decided: same class": mean_or_nan(same[sure[found]]),
+                    }
+                )
     return pd.DataFrame(rows)
+
+
+def beside(first: Cell, second: Cell, match: pd.DataFrame, task: str) -> Matched:
+    """Classes of the latents that are active in the first, and of their partners."""
+    names = first.context.names
+    ratios = []
+    for cell in (first, second):
+        rel_ie = ctt.rel_ie(cell.effects[task].mean, INACTIVE)
+        ratios.append(
+            {"RelIE": rel_ie, "RelDec": ctt.rel_dec(cell.context.crosscoder.decoder_norms())}
+        )
+    active = np.flatnonzero(active_by(ratios[0]["RelIE"]))
+    partnered = (match["mutual"] & (match["similarity"] >= PARTNER)).to_numpy(bool)[active]
+    mine = active[partnered]
+    theirs = match["match"].to_numpy()[mine].astype(int)
+    words = decided(
+        first.effects[task], first.context.pairs(task, "find", CLASS_PAIRS), first.null[task]
+    )
+    same, chance, correlation = {}, {}, {}
+    for ratio in RATIOS:
+        a, b = ratios[0][ratio][:, mine], ratios[1][ratio][:, theirs]
+        of_first, of_second = labels(a, names), labels(b, names)
+        same[ratio] = of_first == of_second
+        chance[ratio] = sum(
+            np.mean(of_first == word) * np.mean(of_second == word) for word in set(of_first)
+        )
+        both = active_by(a) & active_by(b)
+        correlation[ratio] = np.mean(rank_correlation(a[:, both], b[:, both]))
+    return Matched(
+        group=tuple(sorted({first.model, second.model})),
+        strength=np.abs(first.effects[task].mean).sum(0)[active],
+        partnered=partnered,
+        decided=(words != "undecided")[active],
+        same=same,
+        chance=chance,
+        correlation=correlation,
+    )
+
+
+def interval_of_same(
+    pairs: Sequence[Matched], ratio: str, rng: np.random.Generator
+) -> tuple[float, float]:
+    """95 % over models (or pairs of models), pairs of crosscoders, and latents."""
+    by_group = {}
+    for one in pairs:
+        by_group.setdefault(one.group, []).append(one.same[ratio])
+    groups = list(by_group.values())
+    means = []
+    for _ in range(N_DRAWS):
+        drawn = []
+        for g in rng.integers(len(groups), size=len(groups)):
+            for i in rng.integers(len(groups[g]), size=len(groups[g])):
+                latents = groups[g][i]
+                drawn.append(latents[rng.integers(len(latents), size=len(latents))].mean())
+        means.append(np.mean(drawn))
+    low, high = np.quantile(means, (0.025, 0.975))
+    return low, high
 
 
 def mean_or_nan(values: np.ndarray) -> float:
@@ -293,138 +381,66 @@ def mean_or_nan(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else np.nan
 
 
-def chance_agreement(words: np.ndarray) -> float:
-    """Share that the first seed and another would have in common if words were dealt out anew.
-
-    Args:
-        words: [seeds, latents].
-    """
-    shares = [[np.mean(of_seed == word) for word in np.unique(words)] for of_seed in words]
-    return np.mean(np.dot(shares[1:], shares[0]))
+# ---- stories
 
 
-def rank_agreement(
-    a: Float[np.ndarray, "checkpoints latents"], b: Float[np.ndarray, "checkpoints latents"]
-) -> float:
-    """Rank correlation of ratios, mean over checkpoints, of latents that are active in both."""
-    both = active_by(a) & active_by(b)
-    if both.sum() < 3:
-        return np.nan
-    return float(rank_correlation(a[:, both], b[:, both]).mean())
-
-
-def one_other(
-    context: Context,
-    seeds: Sequence[Seed],
-    decided: dict[str, Bool[np.ndarray, " latents"]],
-    what: str,
-) -> pd.DataFrame:
-    """`stability` over one other seed at a time, and the mean (of the ends of intervals, too).
-
-    It is there to compare one other model with.
-    """
-    tables = [stability(context, [seeds[0], other], decided, what) for other in seeds[1:]]
-    return pd.concat(tables).groupby(["what", "task"], sort=False).mean().reset_index()
-
-
-def stable_classes(context: Context, seeds: Sequence[Seed]) -> pd.DataFrame:
-    """Which classes come back: of the stable latents of each class, how many keep it.
-
-    The class is that at the first seed. Kept by another seed: mean over the other seeds; kept by
-    all: the same at every seed.
-    """
-    found = stable(seeds)
+def stars(cells: Sequence[Cell]) -> pd.DataFrame:
+    """Three stories, each crosscoder telling its own; and what became of the first one's star."""
+    first = cells[0]
+    context = first.context
+    plain, hard = context.tasks
+    matches = [match_features(activation_similarity(first.codes, cell.codes)) for cell in cells]
+    where = where_it_distracts(context.pairs(hard, "find", CLASS_PAIRS))
+    ie = [over(cell.effects[hard], where) for cell in cells]
+    middle, names = context.middle, context.names
+    scores = {
+        "helps most at the end": [one[-1] for one in ie],
+        f"hurts most at {names[middle]}": [-one[middle] for one in ie],
+        "helps throughout": [one.min(0) for one in ie],
+    }
     rows = []
-    for task in seeds[0].ie:
-        rel_ie = [ctt.rel_ie(seed.ie[task], INACTIVE) for seed in seeds]
-        rel_dec = [seed.rel_dec for seed in seeds]
-        kept = found.some(active_by(rel_ie[0])[found.features])
-        for kind, ratios in (("RelIE", rel_ie), ("RelDec", rel_dec)):
-            words = np.stack([labels(r, context.names) for r in kept.at_each_seed(ratios)])
-            same = words[1:] == words[0]
-            for word in sorted(set(words[0])):
-                of_class = same[:, words[0] == word]
-                rows.append(
-                    {
-                        "ratio": kind,
-                        "task": short(task),
-                        "class": word,
-                        "stable latents": of_class.shape[1],
-                        "kept by another seed": of_class.mean(),
-                        "kept by all": of_class.all(0).mean(),
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def stable_latents(context: Context, seeds: Sequence[Seed]) -> pd.DataFrame:
-    """The strongest stable latents: effect and RelIE, mean and standard deviation over seeds."""
-    found = stable(seeds)
-    rows = []
-    for task in seeds[0].ie:
-        means = [seed.ie[task] for seed in seeds]
-        # [seeds, checkpoints, stable]
-        ie = np.stack(found.at_each_seed(means))
-        rel_ie = np.stack(found.at_each_seed([ctt.rel_ie(mean, 0) for mean in means]))
-        judged = found.at_each_seed([ctt.rel_ie(mean, INACTIVE) for mean in means])
-        words = np.stack([labels(r, context.names) for r in judged])
-        strength = np.abs(ie).sum(1).mean(0)
-        for j in np.argsort(-strength)[:TOP]:
-            row = {
-                "task": short(task),
-                "latent": int(found.features[j]),
-                "class": words[0, j],
-                "seeds with it": int((words[:, j] == words[0, j]).sum()),
-            }
-            for kind, values in (("IE", ie), ("RelIE", rel_ie)):
-                for c, name in enumerate(context.names):
-                    there = values[:, c, j]
-                    there = there[~np.isnan(there)]
-                    row[f"{kind} {name}"] = there.mean()
-                    row[f"{kind} {name} sd"] = there.std(ddof=1)
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def stories(context: Context, seeds: Sequence[Seed], hard: str, plain: str) -> pd.DataFrame:
-    """Two stories, each seed telling its own: what helps most late, and what hurts most midway.
-
-    And where the first seed's own hero ends up: how similar its mutual best match is, and its rank
-    in the same story.
-
-    Args:
-        context: names of checkpoints, and which is the one midway.
-        seeds: the first, and others.
-        hard: the task with an attractor, on which the stories are told.
-        plain: the other.
-    """
-    middle = context.middle
-    name_of_middle = context.names[middle]
-    # story -> checkpoint, and the sign of the effects that are looked for
-    told = {"helps most at the end": (-1, 1), f"hurts most at {name_of_middle}": (middle, -1)}
-    rows = []
-    for story, (checkpoint, sign) in told.items():
-        scores = [sign * seed.ie[hard][checkpoint] for seed in seeds]
-        hero = int(scores[0].argmax())
-        for seed, score in zip(seeds, scores, strict=True):
-            order = np.argsort(-score).tolist()
-            latent = order[0]
-            row = {"story": story, "crosscoder": seed.name, "latent": latent}
-            for name, value in zip(context.names, seed.ie[hard][:, latent], strict=True):
-                row[f"IE {name}"] = value
-            ratios = ctt.rel_ie(seed.ie[hard], 0)[:, latent]
-            for name, value in zip(context.names, ratios, strict=True):
-                row[f"RelIE {name}"] = value
-            row[f"IE {name_of_middle}, {short(plain)}"] = seed.ie[plain][middle, latent]
-            row["similarity of the first's"] = np.nan
+    for story, each in scores.items():
+        hero = int(each[0].argmax())
+        for cell, own, score, match in zip(cells, ie, each, matches, strict=True):
+            star = int(score.argmax())
+            row = {"story": story, "model": cell.model, "crosscoder": cell.crosscoder}
+            row |= {"latent": star, **told("IE", own[:, star], names)}
+            row |= told("RelIE", ctt.rel_ie(own, 0)[:, star], names)
+            row |= told(f"IE, {plain}", cell.effects[plain].mean[:, star], names)
+            row |= told("about", about(cell, hard, star), names)
+            partner = match.set_index("feature").loc[hero]
+            row["similarity of the first's"] = (
+                partner["similarity"] if partner["mutual"] else np.nan
+            )
             row["its rank"] = np.nan
-            if seed.match is None:  # the first seed itself
-                row["similarity of the first's"] = 1.0
-                row["its rank"] = 1
-            else:
-                match = seed.match.set_index("feature").loc[hero]
-                if match["mutual"]:
-                    row["similarity of the first's"] = match["similarity"]
-                    row["its rank"] = order.index(match["match"]) + 1
+            if partner["mutual"]:
+                theirs = int(partner["match"])
+                row["its rank"] = int((score > score[theirs]).sum()) + 1
+                row |= told("its IE", own[:, theirs], names)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def told(what: str, values: Sequence, names: Sequence[str]) -> dict:
+    """A column for each checkpoint."""
+    return {f"{what} {name}": value for name, value in zip(names, values, strict=True)}
+
+
+def where_it_distracts(pairs: ctt.MinimalPairs) -> Bool[np.ndarray, " pairs"]:
+    if len(pairs.levels) < 2 or "subject" not in pairs.levels:
+        return np.ones(len(pairs), bool)
+    return ~pairs.congruent
+
+
+def over(effects: ctt.Effects, rows: Bool[np.ndarray, " pairs"]) -> PER_LATENT:
+    """Mean effects over some of the pairs."""
+    per_pair = effects.per_pair.to_dense().double().numpy()
+    return per_pair[:, rows].mean(1)
+
+
+def about(cell: Cell, task: str, latent: int) -> list[str]:
+    """What a latent's effects are about at each checkpoint; "" where pairs have no cells."""
+    pairs = cell.context.pairs(task, "find", CLASS_PAIRS)
+    if len(pairs.levels) < 2:
+        return [""] * len(cell.context.names)
+    return ctt.factorial_of(cell.effects[task], pairs, features=[latent]).label[:, 0].tolist()

@@ -37,7 +37,6 @@ RATIO_BASE = "RelDec"  # the same among predictors of shares
 
 # targets
 SINGLE, SHAPLEY, TEST = "single", "shapley", ", test"
-OF_LATENTS = (SINGLE, SINGLE + TEST, SHAPLEY, SHAPLEY + TEST)
 FEW, HALF = f"groups of {N_FEW}", "halves"
 # figures, rankings, and the mean over tasks
 RANK, ERROR = "rank", "error"
@@ -97,29 +96,14 @@ def run(context: Context) -> dict[str, pd.DataFrame]:
     for task in context.tasks:
         print(f"targets: {task}", flush=True)
         sights.append(look(context, task))
-    effects, shares = {}, {}
-    for target in (*OF_LATENTS, FEW, HALF):
-        cases = {sight.task: effects_case(sight, target) for sight in sights}
-        effects[target] = compare(cases, fit_effects, context, BASE)
-    rel_dec = ctt.rel_dec(context.crosscoder.decoder_norms())
-    for target in (*OF_LATENTS, FEW):  # the shares of random halves are all alike
-        cases = {sight.task: shares_case(sight, target, rel_dec) for sight in sights}
-        shares[target] = compare(cases, fit_shares, context, RATIO_BASE)
+    effects, shares = fits(sights, context)
     groups = top_groups(sights, context)
     return {
-        "targets": joined(effects, "estimator"),
-        "targets_shares": joined(shares, "predictor"),
+        "targets": joined(effects, context, "estimator", BASE),
+        "targets_shares": joined(shares, context, "predictor", RATIO_BASE),
         "targets_groups": groups,
         "targets_cost": costs(sights, effects, groups),
     }
-
-
-def joined(tables: dict[str, pd.DataFrame], who: str) -> pd.DataFrame:
-    """One table under another, each with its target."""
-    each = [table.assign(target=target) for target, table in tables.items()]
-    table = pd.concat(each, ignore_index=True).rename(columns={"name": who})
-    first = ["task", "target", who, "items"]
-    return table[[*first, *(column for column in table if column not in first)]]
 
 
 # ---- what is asked on one task
@@ -136,10 +120,11 @@ class Sight:
         truth: target -> effects of latents on other sentences.
         clusters: target -> [pairs] of these sentences, the same number where drawn together.
         latents: [kept] which latents are compared.
+        removal: of groups of latents, on far.
         groups: target -> groups of latents.
-        changes: target -> [checkpoints, pairs, groups] effects of removing these.
-        curves: ranking -> [checkpoints, sizes, pairs] change of m without the first few.
-        sizes: of these.
+        changes: target -> [checkpoints, pairs, groups] effects of removing these on far.
+        written: [checkpoints, latents] mean activation times decoder norm where the answer is read,
+            on the find half.
     """
 
     task: str
@@ -148,16 +133,30 @@ class Sight:
     truth: dict[str, ctt.Effects]
     clusters: dict[str, Int[np.ndarray, " pairs"]]
     latents: Int[np.ndarray, " kept"]
+    removal: "Removal"
     groups: dict[str, list[Int[np.ndarray, " members"]]]
     changes: dict[str, Float[np.ndarray, "checkpoints pairs groups"]]
-    curves: dict[str, Float[np.ndarray, "checkpoints sizes pairs"]]
-    sizes: list[int]
+    written: PER_LATENT
 
 
-def look(context: Context, task: str) -> Sight:
-    """Everything that is measured on one task."""
-    find, test = (context.pairs(task, split, N_PAIRS) for split in ("find", "test"))
-    far = context.far(task, N_PAIRS)
+def look(
+    context: Context,
+    task: str,
+    estimators: Sequence[str] = ESTIMATORS,
+    n_pairs: int = N_PAIRS,
+    also_test: bool = True,
+) -> Sight:
+    """All that is measured on one task.
+
+    Args:
+        context: what it is measured on.
+        task: its name.
+        estimators: those asked.
+        n_pairs: of each split.
+        also_test: targets on sentences of the same words, too.
+    """
+    find, far = context.pairs(task, "find", n_pairs), context.far(task, n_pairs)
+    splits = {"": far, TEST: context.pairs(task, "test", n_pairs)} if also_test else {"": far}
 
     def effects(pairs: ctt.MinimalPairs, method: str) -> ctt.Effects:
         return ctt.indirect_effects(
@@ -165,14 +164,14 @@ def look(context: Context, task: str) -> Sight:
         )
 
     found, seconds = {}, {}
-    for method in ESTIMATORS:
+    for method in estimators:
         begin = time.perf_counter()
         found[method] = effects(find, method)
         seconds[method] = (time.perf_counter() - begin) * 100 / len(find)
     truth = {
         target + where: effects(pairs, method)
         for target, method in {SINGLE: "ablation", SHAPLEY: "shapley"}.items()
-        for where, pairs in {"": far, TEST: test}.items()
+        for where, pairs in splits.items()
     }
     latents = compared(found.values(), truth.values())
     removal = Removal.of(context, far)
@@ -185,15 +184,10 @@ def look(context: Context, task: str) -> Sight:
         target: np.stack([removal.change(c, some).T for c in range(len(context.ckpts))])
         for target, some in groups.items()
     }
-    clusters = dict.fromkeys((SINGLE, SHAPLEY, FEW, HALF), twins(far))
-    clusters |= dict.fromkeys((SINGLE + TEST, SHAPLEY + TEST), twins(test))
-    sizes = [size for size in SIZES if size <= len(latents)]
-    orders = rankings(found, Removal.of(context, find).written(), latents, rng)
-    curves = {
-        ranking: np.stack(
-            [removal.change(c, [order[:size] for size in sizes]) for c, order in enumerate(each)]
-        )
-        for ranking, each in orders.items()
+    clusters = {
+        target + where: twins(pairs)
+        for target in (SINGLE, SHAPLEY, FEW, HALF)
+        for where, pairs in splits.items()
     }
     return Sight(
         task=task,
@@ -202,10 +196,10 @@ def look(context: Context, task: str) -> Sight:
         truth=truth,
         clusters=clusters,
         latents=latents,
+        removal=removal,
         groups=groups,
         changes=changes,
-        curves=curves,
-        sizes=sizes,
+        written=Removal.of(context, find).written(),
     )
 
 
@@ -220,28 +214,6 @@ def compared(
     matters = np.any([each >= INACTIVE * each.sum() for each in sums], axis=0)
     there = np.all([(effects.mean != 0).any(0) for effects in truth], axis=0)
     return np.flatnonzero(matters & there)
-
-
-def rankings(
-    found: dict[str, ctt.Effects],
-    written: PER_LATENT,
-    latents: Int[np.ndarray, " kept"],
-    rng: np.random.Generator,
-) -> dict[str, list[Int[np.ndarray, " kept"]]]:
-    """Name -> an order of the latents at each checkpoint, the first to be removed first."""
-
-    def order(scores: PER_LATENT) -> list[Int[np.ndarray, " kept"]]:
-        return [latents[np.argsort(-each[latents], kind="stable")] for each in scores]
-
-    orders = {}
-    for method, effects in found.items():
-        orders[method] = order(np.abs(effects.mean))
-        orders[f"{method}{HELP}"] = order(effects.mean)
-        orders[f"{method}{HURT}"] = order(-effects.mean)
-    orders[WRITTEN] = order(written)
-    for draw in range(N_RANDOM):
-        orders[f"{RANDOM} {draw}"] = [rng.permutation(latents)] * len(written)
-    return orders
 
 
 @dataclass
@@ -323,7 +295,7 @@ class Case:
 
 def effects_case(sight: Sight, target: str) -> Case:
     """Effects of latents, or of groups as the sums over their members."""
-    if target in OF_LATENTS:
+    if target in sight.truth:
         truth, kept = sight.truth[target], sight.latents
         return Case(
             guesses={name: effects.mean[:, kept] for name, effects in sight.found.items()},
@@ -344,7 +316,7 @@ def shares_case(sight: Sight, target: str, rel_dec: PER_LATENT) -> Case:
     """Shares of checkpoints; of a group the mean over its members."""
     ratios = {f"RelIE, {name}": ctt.rel_ie(e.mean, 0) for name, e in sight.found.items()}
     ratios[RATIO_BASE] = rel_dec
-    if target in OF_LATENTS:
+    if target in sight.truth:
         truth, kept = sight.truth[target], sight.latents
         guesses = {name: ratio[:, kept] for name, ratio in ratios.items()}
         return Case(
@@ -405,52 +377,100 @@ def fit_shares(
     }
 
 
-def compare(cases: dict[str, Case], fit: Fit, context: Context, base: str) -> pd.DataFrame:
-    """One row a task and guess, and for the mean over tasks, with intervals.
+@dataclass
+class Drawn:
+    """How well guesses do, and in draws of latents and sentences.
 
-    Draws of sentences hold the noise of the sentences twice, and so their correlations are lower:
-    only their spread is taken, around the value itself. The same latents are drawn on every task.
+    Attributes:
+        tasks, guesses: their names.
+        point: figure -> [tasks, guesses, checkpoints].
+        draws: figure -> [draws, tasks, guesses], mean over checkpoints.
+        items: [tasks] how many were compared.
+        reliability: [tasks] of the target.
+    """
+
+    tasks: list[str]
+    guesses: list[str]
+    point: dict[str, Float[np.ndarray, "tasks guesses checkpoints"]]
+    draws: dict[str, Float[np.ndarray, "draws tasks guesses"]]
+    items: list[int]
+    reliability: list[float]
+
+
+def fits(sights: Sequence[Sight], context: Context) -> tuple[dict[str, Drawn], dict[str, Drawn]]:
+    """Target -> how well effects are estimated, and shares of checkpoints predicted."""
+    effects, shares = {}, {}
+    rel_dec = ctt.rel_dec(context.crosscoder.decoder_norms())
+    for target in [*sights[0].truth, *sights[0].changes]:
+        cases = {sight.task: effects_case(sight, target) for sight in sights}
+        effects[target] = draw(cases, fit_effects, context)
+        if target != HALF:  # the shares of random halves are all alike
+            cases = {sight.task: shares_case(sight, target, rel_dec) for sight in sights}
+            shares[target] = draw(cases, fit_shares, context)
+    return effects, shares
+
+
+def draw(cases: dict[str, Case], fit: Fit, context: Context) -> Drawn:
+    """Fits of all guesses, and of draws: the same latents on every task.
 
     Args:
         cases: task -> what is predicted there, all by the same guesses.
         fit: `fit_effects` or `fit_shares`.
-        context: names of checkpoints, seed.
-        base: the guess that the others are compared with.
+        context: seed, number of latents.
     """
-    tasks, who = list(cases), list(next(iter(cases.values())).guesses)
     guesses = {task: np.stack(list(case.guesses.values())) for task, case in cases.items()}
     points = [fit(guesses[task], case.target.mean(1)) for task, case in cases.items()]
     anew = {t: resample(c.target, N_DRAWS, context.seed, c.clusters) for t, c in cases.items()}
     rng = np.random.default_rng(context.seed)
     n_latents = context.crosscoder.n_latents
     draws = []  # [draws][tasks] figures
-    for draw in range(N_DRAWS):
+    for d in range(N_DRAWS):
         times = rng.multinomial(n_latents, np.full(n_latents, 1 / n_latents))
         each = []
         for task, case in cases.items():
             items = case.drawn(times, rng)
-            each.append(fit(guesses[task][..., items], anew[task][draw][:, items]))
+            each.append(fit(guesses[task][..., items], anew[task][d][:, items]))
         draws.append(each)
+    figures = list(points[0])
+    return Drawn(
+        tasks=list(cases),
+        guesses=list(next(iter(cases.values())).guesses),
+        point={what: np.stack([p[what] for p in points]) for what in figures},
+        draws={
+            what: np.array([[one[what].mean(1) for one in each] for each in draws])
+            for what in figures
+        },
+        items=[case.target.shape[2] for case in cases.values()],
+        reliability=[case.reliability for case in cases.values()],
+    )
+
+
+def joined(fitted: dict[str, Drawn], context: Context, who: str, base: str) -> pd.DataFrame:
+    """One row a task, target and guess, and for the mean over tasks.
+
+    Draws of sentences hold the noise of the sentences twice, and so their correlations are lower:
+    only their spread is taken, around the value itself.
+    """
     rows = []
-    for task in [*tasks, ALL]:
-        some = [t for t in range(len(tasks)) if task in (tasks[t], ALL)]
-        for g, name in enumerate(who):
-            b = who.index(base)
-            row = {"task": task, "name": name}
-            row["items"] = int(np.mean([guesses[tasks[t]].shape[2] for t in some]))
-            for what in points[0]:
-                point = np.mean([points[t][what] for t in some], 0)  # [guesses, checkpoints]
-                drawn = np.array([[each[t][what].mean(1) for t in some] for each in draws])
-                drawn = drawn.mean(1)  # [draws, guesses]
-                if what == RANK:
-                    values = zip(context.names, point[g], strict=True)
-                    row |= {f"{RANK} {checkpoint}": value for checkpoint, value in values}
-                mean = point.mean(1)
-                row |= with_interval(what, mean[g], drawn[:, g])
-                difference = drawn[:, g] - drawn[:, b]
-                row |= with_interval(f"{what} - {base}", mean[g] - mean[b], difference)
-            row["reliability"] = np.mean([cases[tasks[t]].reliability for t in some])
-            rows.append(row)
+    for target, found in fitted.items():
+        b = found.guesses.index(base)
+        for task in [*found.tasks, ALL]:
+            some = [t for t, name in enumerate(found.tasks) if task in (name, ALL)]
+            for g, name in enumerate(found.guesses):
+                row = {"task": task, "target": target, who: name}
+                row["items"] = round(np.mean([found.items[t] for t in some]))
+                for what in found.point:
+                    point = found.point[what][some].mean(0)  # [guesses, checkpoints]
+                    draws = found.draws[what][:, some].mean(1)  # [draws, guesses]
+                    if what == RANK:
+                        values = zip(context.names, point[g], strict=True)
+                        row |= {f"{RANK} {checkpoint}": value for checkpoint, value in values}
+                    mean = point.mean(1)
+                    row |= with_interval(what, mean[g], draws[:, g])
+                    ahead = draws[:, g] - draws[:, b]
+                    row |= with_interval(f"{what} - {base}", mean[g] - mean[b], ahead)
+                row["reliability"] = np.mean([found.reliability[t] for t in some])
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -463,54 +483,66 @@ def with_interval(title: str, value: float, draws: Float[np.ndarray, " draws"]) 
 # ---- the first few removed
 
 
+def rankings(sight: Sight, rng: np.random.Generator) -> dict[str, list[Int[np.ndarray, " kept"]]]:
+    """Name -> an order of the latents at each checkpoint, the first to be removed first."""
+    latents = sight.latents
+
+    def order(scores: PER_LATENT) -> list[Int[np.ndarray, " kept"]]:
+        return [latents[np.argsort(-each[latents], kind="stable")] for each in scores]
+
+    orders = {}
+    for method, effects in sight.found.items():
+        orders[method] = order(np.abs(effects.mean))
+        orders[f"{method}{HELP}"] = order(effects.mean)
+        orders[f"{method}{HURT}"] = order(-effects.mean)
+    orders[WRITTEN] = order(sight.written)
+    for number in range(N_RANDOM):
+        orders[f"{RANDOM} {number}"] = [rng.permutation(latents)] * len(sight.written)
+    return orders
+
+
 def top_groups(sights: Sequence[Sight], context: Context) -> pd.DataFrame:
     """How much of the answer each ranking gets hold of."""
-    rows, of_best = [], []
+    rows, areas, signed_areas = [], [], []
     names = [*ESTIMATORS, WRITTEN, RANDOM]
     for sight in sights:
+        sizes = [size for size in SIZES if size <= len(sight.latents)]
+        orders = rankings(sight, np.random.default_rng(context.seed))
         clusters = sight.clusters[SINGLE]
         for c, checkpoint in enumerate(context.names):
+
+            def change(ranking: str, c=c, orders=orders, sizes=sizes, sight=sight):
+                """[sizes, pairs] of m without the first few."""
+                firsts = [orders[ranking][c][:size] for size in sizes]
+                return sight.removal.change(c, firsts)
+
             # [rankings, sizes, pairs]
-            moved = np.stack([np.abs(curve(sight, name)[..., c, :, :]).mean(0) for name in names])
+            moved = [np.abs(change(name)) for name in (*ESTIMATORS, WRITTEN)]
+            random = [np.abs(change(f"{RANDOM} {order}")) for order in range(N_RANDOM)]
+            moved = np.stack([*moved, np.mean(random, 0)])
+            both = [change(name + HELP) - change(name + HURT) for name in ESTIMATORS]
             area = drawn_with_point(moved.mean(1), clusters, context)
-            signed = drawn_with_point(signed_areas(sight, c), clusters, context)
-            best = part_of_best(area), part_of_best(signed)
-            of_best.append(best)
+            signed = drawn_with_point(np.mean(both, 1) / 2, clusters, context)
+            areas.append(part_of_best(area))
+            signed_areas.append(part_of_best(signed))
             for r, name in enumerate(names):
                 row = {"task": sight.task, "checkpoint": checkpoint, "ranking": name}
-                means = zip(sight.sizes, moved[r].mean(1), strict=True)
+                means = zip(sizes, moved[r].mean(1), strict=True)
                 row |= {f"m={size}": value for size, value in means}
                 row |= with_interval("area", area[0, r], area[1:, r])
-                row["of best"] = best[0][0, r]
+                row["of best"] = areas[-1][0, r]
                 if name in ESTIMATORS:
                     row |= with_interval("signed area", signed[0, r], signed[1:, r])
-                    row["signed of best"] = best[1][0, r]
+                    row["signed of best"] = signed_areas[-1][0, r]
                 rows.append(row)
-    areas, signed = (np.mean([best[kind] for best in of_best], 0) for kind in (0, 1))
+    area, signed = np.mean(areas, 0), np.mean(signed_areas, 0)
     for r, name in enumerate(names):
         row = {"task": ALL, "checkpoint": "all", "ranking": name}
-        row |= with_interval("of best", areas[0, r], areas[1:, r])
+        row |= with_interval("of best", area[0, r], area[1:, r])
         if name in ESTIMATORS:
             row |= with_interval("signed of best", signed[0, r], signed[1:, r])
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def curve(sight: Sight, name: str) -> Float[np.ndarray, "orders checkpoints sizes pairs"]:
-    """Changes of m by a ranking; of random ones several."""
-    if name == RANDOM:
-        return np.stack([sight.curves[f"{RANDOM} {draw}"] for draw in range(N_RANDOM)])
-    return sight.curves[name][None]
-
-
-def signed_areas(sight: Sight, checkpoint: int) -> Float[np.ndarray, "estimators pairs"]:
-    """Half of what is lost without the first helpers and gained without the first that hurt."""
-    return np.stack(
-        [
-            (sight.curves[name + HELP] - sight.curves[name + HURT])[checkpoint].mean(0) / 2
-            for name in ESTIMATORS
-        ]
-    )
 
 
 def drawn_with_point(
@@ -533,9 +565,7 @@ def part_of_best(
 # ---- what it costs
 
 
-def costs(
-    sights: Sequence[Sight], effects: dict[str, pd.DataFrame], groups: pd.DataFrame
-) -> pd.DataFrame:
+def costs(sights: Sequence[Sight], effects: dict[str, Drawn], groups: pd.DataFrame) -> pd.DataFrame:
     """What each way to spend passes buys."""
     of_best = groups[groups["task"] == ALL].set_index("ranking")
     rows = []
@@ -543,9 +573,8 @@ def costs(
         nodes = np.mean([sight.found[method].n_nodes for sight in sights])
         row = {"way": method, "passes": passes(method, nodes)}
         row["seconds"] = np.mean([sight.seconds[method] for sight in sights])
-        for target, table in effects.items():
-            own = table[(table["task"] == ALL) & (table["name"] == method)]
-            row[target] = own[RANK].item()
+        for target, found in effects.items():
+            row[target] = found.point[RANK][:, found.guesses.index(method)].mean()
         row["of best"] = of_best.loc[method, "of best"]
         row["signed of best"] = of_best.loc[method, "signed of best"]
         rows.append(row)
