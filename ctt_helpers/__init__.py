@@ -22,7 +22,7 @@ _EXPORTS = {
     "activations": ["ActivationStream", "TensorStream"],
     "crosscoder": ["Crosscoder"],
     "training": ["TrainConfig", "TrainResult", "train"],
-    "evaluation": ["Report", "evaluate", "promoted_tokens", "top_examples"],
+    "evaluation": ["Report", "evaluate", "pca_baseline", "promoted_tokens", "top_examples"],
     "attribution": ["effects_from_gradient"],
     "effects": [
         "Effects", "Metric", "ablate", "ablation_curve", "indirect_effects", "readout_of",

@@ -210,6 +210,64 @@ def _cross_entropy(
     return summed
 
 
+@torch.no_grad()
+def pca_baseline(
+    fitted: Float[Tensor, "tokens checkpoints d_model"],
+    held_out: Float[Tensor, "more_tokens checkpoints d_model"],
+    rank: int,
+    scales: Float[Tensor, " checkpoints"] | None = None,
+) -> dict[str, Float[np.ndarray, " checkpoints"]]:
+    """What fixed directions explain: the neighbour of every explained variance.
+
+    A crosscoder writes a token with k features out of hundreds, others for each token. Principal
+    components are the best that `rank` numbers can do where the directions stay the same.
+
+    Args:
+        fitted: raw activations, which the directions are fitted on.
+        held_out: other raw activations, of which the shares are.
+        rank: directions; take k.
+        scales: `Crosscoder.scales`, which weigh the checkpoints against each other; None: all 1.
+
+    Returns:
+        Explained variance at each checkpoint, as `Report.explained_variance`: "joint", of one PCA
+        over all checkpoints end to end, `rank` numbers for all of them, as in a crosscoder;
+        "separate", of a PCA for each, `rank` numbers for each.
+
+    Raises:
+        ValueError: activations of other shapes, or more directions than there are dimensions.
+    """
+    if fitted.ndim != 3 or held_out.ndim != 3 or held_out.shape[1:] != fitted.shape[1:]:
+        raise ValueError(
+            f"Activations of shapes {tuple(fitted.shape)} and {tuple(held_out.shape)}: give "
+            "[tokens, checkpoints, d_model] twice, of the same checkpoints."
+        )
+    n, d_model = fitted.shape[1:]
+    if whole_number("rank", rank) > d_model:
+        raise ValueError(f"rank={rank}: there are {d_model} directions.")
+    scale = torch.ones(n) if scales is None else scales
+    mean = fitted.mean(0)
+    fitted = (fitted - mean) * scale.to(fitted)[:, None]
+    seen = (held_out - mean) * scale.to(fitted)[:, None]
+    joint = _onto_principal(fitted.flatten(1), seen.flatten(1), rank).unflatten(1, (n, d_model))
+    each = [_onto_principal(fitted[:, c], seen[:, c], rank) for c in range(n)]
+    deviation = (seen - seen.mean(0)).double().pow(2).sum((0, 2))
+
+    def explained(rebuilt: Float[Tensor, "tokens n d_model"]) -> Float[np.ndarray, " n"]:
+        missed = (seen - rebuilt).double().pow(2).sum((0, 2))
+        return (1 - missed / deviation).cpu().numpy()
+
+    return {"joint": explained(joint), "separate": explained(torch.stack(each, dim=1))}
+
+
+def _onto_principal(
+    fitted: Float[Tensor, "tokens size"], x: Float[Tensor, "more_tokens size"], rank: int
+) -> Float[Tensor, "more_tokens size"]:
+    """Centred rows projected onto the first principal components of others."""
+    covariance = (fitted.T @ fitted).cpu().double()
+    directions = torch.linalg.eigh(covariance).eigenvectors[:, -rank:].to(x)
+    return x @ directions @ directions.T
+
+
 # ---- reading a latent
 
 

@@ -174,6 +174,43 @@ def test_each_checkpoint_is_loaded_twice_where_they_do_not_fit_together(setting,
     np.testing.assert_allclose(found.dce, expected.dce, rtol=1e-4, atol=1e-6)
 
 
+def test_principal_components_are_those_of_a_singular_value_decomposition():
+    draw = torch.Generator().manual_seed(0)
+    mix = torch.randn(2, 5, 5, generator=draw)  # directions of unequal size
+    mix *= torch.tensor([3, 0.1])[:, None, None]
+    fitted, held_out = (
+        torch.einsum("tci,cid->tcd", torch.randn(n, 2, 5, generator=draw), mix) + 7
+        for n in (400, 90)
+    )
+    scales = torch.tensor([0.5, 20.0])
+    found = ctt.pca_baseline(fitted, held_out, 3, scales)
+
+    x, y = ((part * scales[:, None]).double().numpy() for part in (fitted, held_out))
+    mean = x.mean(0)
+
+    def rebuilt(x, y):
+        directions = np.linalg.svd(x, full_matrices=False)[2][:3]
+        return y @ directions.T @ directions
+
+    joint = rebuilt((x - mean).reshape(400, 10), (y - mean).reshape(90, 10)).reshape(y.shape)
+    separate = np.stack([rebuilt((x - mean)[:, c], (y - mean)[:, c]) for c in (0, 1)], axis=1)
+    for name, again in (("joint", joint), ("separate", separate)):
+        missed = ((y - mean - again) ** 2).sum((0, 2))
+        expected = 1 - missed / ((y - y.mean(0)) ** 2).sum((0, 2))
+        assert found[name] == pytest.approx(expected, abs=1e-5)
+    # three numbers for both checkpoints say less than three for each
+    assert (found["joint"] < found["separate"]).all()
+    whole = ctt.pca_baseline(fitted, held_out, 5)["separate"]
+    assert whole == pytest.approx([1, 1], abs=1e-5)
+    for wrong, told in (
+        ({"rank": 6}, "rank=6: there are 5 directions"),
+        ({"held_out": held_out[:, :1]}, "of the same checkpoints"),
+        ({"fitted": fitted[0]}, "of the same checkpoints"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            ctt.pca_baseline(**{"fitted": fitted, "held_out": held_out, "rank": 3, **wrong})
+
+
 def test_errors(setting):
     ckpts, crosscoder, text = setting
     with pytest.raises(ValueError, match="longer than the context of 'step0', 64"):
