@@ -40,28 +40,21 @@ import torch
 import ctt_helpers as ctt
 from ctt_helpers.notebook import plots
 
-ctt.use_profile(globals(), "01", n_pairs=lambda n: None if n >= 2 else "take at least 2 pairs")
-suite = ctt.load_suite(model)
-if suite.name == "tiny":
-    torch.set_num_threads(1)  # a second thread slows small models down
+suite = ctt.setup(globals(), "01", n_pairs=lambda n: None if n >= 2 else "take at least 2 pairs")
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
-print(
-    f"{suite.name}: {len(suite.revisions)} checkpoints; here {', '.join(ckpts.labels)}; layer "
-    f"{ckpts.layer}"
-)
+print(f"here: {', '.join(ckpts.labels)}; layer {ckpts.layer}")
 
 # %% [markdown]
 # ## One training run, many checkpoints
 # While a model is pretrained, its weights are saved now and then. Each saved state is a **checkpoint**; on the hub it
 # is called a **revision**. All checkpoints of a run share one architecture and one tokenizer. Only the weights differ.
 #
-# The suite knows how many tokens of text each checkpoint has seen. The first steps double. Then they lie
-# closer together, where the model's answers change.
+# The suite knows how many tokens of text each checkpoint has seen. They do not lie evenly: on the embedded suite they are
+# closest where the model's answers change most (notebook 00 showed when).
 
 # %%
-pd.DataFrame(
-    {"revision": suite.revisions, "tokens seen": [suite.tokens_seen(r) for r in suite.revisions]}
-).T
+seen = {revision: suite.tokens_seen(revision) for revision in suite.revisions}
+pd.Series(seen, name="tokens seen").rename_axis("revision").to_frame()
 
 # %% [markdown]
 # **Question.** The file sizes of two checkpoints are equal. What else could you compare to make sure that they are not
@@ -92,7 +85,8 @@ print(
 # %% [markdown]
 # ## Minimal pairs
 # To ask a model about grammar, we give it a **prefix** and two words that could follow. One is right, one is wrong, and
-# they differ in nothing but the point in question. That is a **minimal pair**.
+# they differ in nothing but the point in question. That is a **minimal pair**. On the embedded suite they come in groups:
+# all cells of notebook 00, and no other word changed.
 
 # %%
 pairs = suite.pairs(task, split="test", n=n_pairs, path=pairs_path)
@@ -205,37 +199,45 @@ assert abs(float(right_wins) - ctt.accuracy(late, pairs)) < 1e-9
 # **One: its size changes during training.** We plot the length (norm) of the vectors at each checkpoint. A crosscoder
 # that saw them raw would care most for the checkpoint that shouts loudest. So we will scale each checkpoint.
 #
-# **Two: the first token is special.** Its vector has little to do with the text: it is always the end-of-text token, and
-# attention heads use it as a place to rest. Compare its norm with that of the others.
+# **Two: the first token is special.** It is the end-of-text token in every row, and nothing stands before it. So its
+# vector cannot have to do with the text. And attention heads use it as a place to rest.
+#
+# **Question.** By how much do the vectors of a position differ from row to row? What must come out for the first one?
 
 # %%
-norms = {m.label: ctt.residual_stream(m, text).norm(dim=-1).mean(0).cpu().numpy() for m in ckpts}
-ratio = {label: float(v[0] / v[1:].mean()) for label, v in norms.items()}
-sizes = {label: float(v[1:].mean()) for label, v in norms.items()}
+streams = {checkpoint.label: ctt.residual_stream(checkpoint, text) for checkpoint in ckpts}
+norms = {label: x.norm(dim=-1).mean(0).cpu().numpy() for label, x in streams.items()}
+sizes = pd.Series({label: norm[1:].mean() for label, norm in norms.items()})
 with plots.style():
     fig, ax = plt.subplots(figsize=(5.6, 3), layout="constrained")
     for label, color in plots.checkpoint_colors(ckpts.labels).items():
         ax.plot(norms[label][:32], color=color, label=label, marker=".", lw=1)
     ax.set(xlabel="position in the sequence", ylabel="mean norm of the residual stream")
-    grew = sizes[ckpts.labels[-1]] / sizes[ckpts.labels[0]]
-    ax.set_title(
-        f"From {ckpts.labels[0]} to {ckpts.labels[-1]} the stream's norm grows by a factor of "
-        f"{grew:.1f}"
-    )
+    times = sizes.max() / sizes.min()
+    found = f"The stream is largest at {sizes.idxmax()}, {times:.1f} times that of {sizes.idxmin()}"
+    plots.set_title(ax, found)
     ax.legend(title="checkpoint", frameon=False)
+plots.show(
+    "Mean norm of the residual stream at the first 32 positions, a line for each checkpoint."
+)
 
 # %%
-table = pd.DataFrame({"mean norm": sizes, "first token / others": ratio})
+table = pd.DataFrame(index=ckpts.labels)
+for name, position in (("first token", 0), ("others", slice(1, None))):
+    means = {label: norm[position].mean() for label, norm in norms.items()}
+    apart = {label: x[:, position].std(0).norm(dim=-1).mean() for label, x in streams.items()}
+    table[f"mean norm, {name}"] = pd.Series(means, dtype=float)
+    table[f"spread over rows, {name}"] = pd.Series(apart).astype(float)
 Path(out).mkdir(parents=True, exist_ok=True)
 table.to_csv(Path(out) / "norms.csv", index_label="checkpoint")
-table.round(2)
+table.round(1)
 
 # %% [markdown]
-# Look at the last column. Where it is far from 1, the first position is not like the others, and statistics that mix the
-# two would mislead. (In large models the first token can stand out far more: Xiao et al. 2023 call it an attention
-# sink.) That is why the first token is left out
-# **everywhere** in this course: not trained on, not spliced, not ablated, not counted. Prefixes begin with the
-# end-of-text token, so that no word of ours falls on that place.
+# The first token's vector is the same in every row: it spreads by nothing. Statistics that mix it with the others would
+# mislead. (In large models it can also have a norm many times that of the others: Xiao et al. 2023 call it an attention
+# sink. On the embedded suite its norm is nothing special.) That is why the first token is left out **everywhere** in this
+# course: not trained on, not spliced, not ablated, not counted. Prefixes begin with the end-of-text token, so that no
+# word of ours falls on that place.
 #
 # (The second position can be large too: it is always the first word of a sentence. We keep it, because it is a word.)
 
@@ -258,7 +260,11 @@ assert torch.allclose(before, after, atol=1e-4)
 # - One layer tells a part of the story. What happens in the blocks above is only seen through its effect.
 # - A vector can be large and yet unread. Size is not importance: for that we need effects (notebook 04).
 #
-# ## Next
-# **02 · Picking a triplet**: which checkpoints are worth comparing? · The words used here are in the glossary of
-# notebook 00. · To read more: the documentation of nnsight; Elhage et al., *A Mathematical Framework for Transformer
-# Circuits* (2021), on the residual stream.
+# ## What to remember
+# 1. **Read, replace, go on.** Every effect in this course is a residual stream put in place of the model's own.
+# 2. **Splice in what was there, first.** If that changes anything, the hook is wrong, and so is all that follows.
+# 3. **The first token is no word.** It is left out everywhere.
+#
+# **Next:** 02 · Picking a triplet: which checkpoints are worth comparing? · All words are in the [glossary](GLOSSARY.md). ·
+# To read more: the documentation of nnsight; Elhage et al., *A Mathematical Framework for Transformer Circuits* (2021), on
+# the residual stream.
