@@ -484,14 +484,15 @@ def check_tokenizer(pairs: MinimalPairs, tokenizer: Any, label: str) -> None:
 def short_names(names: Sequence[str]) -> dict[str, str]:
     """A name for pictures and files: the last part of a task's name.
 
-    Or all but the first part, where two would be alike: "clams/fr/simple_agrmt" is "simple_agrmt",
-    beside its English sister "fr_simple_agrmt".
+    Or its last two parts, where two would be alike: "clams/fr/simple_agrmt" is "simple_agrmt",
+    beside its English sister "fr_simple_agrmt", and "gender/pp" is "gender_pp" beside
+    "agreement/pp".
     """
     ends = Counter(name.split("/")[-1] for name in set(names))
     short = {}
     for name in names:
         parts = name.split("/")
-        short[name] = parts[-1] if ends[parts[-1]] == 1 else "_".join(parts[1:])
+        short[name] = parts[-1] if ends[parts[-1]] == 1 else "_".join(parts[-2:])
     return short
 
 

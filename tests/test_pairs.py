@@ -351,3 +351,10 @@ def test_every_set_of_blimp_can_be_compared_as_whole_sentences(shared, pythia_to
         rows = published.published_rows(f"blimp/{file.stem}", file)
         pairs = tasks.make_pairs(rows, pythia_tokenizer, continuation="whole")
         assert len(pairs) + sum(pairs.left_out.values()) == 1000 and len(pairs) > 900, file.name
+
+
+def test_short_names_are_never_alike():
+    names = ["agreement/pp", "gender/pp", "gender/simple", "clams/en/pp_anim", "clams/fr/pp_anim"]
+    short = tasks.short_names(names)
+    expected = ["agreement_pp", "gender_pp", "simple", "en_pp_anim", "fr_pp_anim"]
+    assert list(short.values()) == expected
