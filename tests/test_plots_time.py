@@ -12,7 +12,9 @@ from ctt_helpers.notebook.plots.time import (
     CORNERS,
     cell_bars,
     cell_curves,
+    cell_panels,
     factorial_curves,
+    onset_dots,
     ternary,
     trajectories,
 )
@@ -207,3 +209,41 @@ def test_bars_of_cells_are_in_groups_by_checkpoint():
         cell_bars(means, {"sg-sg": True})
     with pytest.raises(ValueError, match="1 labels for 2 checkpoints"):
         cell_bars(means, congruent, labels=["subject"])
+
+
+# ---- many tasks
+
+
+def test_panels_show_the_halves_of_each_task():
+    curve = curve_in_cells()
+    curve = pd.concat([curve, curve[curve["task"] == "pp"].assign(task="rel")])
+    plain = {"pp": "simple", "rel": "simple"}
+    figure = cell_panels(curve, ["pp", "rel"], plain, title="Both fall")
+    figure.canvas.draw()
+    assert figure.get_suptitle() == "Both fall"
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["pp", "rel", ""]
+    assert not figure.axes[2].axison
+    for ax in figure.axes[:2]:
+        drawn = {line.get_label(): line for line in ax.lines}
+        np.testing.assert_allclose(drawn["incongruent"].get_ydata(), 0.2)
+        assert ax.get_legend() is None
+    written = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert written == ["congruent", "incongruent", "the plain task"]
+    with pytest.raises(ValueError, match="There is no task to draw"):
+        cell_panels(curve, [], plain)
+
+
+def test_onsets_are_in_order_and_never_is_open():
+    onset = pd.Series({"number/a": 1, "number/b": 3, "gender/a": 0})
+    ax = onset_dots(onset, NAMES, marked=["number/b"], title="One never comes")
+    ax.figure.canvas.draw()
+    rows = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert rows == ["number/b", "number/a", "gender/a"]
+    dots = [line for line in ax.lines if line.get_marker() in ("o", "D")]
+    assert [int(dot.get_xdata()[0]) for dot in dots] == [3, 1, 0]
+    assert [dot.get_marker() for dot in dots] == ["D", "o", "o"]
+    assert [dot.get_markerfacecolor() == "white" for dot in dots] == [True, False, False]
+    colors = [dot.get_markeredgecolor() for dot in dots]
+    assert colors[0] == colors[1] != colors[2]
+    with pytest.raises(ValueError, match="indices from 0 to 3"):
+        onset_dots(onset + 1, NAMES)

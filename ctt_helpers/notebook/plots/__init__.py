@@ -27,7 +27,9 @@ from ctt_helpers.notebook.plots.time import (
     accuracy_curves,
     cell_bars,
     cell_curves,
+    cell_panels,
     factorial_curves,
+    onset_dots,
     ternary,
     trajectories,
 )

@@ -113,7 +113,9 @@ def show(alt: str, figure: Figure | None = None) -> None:
     if not alt.strip():
         raise ValueError("Say in a sentence what the figure shows: show('A line chart of ...').")
     figure = figure or plt.gcf()
-    titles = [figure.get_suptitle(), *(ax.get_title(loc="left") for ax in figure.axes)]
+    titles = [figure.get_suptitle()]
+    for ax in figure.axes:
+        titles += [ax.get_title(loc=where) for where in ("left", "center")]
     titles = [" ".join(title.split()) for title in titles if title]
     text = ". ".join([*titles, alt.strip()])
     display(figure, metadata={"image/png": {"alt": text}})

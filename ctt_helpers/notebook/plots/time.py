@@ -5,10 +5,12 @@ Three checkpoints fit into a triangle. For more there are curves.
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import Effects, style
@@ -148,6 +150,94 @@ def cell_curves(
     _mark_checkpoints(ax, curve, highlight)
     _accuracy_axis(ax)
     look.side_legend(ax)
+    return look.set_title(ax, title)
+
+
+@style()
+def cell_panels(
+    curve: pd.DataFrame,
+    tasks: Sequence[str],
+    plain: Mapping[str, str | None],
+    columns: int = 3,
+    title: str = "Accuracy by cell",
+) -> Figure:
+    """A small picture for each task: its congruent half, its incongruent half, a plain task.
+
+    Args:
+        curve: what `accuracy_curve` returns with cells=True.
+        tasks: those in which something is crossed with the subject.
+        plain: task -> one to compare with, or None; `cell_curves`.
+        columns: pictures in a row.
+        title: the finding, over all of them.
+
+    Raises:
+        ValueError: no task, or as `cell_curves`.
+    """
+    if not tasks:
+        raise ValueError("There is no task to draw: give those in which something distracts.")
+    rows = -(-len(tasks) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(8.4, 0.9 + 1.7 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    for ax, task in zip(axes.flat, tasks, strict=False):
+        cell_curves(curve, task, plain.get(task), halves=True, ax=ax, title=task)
+        ax.set(xlabel="", ylabel="")
+        ax.get_legend().remove()
+        ax.tick_params(labelbottom=True)
+    for ax in axes.flat[len(tasks) :]:
+        ax.set_axis_off()
+    lines = {line.get_label(): line for line in axes[0, 0].lines}
+    legend = {half: lines[half] for half in ("congruent", "incongruent")}
+    if plain.get(tasks[0]):
+        legend["the plain task"] = lines[plain[tasks[0]]]
+    figure.legend(legend.values(), legend, loc="outside lower right", ncols=3)
+    figure.supxlabel("tokens seen (log scale)", fontsize=9)
+    figure.supylabel("accuracy (share of pairs)", fontsize=9)
+    figure.suptitle(title, fontsize=9.5, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+@style()
+def onset_dots(
+    onset: pd.Series,
+    revisions: Sequence[str],
+    marked: Sequence[str] = (),
+    ax: Axes | None = None,
+    title: str = "When each is learned",
+) -> Axes:
+    """At which checkpoint each task is learned, the first on top.
+
+    Tasks named phenomenon/structure have one colour a phenomenon.
+
+    Args:
+        onset: task -> index of the checkpoint; the number of checkpoints stands for never, and is
+            drawn open.
+        revisions: the checkpoints.
+        marked: tasks that are drawn as diamonds.
+        ax: where to draw; None: a new figure.
+        title: the finding.
+
+    Raises:
+        ValueError: an index that is no checkpoint.
+    """
+    if not onset.between(0, len(revisions)).all():
+        raise ValueError(f"Onsets are indices from 0 to {len(revisions)}, which stands for never.")
+    ax = look.new_axes(ax, 7.4, 0.9 + 0.2 * len(onset))
+    kinds = [str(task).split("/")[0] for task in onset.index]
+    colors = dict(zip(dict.fromkeys(kinds), look.HUES * len(kinds), strict=False))
+    colors = dict(zip(onset.index, (colors[kind] for kind in kinds), strict=True))
+    order = onset.sort_values(kind="stable", ascending=False)
+    for y, (task, place) in enumerate(order.items()):
+        ax.plot([0, place], [y, y], color="#DDDDDD", lw=1, zorder=0)
+        marker = "D" if task in marked else "o"
+        face = "white" if place == len(revisions) else colors[task]
+        ax.plot(place, y, marker, ms=6, mec=colors[task], mfc=face)
+    ax.set_yticks(range(len(order)), order.index)
+    for label, task in zip(ax.get_yticklabels(), order.index, strict=True):
+        label.set_color(colors[task])
+    turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(range(len(revisions) + 1), [*revisions, "never"], **turned)
+    ax.set(xlabel="onset", ylabel="")
     return look.set_title(ax, title)
 
 
