@@ -26,11 +26,10 @@ from experiments.context import (
     decided,
     decided_by_draws,
     labels,
-    short,
 )
 
 N_PAIRS = 200  # where effects are computed anew
-N_SWAPS = 200
+N_SWAPS = 100
 N_DRAWN = 10  # of the swaps; the bootstrap takes a hundred times as long
 N_DIRECTIONS = 3  # the last of them is judged by the others
 
@@ -113,7 +112,7 @@ def twin_checkpoints(context: Context) -> pd.DataFrame:
                 rows.append(
                     {
                         "crosscoder": name,
-                        "task": short(task),
+                        "task": task,
                         "ratio": ratio,
                         "active latents": int(active.sum()),
                         "specific to one twin": count_specific(labels(values, ckpts.labels), two),
@@ -136,9 +135,8 @@ def copied_suite(context: Context, revisions: Sequence[str], folder: Path) -> ct
     names = []
     for revision in revisions:
         name = f"{revision} again" if revision in names else revision
-        if not (folder / name / "model.safetensors").is_file():
-            ckpts = context.suite.checkpoints([revision], layer=context.ckpts.layer, device="cpu")
-            ckpts[0].hf_model.save_pretrained(folder / name)
+        ckpts = context.suite.checkpoints([revision], layer=context.ckpts.layer, device="cpu")
+        ckpts[0].hf_model.save_pretrained(folder / name)
         names.append(name)
     context.suite.tokenizer.save_pretrained(folder)
     tokens = [context.suite.tokens_seen(revision) for revision in revisions]
@@ -184,7 +182,7 @@ def random_start(context: Context) -> pd.DataFrame:
         }
         for ratio, words in found.items():
             counted = len(words) if ratio == "RelDec, all latents" else int(active.sum())
-            row = {"task": short(task), "ratio": ratio, "latents": counted}
+            row = {"task": task, "ratio": ratio, "latents": counted}
             for name in revisions:
                 row[f"specific {name}"] = count_specific(words, [name])
             for name, size in zip(revisions, total, strict=True):
@@ -227,7 +225,7 @@ def swapped_labels(context: Context) -> pd.DataFrame:
                 row["95 % of draws"] = (~undecided).sum() / active
             found.append(row)
         mean = pd.DataFrame(found).mean().to_dict()
-        rows.append({"task": short(task), "groups": int(group.max() + 1), **mean})
+        rows.append({"task": task, "groups": int(group.max() + 1), **mean})
     return pd.DataFrame(rows)
 
 
@@ -243,16 +241,6 @@ def flipped(effects: ctt.Effects, swapped: Bool[np.ndarray, " pairs"]) -> ctt.Ef
     mean = np.stack([part.to_dense().double().mean(0).numpy() for part in turned])
     unknown = np.full(len(mean), np.nan)
     return replace(effects, mean=mean, per_pair=turned, total=unknown, error=unknown, gap=unknown)
-
-
-def swap(pairs: ctt.MinimalPairs, swapped: Bool[np.ndarray, " pairs"]) -> ctt.MinimalPairs:
-    """The pairs themselves with right and wrong swapped where the mask says so."""
-    mask = torch.from_numpy(swapped)
-    return replace(
-        pairs,
-        right=torch.where(mask, pairs.wrong, pairs.right),
-        wrong=torch.where(mask, pairs.right, pairs.wrong),
-    )
 
 
 # ---- random directions, and what counts in the end
@@ -285,7 +273,7 @@ def beside_random(
     for c, name in enumerate(trained.names):
         rows.append(
             {
-                "task": short(task),
+                "task": task,
                 "checkpoint": name,
                 "largest |IE|": size[c].max(),
                 "largest |IE|, random": of_null[:, c].max(1).mean(),
@@ -317,7 +305,7 @@ def counts_of_classes(
     for word in sorted({*point} - {"inactive"}):
         rows.append(
             {
-                "task": short(task),
+                "task": task,
                 "class": word,
                 "as it comes": int((point == word).sum()),
                 "95 % of draws": int((by_draws == word).sum()),

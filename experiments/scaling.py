@@ -1,10 +1,9 @@
 """Latent scaling: which latents that look specific to a checkpoint are artefacts.
 
-And what the check is worth.
+And what the check is worth: along the direction of another latent, drawn at random, it should find
+nothing.
 """
 
-import copy
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +21,7 @@ from ctt_helpers.controls import (
     artefacts,
     latent_scaling,
 )
-from experiments.context import INACTIVE, SPECIFIC, Context, short
+from experiments.context import INACTIVE, SPECIFIC, Context
 
 TOKENS = 100_000
 TWIN = 0.5  # cosine above which two latents do the same, in activations and in direction
@@ -36,30 +35,16 @@ _VERDICTS = (
 )
 TABLES = {
     "scaling": (
-        f"One row for each ratio and checkpoint: the latents specific to it (above {SPECIFIC}) by "
-        f"verdict of latent scaling. {_VERDICTS}. Medians are of the largest value at the other "
-        "checkpoints."
-    ),
-    "scaling_latents": (
-        "One row for each latent that is specific by RelDec: its checkpoint and ratio there; what "
-        "it writes (written), nu_error and nu_reconstruction, each the largest at the other "
-        "checkpoints; the verdict."
+        f"One row for each ratio and checkpoint: the latents specific to it (above {SPECIFIC}; by "
+        f"RelIE on the find half) by verdict of latent scaling. {_VERDICTS}. Medians are of the "
+        "largest value at the other checkpoints."
     ),
     "scaling_null": (
-        "What the check is worth: one row for all latents specific by RelDec, and one for each "
-        "verdict. The same figures along their own direction, and along that of another latent "
-        f"drawn at random (mean of {SHUFFLES} draws). missed: nu_error without what the latent "
-        f"itself writes; with a twin: another latent has a cosine above {TWIN} to it in "
-        "activations over the text and, at another checkpoint, in direction."
-    ),
-    "scaling_causal": (
-        "One row for each task and verdict: RelIE again, with what was missed of each latent "
-        "removed along with it. How many of the latents specific by RelIE stay so, and their mean "
-        "RelIE before and after."
-    ),
-    "scaling_seconds": (
-        "One row for each part of the work: seconds it took on so many tokens. Latent scaling "
-        "takes one pass over activations that are there; evaluate() reads the text itself."
+        "What the check is worth: one row for each ratio, over the latents specific by it. The "
+        "same figures along their own direction, and along that of another latent drawn at random "
+        f"(mean of {SHUFFLES} draws). missed: nu_error without what the latent itself writes; with "
+        f"a twin: another latent has a cosine above {TWIN} to it in activations over the text and, "
+        "at another checkpoint, in direction."
     ),
 }
 
@@ -67,48 +52,20 @@ Batches = list[Float[Tensor, "tokens checkpoints d_model"]]
 
 
 def run(context: Context) -> dict[str, pd.DataFrame]:
-    crosscoder, ckpts, names = context.crosscoder, context.ckpts, context.names
-    text = context.validation_text(TOKENS)
-    stopwatch = Stopwatch()
-    batches = read(ckpts, text)
-    stopwatch.lap("activations")
-    with torch.no_grad():
-        for x in batches:
-            crosscoder(x)
-    stopwatch.lap("encode and decode")
+    crosscoder, names = context.crosscoder, context.names
+    batches = read(context.ckpts, context.validation_text(TOKENS))
     scaling = latent_scaling(crosscoder, batches)
-    stopwatch.lap("latent scaling")
-    ctt.evaluate(crosscoder, ckpts, text)
-    stopwatch.lap("evaluate() from text")
-
     never_active = np.isnan(scaling.beta_error[0])
     ratios = {"RelDec": ctt.rel_dec(crosscoder.decoder_norms(), never_active)}
     for task in context.tasks:
         effects = context.effects(task, "find")
-        ratios[f"RelIE, {short(task)}"] = ctt.rel_ie(effects.mean, INACTIVE)
+        ratios[f"RelIE, {task}"] = ctt.rel_ie(effects.mean, INACTIVE)
     tables = {name: artefacts(r, scaling, names, SPECIFIC) for name, r in ratios.items()}
     counts = [counts_of(name, table, names) for name, table in tables.items()]
     return {
         "scaling": pd.concat(counts, ignore_index=True),
-        "scaling_latents": tables["RelDec"],
-        "scaling_null": shuffled(context, scaling, batches, tables["RelDec"]),
-        "scaling_causal": corrected(context, scaling),
-        "scaling_seconds": pd.DataFrame(stopwatch.laps).assign(tokens=scaling.n_tokens),
+        "scaling_null": shuffled(context, scaling, batches, tables),
     }
-
-
-class Stopwatch:
-    """Seconds of one part of the work after another."""
-
-    def __init__(self):
-        self.laps = []
-        self.begin = time.perf_counter()
-
-    def lap(self, part: str) -> None:
-        """The time since the last part ended belongs to this one."""
-        now = time.perf_counter()
-        self.laps.append({"part": part, "seconds": now - self.begin})
-        self.begin = now
 
 
 def read(ckpts: ctt.Checkpoints, text: Int[Tensor, "sequences length"]) -> Batches:
@@ -156,33 +113,37 @@ class Sums:
 
 @torch.no_grad()
 def shuffled(
-    context: Context, scaling: LatentScaling, batches: Batches, table: pd.DataFrame
+    context: Context, scaling: LatentScaling, batches: Batches, tables: dict[str, pd.DataFrame]
 ) -> pd.DataFrame:
-    """The same nu of latents that are specific by RelDec, along the direction of another latent."""
-    crosscoder = context.crosscoder
-    table = table[table["verdict"] != "undefined"]
-    specific = table["feature"].to_numpy().copy()
+    """The same nu of latents that are specific by a ratio, along another latent's direction."""
+    known = {
+        name: table.loc[table["verdict"] != "undefined", "feature"].to_numpy()
+        for name, table in tables.items()
+    }
+    specific = np.unique(np.concatenate(list(known.values())))
+    if not len(specific):
+        return pd.DataFrame(columns=["ratio", "latents"])
     n_latents = scaling.nu_error.shape[1]
-    sums = sums_over(crosscoder, batches, specific)
-    W_dec = crosscoder.W_dec.detach().cpu().double()
+    sums = sums_over(context.crosscoder, batches, specific)
+    W_dec = context.crosscoder.W_dec.detach().cpu().double()
     rng = np.random.default_rng(context.seed)
     own = [nu_elsewhere(specific, specific, sums, scaling, W_dec)]
     other = []
     for _ in range(SHUFFLES):
-        drawn = rng.permutation(n_latents)[: len(specific)]
+        drawn = rng.integers(n_latents, size=len(specific))
         other.append(nu_elsewhere(drawn, specific, sums, scaling, W_dec))
     twin = has_twin(specific, sums, scaling, W_dec)
     bounds = {"missed": MAX_ERROR, "nu_reconstruction": MAX_RECONSTRUCTION}
     rows = []
-    for verdict in ("all", *VERDICTS[:-1]):
-        kept = (table["verdict"] == verdict).to_numpy() | (verdict == "all")
+    for name, latents in known.items():
+        kept = np.isin(specific, latents)
         if not kept.any():
             continue
-        row = {"verdict": verdict, "latents": kept.sum(), "with a twin": int(twin[kept].sum())}
+        row = {"ratio": name, "latents": int(kept.sum()), "with a twin": int(twin[kept].sum())}
         for kind, draws in (("own", own), ("other", other)):
             for figure, bound in bounds.items():
                 nu = np.stack([draw[figure][kept] for draw in draws])  # [draws, latents]
-                row[f"median {figure}, {kind}"] = np.median(nu, axis=1).mean()
+                row[f"median {figure}, {kind}"] = np.nanmedian(nu, axis=1).mean()
                 row[f"{figure} > {bound}, {kind}"] = (nu > bound).sum(1).mean()
         rows.append(row)
     return pd.DataFrame(rows)
@@ -240,9 +201,14 @@ def nu_elsewhere(
     missed = torch.einsum("ind,id->ni", sums.missed, d) / weight
     rebuilt = torch.einsum("ind,id->ni", sums.rebuilt, d) / weight
     at = scaling.strongest[specific]
+    own = {
+        "missed": torch.from_numpy(scaling.beta_error[at, specific]),
+        "nu_reconstruction": rebuilt[at, range(len(specific))],
+    }
+    values = {"missed": missed, "nu_reconstruction": rebuilt}
     nu = {
-        "missed": missed / torch.from_numpy(scaling.beta_error[at, specific]),
-        "nu_reconstruction": rebuilt / rebuilt[at, range(len(specific))],
+        figure: values[figure] / torch.where(size > 0, size, torch.nan)
+        for figure, size in own.items()
     }
     others = others_of(scaling, specific)
     return {
@@ -267,52 +233,3 @@ def has_twin(
     twin = elsewhere.any(0) & (cosine > TWIN)
     twin[range(len(specific)), specific] = False
     return twin.any(1).numpy()
-
-
-# ---- effects with what was missed
-
-
-@torch.no_grad()
-def lengthened(crosscoder: ctt.Crosscoder, scaling: LatentScaling) -> ctt.Crosscoder:
-    """A copy that also writes, along each latent's longest vector, what latent scaling misses.
-
-    f is the same.
-    """
-    other = copy.deepcopy(crosscoder).requires_grad_(False)
-    # the threshold goes by the norms that it was found with
-    other.scaled_norms = crosscoder.decoder_norms().detach().clone()
-    missed = np.nan_to_num(scaling.beta_error - scaling.written)
-    missed = torch.from_numpy(missed).to(other.W_dec)
-    d = crosscoder.W_dec.detach()[range(len(other.W_dec)), scaling.strongest]
-    other.W_dec += missed.T[:, :, None] * d[:, None]
-    return other
-
-
-def corrected(context: Context, scaling: LatentScaling) -> pd.DataFrame:
-    """Effects of removing each latent with what was missed of it: which specific ones stay so?"""
-    longer = lengthened(context.crosscoder, scaling)
-    rows = []
-    for task in context.tasks[:2]:
-        effects = context.effects(task, "find")
-        plain = ctt.rel_ie(effects.mean, INACTIVE)
-        pairs = context.pairs(task, "find")
-        again = ctt.indirect_effects(longer, context.ckpts, pairs)
-        after = ctt.rel_ie(again.mean, INACTIVE)
-        table = artefacts(plain, scaling, context.names, SPECIFIC)
-        for verdict in VERDICTS:
-            part = table[table["verdict"] == verdict]
-            if part.empty:
-                continue
-            latents = part["feature"].to_numpy()
-            there = [context.names.index(name) for name in part["checkpoint"]]
-            rows.append(
-                {
-                    "task": short(task),
-                    "verdict": verdict,
-                    "specific by RelIE": len(part),
-                    "still specific": int((after[there, latents] > SPECIFIC).sum()),
-                    "RelIE there": np.mean(plain[there, latents]),
-                    "RelIE there, with what was missed": np.nanmean(after[there, latents]),
-                }
-            )
-    return pd.DataFrame(rows)
