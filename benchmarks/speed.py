@@ -20,7 +20,7 @@ from ctt_helpers.effects import readout_of, touched
 from ctt_helpers.toy.dictionary import N_LATENTS, TRAIN_TOKENS, K
 from ctt_helpers.training import TrainingRun
 
-TASKS = ("agreement/simple", "agreement/pp", "agreement/subj_rel", "agreement/obj_rel_pp")
+TASKS = ("agreement/simple", "agreement/pp", "agreement/subj_rel", "agreement/nested_pp")
 REPEATS = 5  # rounds of two ways in turns
 ABLATION_ROUNDS = 3
 PAIRS = 128  # what indirect_effects reads at once
