@@ -23,6 +23,7 @@ from ctt_helpers.notebook.plots.look import (
     task_colors,
     use_colors_of,
 )
+from ctt_helpers.notebook.plots.shares import factor_paths, share_curves, who_leads
 from ctt_helpers.notebook.plots.time import (
     accuracy_curves,
     cell_bars,

@@ -1,0 +1,118 @@
+"""Figures of the factorial over many checkpoints: whose is the effect, and which way features go.
+
+One colour for each of subject, attractor (the neighbour) and both, as everywhere (`LABEL_COLORS`).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ctt_helpers.factorial import FACTORS, Factorial
+from ctt_helpers.notebook.plots import look
+from ctt_helpers.notebook.plots.look import style
+
+WORDS = {"attractor": "the neighbour", "subject": "the subject", "both": "both compared"}
+LEAST = 0.1  # of the largest effect: the shares of less are parts of next to nothing
+
+
+def drawn_shares(found: pd.DataFrame, least: float = LEAST) -> pd.DataFrame:
+    """The shares at the checkpoints where there is something to share; NaN at the others.
+
+    Args:
+        found: what `shares_of_effect` returns.
+        least: part of the largest strength that a checkpoint must reach.
+
+    Returns:
+        As many rows: checkpoint; subject, attractor and both, each with <it>_low and <it>_high.
+    """
+    shares = [f"{name}_share{end}" for name in FACTORS for end in ("", "_low", "_high")]
+    look.require_columns(found, "checkpoint", "strength", *shares)
+    enough = found["strength"] >= least * found["strength"].max()
+    table = found[shares].where(enough).rename(columns=lambda name: name.replace("_share", ""))
+    return table.assign(checkpoint=found["checkpoint"])
+
+
+def who_leads(found: pd.DataFrame) -> str:
+    """Whose share is largest where there is first something to share, and whose at the end."""
+    shares = drawn_shares(found)[list(WORDS)].dropna()
+    if shares.empty:
+        return "nothing to share anywhere"
+    first, last = (
+        f"{WORDS[row.idxmax()]} ({row.max():.0%})" for _, row in shares.iloc[[0, -1]].iterrows()
+    )
+    return f"first {first}, in the end {last}"
+
+
+@style()
+def share_curves(
+    found: Mapping[str, pd.DataFrame], truth: Mapping[str, pd.DataFrame] | None = None
+) -> Figure:
+    """From neighbour to subject: whose the effect is, checkpoint by checkpoint, a panel for a task.
+
+    Checkpoints with less than a tenth of the task's largest effect are left out. The title of a
+    panel says who has the largest share at the first checkpoint that is drawn, and at the last.
+
+    Args:
+        found: task -> what `shares_of_effect` returns, of the same checkpoints; solid, with bands.
+        truth: the same of the model's own behaviour, dashed; None: only the features.
+
+    Raises:
+        ValueError: a column is missing, or two tasks differ in their checkpoints.
+    """
+    names = list(next(iter(found.values()))["checkpoint"])
+    size = (7.4, 0.8 + 2.3 * len(found))
+    fig, axes = plt.subplots(len(found), 1, figsize=size, sharex=True, squeeze=False)
+    for ax, (task, table) in zip(axes[:, 0], found.items(), strict=True):
+        if list(table["checkpoint"]) != names:
+            raise ValueError(f"{task!r} has other checkpoints than {next(iter(found))!r}.")
+        shares = drawn_shares(table)
+        for marker, (name, words) in zip(look.MARKERS, WORDS.items(), strict=False):
+            color, at = look.LABEL_COLORS[name], range(len(names))
+            ax.plot(at, shares[name], marker=marker, color=color, label=words)
+            low, high = shares[f"{name}_low"], shares[f"{name}_high"]
+            ax.fill_between(at, low, high, color=color, alpha=0.25, lw=0)
+            if truth:
+                ax.plot(at, drawn_shares(truth[task])[name], "--", color=color, lw=1.2)
+        ax.set(ylabel="share of the effect", ylim=(-0.03, 1.03))
+        look.set_title(ax, f"{task}: {who_leads(table)}")
+    look.checkpoint_ticks(ax, names)
+    if truth:
+        axes[0, 0].plot([], [], "--", color="black", lw=1.2, label="the model itself")
+    look.side_legend(axes[0, 0])
+    return fig
+
+
+@style()
+def factor_paths(
+    found: Factorial, features: Sequence[int], ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """Each feature as a path over the checkpoints: with the neighbour across, the subject upwards.
+
+    Args:
+        found: of any number of checkpoints; their colours go from dark to light.
+        features: which of its features, by their number; at most six, a marker each.
+        ax: where to draw; None: a new figure.
+        title: the finding.
+
+    Raises:
+        ValueError: a feature that is not among them.
+    """
+    look.require_names("feature", features, found.features.tolist())
+    ax = look.new_axes(ax, 5.6, 4.0)
+    colors = list(look.checkpoint_colors(found.names).values())
+    for marker, feature in zip(look.MARKERS, features, strict=False):
+        i = int(np.flatnonzero(found.features == feature)[0])
+        across, up = found.attractor[:, i], found.subject[:, i]
+        ax.plot(across, up, color=look.GREY, lw=0.7, zorder=1)
+        ax.scatter(across, up, 26, colors, marker=marker, zorder=2)
+        place = (across[-1], up[-1])
+        ax.annotate(f"#{feature}", place, (5, 4), textcoords="offset points", fontsize=8)
+    ax.axhline(0, color=look.GREY, lw=0.8, ls=":", zorder=0)
+    ax.axvline(0, color=look.GREY, lw=0.8, ls=":", zorder=0)
+    unit = "effect (logits)"
+    ax.set(xlabel=f"with the neighbour: {unit}", ylabel=f"with the subject: {unit}")
+    return look.set_title(ax, title)
