@@ -173,6 +173,53 @@ def test_feature_heatmap_signed_and_ratio(n):
     assert [text.get_text() for text in ax.texts].count("inactive") == n
 
 
+def test_what_rounds_to_zero_has_no_sign():
+    ax = plots.feature_heatmap(np.array([[-0.001, 0.2], [-0.2, 0.3]]), [0, 1], names_of(2))
+    assert [t.get_text() for t in ax.texts] == ["0.00", "-0.20", "0.20", "0.30"]
+
+
+def test_sizes_by_rank_beside_a_null():
+    values = np.array([[3, -2, 0.1, 0], [0.5, 0.2, -0.4, 0.3]])
+    fig = plots.rank_curves(values, values / 10, [0.15, 0.35], names_of(2), title="two of each")
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["step1500: 2 pass", "step3000: 2 pass"]
+    random, features, bar = fig.axes[0].get_lines()
+    assert features.get_ydata().tolist() == [3, 2, 0.1]  # 0 has no place on a log axis
+    assert random.get_ydata() == pytest.approx([0.3, 0.2, 0.01])
+    assert bar.get_ydata()[0] == 0.15
+    low, high = fig.axes[1].get_ylim()
+    assert low < 0.15 < 3 < high  # nothing is cut off above
+    with pytest.raises(ValueError, match="3 checkpoints"):
+        plots.rank_curves(values, values, [1, 1, 1], names_of(3))
+
+
+def test_two_shares_against_each_other():
+    kinds = ["subject", "none", "subject"]
+    ax = plots.share_scatter([0.1, 0.2, 0.3], [0.9, 0.5, 0.4], [7, 8, 9], kinds, marked=[9])
+    assert legend_of(ax) == ["subject", "none"] and [t.get_text() for t in ax.texts] == ["#9"]
+    subject = ax.collections[0]
+    assert subject.get_offsets().tolist() == [[0.1, 0.9], [0.3, 0.4]]
+    assert to_hex(subject.get_facecolor()[0]) == plots.LABEL_COLORS["subject"].lower()
+    check_labelled(ax)
+
+
+def test_bars_of_labels_are_pale_where_there_is_next_to_nothing():
+    table = pd.DataFrame({"checkpoint": names_of(2), "strength": [0.01, 4.0]})
+    parts = {"subject": [0.2, 0.7], "attractor": [0.5, 0.1], "both": [0, 0], "mixed": [0.1, 0.2]}
+    table = table.assign(**{f"through_{k}": v for k, v in parts.items()}, through_none=[0.2, 0])
+    fig = plots.label_bars({"pp": table, "gender": table.assign(through_subject=np.nan)})
+    ax, other = fig.axes
+    assert " ".join(ax.get_title(loc="left").split()) == (
+        "pp, step3000: 10% through the neighbour's, 70% through the subject's"
+    )
+    assert "nothing to share" in other.get_title(loc="left")
+    subject, attractor = ax.containers[:2]
+    assert [bar.get_height() for bar in attractor] == pytest.approx([0.5, 0.1])
+    assert [bar.get_y() for bar in attractor] == pytest.approx([0.2, 0.7])
+    assert [bar.get_alpha() for bar in subject] == [0.35, 1]
+    with pytest.raises(ValueError, match="through_none"):
+        plots.label_bars({"pp": table.drop(columns="through_none")})
+
+
 def test_wrong_shapes_and_features_are_refused_with_what_to_do():
     ie, _ = make_effects(3)
     with pytest.raises(ValueError, match=r"shape \(3, 40\) for 2 checkpoints.*ckpts.labels"):

@@ -11,7 +11,13 @@ Each returns its Axes, or its Figure where it has several panels. What holds for
 """
 
 # ruff: noqa: F401 (reached as plots.interval_plot ...)
-from ctt_helpers.notebook.plots.effects import feature_heatmap, interval_plot
+from ctt_helpers.notebook.plots.effects import (
+    feature_heatmap,
+    interval_plot,
+    label_bars,
+    rank_curves,
+    share_scatter,
+)
 from ctt_helpers.notebook.plots.look import (
     CELL_COLORS,
     LABEL_COLORS,

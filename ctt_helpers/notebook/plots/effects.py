@@ -1,12 +1,14 @@
 """Figures about features: effects or RelIE over the checkpoints, and how sure they are."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import Effects, style
@@ -60,7 +62,8 @@ def feature_heatmap(
         vmin=lowest,
         vmax=highest,
         linewidths=0.6,
-        annot=len(names) <= 12,
+        # rounded here, so that what rounds to 0 has no sign
+        annot=np.round(shown, 2) + 0.0 if len(names) <= 12 else False,
         fmt=".2f",
         annot_kws={"fontsize": 7.5 if len(names) <= 6 else 6.5},
         cbar_kws={"label": quantity},
@@ -159,3 +162,134 @@ def interval_plot(
     handles, labels = ax.get_legend_handles_labels()
     ax.figure.legend(handles, labels, loc="outside lower center", ncols=min(n, 4))
     return look.set_title(ax, title)
+
+
+@style()
+def rank_curves(
+    values: Effects,
+    null: Effects,
+    bar: Sequence[float],
+    names: Sequence[str],
+    title: str = "How many features pass the bar",
+) -> Figure:
+    """Sizes of effects from the largest on, a panel for each checkpoint, beside those of a null.
+
+    The titles of the panels say how many features pass.
+
+    Args:
+        values: [checkpoints, latents] effects.
+        null: [checkpoints, directions] effects of random directions.
+        bar: for each checkpoint, the size above which an effect counts (`null_threshold`).
+        names: labels of the checkpoints.
+        title: the finding.
+
+    Raises:
+        ValueError: a shape does not fit the names.
+    """
+    values = look.as_matrix(values, names)
+    null = look.as_matrix(null, names)
+    size = (1.0 + 2.3 * len(names), 2.7)
+    fig, axes = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False)
+    colors = look.checkpoint_colors(names)
+    for c, (ax, name) in enumerate(zip(axes[0], names, strict=True)):
+        for what, color, label in (
+            (null, "0.6", "random directions"),
+            (values, colors[name], "features"),
+        ):
+            sizes = np.sort(np.abs(what[c]))[::-1]
+            sizes = sizes[sizes > 0]
+            ax.plot(np.arange(1, len(sizes) + 1), sizes, color=color, label=label)
+        ax.axhline(bar[c], color="0.3", lw=0.9, ls=":", label="the bar")
+        ax.set(xscale="log", yscale="log", xlabel="rank")
+        ax.set_title(f"{name}: {(np.abs(values[c]) > bar[c]).sum()} pass")
+    axes[0, 0].set_ylim(bottom=min(bar) / 20)
+    axes[0, 0].set_ylabel("size of the effect (logits)")
+    axes[0, -1].legend(loc="lower left", handlelength=1.5)
+    fig.suptitle(title, fontsize=9.5, fontweight="bold", x=0.01, ha="left")
+    return fig
+
+
+@style()
+def share_scatter(
+    across: Sequence[float],
+    up: Sequence[float],
+    features: Sequence[int],
+    kinds: Sequence[str],
+    marked: Collection[int] = (),
+    quantities: tuple[str, str] = ("RelDec", "RelIE"),
+    ax: Axes | None = None,
+    title: str = "Where it is written, and where it matters",
+) -> Axes:
+    """Two shares of each feature against each other; on the diagonal they agree.
+
+    Args:
+        across, up: [features] shares from 0 to 1.
+        features: their numbers.
+        kinds: label of each (`factorial_of`), which is its colour.
+        marked: features that get a ring and their number.
+        quantities: names of the two axes.
+        ax: where to draw; None: a new figure.
+        title: the finding.
+    """
+    ax = look.new_axes(ax, 5.6, 3.4)
+    across = np.asarray(across)
+    up = np.asarray(up)
+    kinds = np.asarray(kinds)
+    ax.axline((0, 0), slope=1, color=look.GREY, lw=0.8, ls=":")
+    for kind, color in look.LABEL_COLORS.items():
+        here = kinds == kind
+        if here.any():
+            ax.scatter(across[here], up[here], 26, color=color, label=kind, lw=0)
+    for x, y, feature in zip(across, up, features, strict=True):
+        if feature in marked:
+            ax.scatter(x, y, 60, facecolors="none", edgecolors="black", lw=0.9)
+            place = {"textcoords": "offset points", "fontsize": 8, "va": "center"}
+            ax.annotate(f"#{feature}", (x, y), (7, 0), **place)
+    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel=quantities[0], ylabel=quantities[1])
+    look.side_legend(ax)
+    return look.set_title(ax, title)
+
+
+@style()
+def label_bars(shares: Mapping[str, pd.DataFrame], faint: float = 0.1) -> Figure:
+    """Through features of which label an effect goes: a bar a checkpoint, a panel a task.
+
+    Above a bar stands the whole effect. The title of a panel says how much goes through features of
+    the neighbour and of the subject at the last checkpoint.
+
+    Args:
+        shares: task -> what `shares_of_effect` returns.
+        faint: bars of less than this part of the task's largest effect are pale: they share out
+            next to nothing.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    needed = ["checkpoint", "strength", *(f"through_{kind}" for kind in look.LABEL_COLORS)]
+    fig, axes = plt.subplots(
+        1, len(shares), figsize=(0.6 + 3.6 * len(shares), 3.2), sharey=True, squeeze=False
+    )
+    for ax, (task, table) in zip(axes[0], shares.items(), strict=True):
+        look.require_columns(table, *needed)
+        table = table.reset_index(drop=True)
+        pale = table["strength"] < faint * table["strength"].max()
+        start = np.zeros(len(table))
+        for kind, color in look.LABEL_COLORS.items():
+            part = table[f"through_{kind}"].fillna(0).to_numpy()
+            drawn = ax.bar(range(len(table)), part, 0.7, start, color=color, label=kind)
+            start = start + part
+            for patch, is_pale in zip(drawn, pale, strict=True):
+                patch.set_alpha(0.35 if is_pale else 1)
+        for at, total in enumerate(table["strength"]):
+            ax.annotate(f"{total:.2g}", (at, 1.02), ha="center", va="bottom", fontsize=8)
+        look.checkpoint_ticks(ax, list(table["checkpoint"]))
+        last = table.iloc[-1]
+        parts = [last["through_attractor"], last["through_subject"]]
+        told = "nothing to share"
+        if not np.isnan(parts).any():
+            told = f"{parts[0]:.0%} through the neighbour's, {parts[1]:.0%} through the subject's"
+        look.set_title(ax, f"{task}, {last['checkpoint']}: {told}")
+    axes[0, 0].set(ylim=(0, 1.12), ylabel="share of the effect\n(above: logits in all)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return fig
