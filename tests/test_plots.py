@@ -1,5 +1,7 @@
 """Figures: what they draw, what they refuse, and that they leave matplotlib as it was."""
 
+from types import SimpleNamespace
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -209,7 +211,7 @@ def test_bars_of_labels_are_pale_where_there_is_next_to_nothing():
     fig = plots.label_bars({"pp": table, "gender": table.assign(through_subject=np.nan)})
     ax, other = fig.axes
     assert " ".join(ax.get_title(loc="left").split()) == (
-        "pp, step3000: 10% through the neighbour's, 70% through the subject's"
+        "pp, step3000: neighbour 10%, subject 70%"
     )
     assert "nothing to share" in other.get_title(loc="left")
     subject, attractor = ax.containers[:2]
@@ -228,19 +230,29 @@ def test_wrong_shapes_and_features_are_refused_with_what_to_do():
         plots.feature_heatmap(ie, [40], names_of(3))
 
 
-def test_a_figure_is_shown_with_its_findings_and_its_text(monkeypatch):
+def test_a_figure_is_shown_with_its_findings_and_its_text(monkeypatch, capsys):
     shown = []
+    shell = SimpleNamespace(
+        display_formatter=SimpleNamespace(
+            format=lambda figure: ({"image/png": figure, "text/plain": "<Figure>"}, {})
+        )
+    )
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
     monkeypatch.setattr(
-        "IPython.display.display", lambda figure, metadata: shown.append((figure, metadata))
+        "IPython.display.display", lambda data, metadata, raw: shown.append((data, metadata))
     )
     with plots.style():
-        figure, (left, _) = plt.subplots(1, 2)
+        figure, (left, right) = plt.subplots(1, 2)
         figure.suptitle("Both")
         plots.set_title(left, "A rather long finding that takes more than one line of its axes")
+    right.set_title("Right", loc="center")
     plots.show("A line chart.")
-    (given, metadata), *rest = shown
-    text = "Both. A rather long finding that takes more than one line of its axes. A line chart."
-    assert given is figure and not rest and metadata == {"image/png": {"alt": text}}
-    assert not plt.get_fignums()
+    long = "A rather long finding that takes more than one line of its axes"
+    text = f"Both. {long}. Right. A line chart."
+    expected = ({"image/png": figure, "text/plain": text}, {"image/png": {"alt": text}})
+    assert shown == [expected] and not plt.get_fignums()
     with pytest.raises(ValueError, match="Say in a sentence what the figure shows"):
         plots.show(" ", figure)
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)
+    plots.show("A line chart.", figure)
+    assert capsys.readouterr().out == f"{text}\n"

@@ -98,8 +98,9 @@ def new_axes(ax: Axes | None, width: float = 4.6, height: float = 3.1) -> Axes:
 def show(alt: str, figure: Figure | None = None) -> None:
     """Display a figure with its text for those who do not see it, and close it.
 
-    Its titles come first, so that the finding is there as well. The text is kept with the picture
-    ("alt" of image/png), where nbconvert and screen readers look for it.
+    Its titles come first, so that the finding is there as well. The text is kept with the picture:
+    as "alt" of image/png, where IPython keeps it (and nbconvert's classic template finds it), and
+    as text/plain, which is shown where pictures are not.
 
     Args:
         alt: what is drawn: the kind of figure, its axes, what each line stands for.
@@ -108,6 +109,7 @@ def show(alt: str, figure: Figure | None = None) -> None:
     Raises:
         ValueError: no text.
     """
+    from IPython import get_ipython
     from IPython.display import display
 
     if not alt.strip():
@@ -118,7 +120,12 @@ def show(alt: str, figure: Figure | None = None) -> None:
         titles += [ax.get_title(loc=where) for where in ("left", "center")]
     titles = [" ".join(title.split()) for title in titles if title]
     text = ". ".join([*titles, alt.strip()])
-    display(figure, metadata={"image/png": {"alt": text}})
+    shell = get_ipython()
+    if shell is None:  # a script has no place for pictures
+        print(text)
+    else:
+        data, _ = shell.display_formatter.format(figure)
+        display(data | {"text/plain": text}, metadata={"image/png": {"alt": text}}, raw=True)
     plt.close(figure)
 
 
