@@ -66,7 +66,7 @@ def test_errors():
     ):
         use_profile(namespace, "04")
     namespace["profile"] = "tiny"
-    with pytest.raises(ValueError, match="Parameter n_pairs=300: too many"):
+    with pytest.raises(ValueError, match="Parameter n_pairs=128: too many"):
         use_profile(namespace, "04", n_pairs=lambda n: "too many")
 
 

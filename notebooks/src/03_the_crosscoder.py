@@ -7,12 +7,11 @@
 # 17 of the early model and feature 17 of the late one are the same feature, with a decoder for each.
 #
 # **You will learn**
-# - what goes in and what comes out, shape by shape, and to write it yourself in six lines;
-# - the loss, and why sparsity has a price;
-# - to train one, in seconds on a laptop;
-# - to say whether it is any good, with numbers that can be bad.
+# - what goes in and what comes out, shape by shape, and to write and train one yourself in a dozen lines;
+# - to say whether it is any good, next to something simpler, and what the part that it misses can do;
+# - where a feature is *written*, and how one setting of the training can make that up.
 #
-# **Time:** 20 minutes to read, about a minute to run. **You need:** notebooks 01 and 02.
+# **Time:** 30 minutes to read, about a minute to run. **You need:** notebooks 01 and 02.
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
@@ -21,6 +20,7 @@ revisions: list | None = None  # the checkpoints to compare; None: the suite's d
 layer: int | None = None  # the block whose output we read
 n_latents: int | None = None  # size of the dictionary
 k: int | None = None  # features kept a token, on average
+decoder_norm: float | None = None  # of each decoder vector before the first step
 steps: int | None = None  # optimiser steps
 batch_size: int | None = None  # tokens a step
 n_tokens: int | None = None  # tokens of training text
@@ -28,11 +28,16 @@ n_eval_tokens: int | None = None  # tokens of held-out text
 text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own
 training: dict | None = None  # further settings of TrainConfig, such as {"lr": 1e-3}
 train: bool = True  # False: load the crosscoder that is shipped with the suite
+penalty: float | None = None  # of a second crosscoder, for the last experiment; None: leave it out
+tasks: list | None = None  # to see what the features carry; None: a few of the suite's
+n_pairs: int = 160  # pairs a task
+pairs_path: str | None = None  # folder of published pairs; None: from where they are published
 seed: int = 0
 device: str = "auto"
 out: str | None = None  # where the crosscoder goes; None: runs/03 of the project
 
 # %%
+from itertools import islice
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -44,10 +49,7 @@ from IPython.display import HTML, display
 import ctt_helpers as ctt
 from ctt_helpers.notebook import plots, widgets
 
-ctt.use_profile(globals(), "03", steps=lambda n: None if n >= 20 else "take at least 20 steps")
-suite = ctt.load_suite(model)
-if suite.name == "tiny":
-    torch.set_num_threads(1)  # a second thread slows small models down
+suite = ctt.setup(globals(), "03", steps=lambda n: None if n >= 20 else "take at least 20 steps")
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
 print(f"{suite.name} at {', '.join(ckpts.labels)}, layer {ckpts.layer}")
 
@@ -67,220 +69,134 @@ if suite.name != "tiny":
 # %% [markdown]
 # ## What goes in
 # We read the same text with every checkpoint and stack what we find: `[tokens, checkpoints, d_model]`. One row is *one
-# token in one context*, seen by three states of the same model.
+# token in one context*, seen by several states of the same model. `ActivationStream` serves such rows in shuffled
+# batches, without end. The first token of each sequence is left out.
 #
-# `ActivationStream` serves such rows in shuffled batches, without end. The first token of each sequence is left out.
+# The checkpoints' vectors differ in length. We bring each to the same mean norm, the square root of `d_model`, so that no
+# checkpoint dominates. Those factors are the **scales** $s_c$.
 
 # %%
 text = suite.text(n_tokens, split="train", seed=seed, path=text_path)
 stream = ctt.ActivationStream(ckpts, text, batch_size=batch_size, seed=seed)
 x = next(stream.batches())
-x.shape
+scales = stream.scales().to(x.device)
+norm = x.norm(dim=-1).mean(0)
+print("x", tuple(x.shape))
+table = {"mean norm": norm.cpu(), "scale": scales.cpu(), "scaled": (norm * scales).cpu()}
+pd.DataFrame(table, index=ckpts.labels).round(2)
 
 # %% [markdown]
-# ### One scale each
-# The checkpoints' vectors differ in length. We bring each to the same mean norm, the square root of `d_model`, so that no
-# checkpoint dominates the loss. The factors $s_c$ are measured on the tokens that training sees.
-
-# %%
-scales = stream.scales()
-norm = x.norm(dim=-1).mean(0).cpu()
-pd.DataFrame(
-    {"mean norm": norm, "scale s": scales, "after scaling": norm * scales}, index=ckpts.labels
-).round(2)
-
-# %% [markdown]
-# ## The model in six lines
-# Let $\tilde x_c = s_c x_c$. The crosscoder reads all checkpoints into one code, and writes it back to each:
+# ## The model, and a loop to train it
+# Let $\tilde x_c = s_c x_c$. The crosscoder reads all checkpoints into one code $f$, and writes it back to each:
 #
 # $$f = \mathrm{ReLU}\Big(\sum_c \tilde x_c W_{enc}^c + b_{enc}\Big), \qquad \hat x_c = f\, W_{dec}^c + b_{dec}^c .$$
 #
-# **Question.** Look at $\tilde x$, $f$ and $\hat x$. Which one has no index $c$, and why is that the whole point?
+# **Question.** Of $\tilde x$, $f$ and $\hat x$, which has no index $c$? Why is that the whole point?
 #
-# It is $f$: one code for all checkpoints. That is why one feature can be followed from checkpoint to checkpoint. Now
-# write it down, and compare with the class.
+# It is $f$. One code for all checkpoints: that is why one feature can be followed from checkpoint to checkpoint.
+#
+# A dictionary larger than the space could copy its input and explain nothing. We want *few* active features. The
+# size of feature $i$ on a token is $f_i u_i$, where $u_i = \sum_c \lVert W_{dec,i}^c \rVert$ is the length of all
+# that it writes. **BatchTopK** keeps, in a batch of $B$ tokens, the $kB$ largest sizes and sets the rest to 0.
+#
+# That is all. Read the loop line by line before you run it: it is a crosscoder, from nothing.
+
+# %%
+draw = torch.Generator().manual_seed(seed)
+W_dec = torch.randn(n_latents, len(ckpts), ckpts.d_model, generator=draw).to(x.device)
+W_dec *= decoder_norm / W_dec.norm(dim=-1, keepdim=True)
+W_enc, b_enc = W_dec.permute(1, 2, 0).clone(), torch.zeros(n_latents, device=x.device)
+weights = [W_enc, b_enc, W_dec, torch.zeros_like(x[0])]  # the last one is b_dec
+adam = torch.optim.Adam([w.requires_grad_() for w in weights], lr=2e-3)
+
+for step, x in enumerate(islice(stream.batches(), 61)):
+    W_enc, b_enc, W_dec, b_dec = weights
+    target = x * scales[:, None]
+    f = torch.relu(torch.einsum("tcd,cdh->th", target, W_enc) + b_enc)  # encode
+    size = f * W_dec.norm(dim=-1).sum(1)  # BatchTopK: the k largest a token, on average
+    f = f * (size >= size.flatten().topk(k * len(x)).values[-1])
+    rebuilt = torch.einsum("th,hcd->tcd", f, W_dec) + b_dec  # decode
+    loss = (target - rebuilt).pow(2).sum((1, 2)).mean()
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+    if step % 20 == 0:
+        spread = (target - target.mean(0)).pow(2).sum((1, 2)).mean()
+        print(f"step {step:2}: {1 - loss.item() / spread.item():.3f} of the variance explained")
+
+# %% [markdown]
+# **Your turn.** Change one line and run it again: keep the $k$ largest of *each* token (`topk` along dimension 1), or
+# leave BatchTopK out and add `0.1 * size.sum(1).mean()` to the loss, the older **L1**. What happens to the
+# share explained? And what does L1 want from $u_i$?
+#
+# `ctt.train` does the same for longer, with four things that are worth having:
+#
+# - $k$ starts large and falls to its value over the first half of training;
+# - features that have gone silent get a small loss of their own (**AuxK**): they learn to rebuild what the others miss;
+# - the learning rate falls to 0 in the end;
+# - a **threshold** is learnt, the running mean of the smallest size that was kept. In training, a feature's fate depends
+#   on its batch. Afterwards whatever exceeds the threshold counts, and one token's code depends on that token alone.
+#
+# Are class and formula the same thing? We compare before the first step.
 
 # %%
 crosscoder = ctt.Crosscoder(
     n_checkpoints=len(ckpts),
     d_model=ckpts.d_model,
     n_latents=n_latents,
-    sparsity="batch_topk",
     k=k,
+    decoder_norm=decoder_norm,
+    scales=scales.cpu(),
     seed=seed,
 ).to(x.device)
-crosscoder.scales.copy_(scales)
-
-
-def by_hand(x):
-    scaled = x * crosscoder.scales[:, None]
-    pre = torch.einsum("tcd,cdh->th", scaled, crosscoder.W_enc) + crosscoder.b_enc
-    f = torch.relu(pre)  # the code: one for all checkpoints
-    rebuilt = torch.einsum("th,hcd->tcd", f, crosscoder.W_dec) + crosscoder.b_dec
-    return f, rebuilt / crosscoder.scales[:, None]
-
-
 with torch.no_grad():
-    f, rebuilt = by_hand(x)
+    target = x * scales[:, None]
+    f = torch.relu(torch.einsum("tcd,cdh->th", target, crosscoder.W_enc) + crosscoder.b_enc)
     crosscoder.eval()  # its threshold is still 0: nothing is cut off yet
-    assert torch.allclose(f, crosscoder.encode(x), atol=1e-4)
-    assert torch.allclose(rebuilt, crosscoder.decode(f), atol=1e-3)
-print("f", tuple(f.shape), "  rebuilt", tuple(rebuilt.shape))
-
-# %% [markdown]
-# ## The loss, and the price of sparsity
-# A dictionary larger than the space could copy its input and explain nothing. We want *few* active features per token.
-# There are two common ways.
-#
-# - **L1**: pay for each active feature, $\lambda \sum_i f_i u_i$, where $u_i = \sum_c \lVert W_{dec,i}^c \rVert$. Simple;
-#   but it also pays for making real features *smaller* (shrinkage).
-# - **BatchTopK**: in a batch of $B$ tokens keep the $kB$ largest $f_i u_i$, and set the rest to 0. No shrinkage; $k$ is
-#   what you get.
-#
-# We use BatchTopK with a light penalty of the L1 form. As in the paper, $k$ starts large and falls to its value (here over
-# the first half of training), and features that have gone silent get a small loss of their own (**AuxK**): they learn to
-# rebuild what the others leave out. What each of these is worth is measured in `benchmarks/README.md`.
-#
-# At training time a feature's fate depends on its batch. Afterwards we want one token's code to depend on that token
-# alone. So training keeps a **threshold**: the running mean of the smallest size that was kept.
-
-# %% [markdown]
-# ## First where the answer is known
-# A crosscoder always returns *some* features. Are they the right ones? In a language model nobody can say. So let us plant
-# them: 48 directions in 32 dimensions, three checkpoints, each direction active on 6 % of the tokens, and a little noise.
-# There is a task, too: it *reads* a direction with a certain gain. We know what is written, and what is read, and when.
-#
-# | kind | written | read |
-# |---|---|---|
-# | emerge | from a later checkpoint on | as long as it is written |
-# | persist | always | always |
-# | fade | until a checkpoint | as long as it is written |
-# | rotate | always, each time in another direction | always |
-# | scale | always, four times larger in the end | always, with the same effect |
-# | decodable | from a later checkpoint on | never |
-#
-# **Question.** 48 directions do not fit into 32 dimensions at right angles. How can they be told apart at all? And which
-# kind would you expect to be lost: think of *rotate*, which is a different direction each time.
+    assert torch.allclose(f, crosscoder.encode(x), atol=1e-3)
+    rebuilt = torch.einsum("th,hcd->tcd", f, crosscoder.W_dec) / scales[:, None]
+    assert torch.allclose(rebuilt, crosscoder.decode(f), rtol=1e-4, atol=1e-3)
 
 # %%
-from ctt_helpers.planted import plant, recovery
-
-planted = plant(n_checkpoints=3, d_model=32, seed=seed)
-planted_x, sizes = planted.sample(20_000, seed=seed)
-student = ctt.Crosscoder(3, 32, n_latents=96, k=4, seed=seed)
-before = recovery(student, planted)  # the control: its random directions
-ctt.train(
-    student,
-    ctt.TensorStream(planted_x.float(), seed=seed),
-    ctt.TrainConfig(steps=400),
-    device="cpu",
-)
-after = recovery(student, planted)
-after.groupby("kind", sort=False).agg(
-    features=("found", "size"), found=("found", "mean"), cosine=("cosine", "mean")
-)
-
-# %%
-with plots.style():
-    fig, ax = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
-    places = pd.factorize(after["kind"])[0] + np.random.default_rng(0).uniform(
-        -0.25, 0.25, len(after)
-    )
-    for found_by, color, label in ((before, "0.65", "untrained"), (after, "#0072B2", "trained")):
-        ax.scatter(places, found_by["cosine"], color=color, label=label, s=14)
-    ax.axhline(0.9, color="0.6", lw=1, ls=":")
-    ax.set_xticks(range(after["kind"].nunique()), after["kind"].unique())
-    ax.set(
-        ylabel="cosine with the closest latent", xlabel="kind of planted feature", ylim=(0, 1.03)
-    )
-    ax.set_title(
-        f"{after['found'].sum()} of {len(after)} planted features are found; untrained, "
-        f"{before['found'].sum()}"
-    )
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-
-# %% [markdown]
-# Few are active at a time, and that is enough. *Rotate* is not lost: the cosine is taken over all three checkpoints
-# together, and one latent has a decoder for each. (Harder worlds, with other settings and seeds, are in
-# `experiments`: there, some are lost.)
-#
-# ### What does the decoder norm say?
-# **RelDec** is the share of one checkpoint in a feature's decoder norms. Below, the last checkpoint against the first.
-#
-# **Question.** Before you look: for which kinds will "specific to the last checkpoint" (above 0.7) be *wrong*, if the
-# question is what the task uses?
-
-# %%
-ends = ctt.pairwise(ctt.rel_dec(student.decoder_norms()))[0, -1, after["latent"]]
-used = ctt.pairwise(ctt.rel_ie(planted.exact_effects(planted_x, sizes)))[0, -1]
-table = after.assign(reldec=ends, used=used)[after["found"]]
-table["called specific"], table["truly specific"] = table["reldec"] > 0.7, table["used"] > 0.7
-table.groupby("kind", sort=False)[
-    ["reldec", "used", "called specific", "truly specific"]
-].mean().round(2)
-
-# %% [markdown]
-# `used` is the same share of the planted effects (missing where there is none). RelDec tells *emerge*, *persist* and
-# *fade* apart. But a feature that is only written larger looks as if it had appeared, and so does one that nothing reads.
-# That is not a mistake of the crosscoder: norms cannot know what is used. Notebook 04 asks for effects, and 06 comes back
-# to these features to see where effects go wrong.
-#
-# ## Now on the real activations
-
-# %%
+config = ctt.TrainConfig(steps=steps, **training)
 if train:
-    result = ctt.train(
-        crosscoder,
-        stream,
-        ctt.TrainConfig(steps=steps, **training),
-        out=Path(out),
-        device=str(x.device),
-    )
-    history = result.history
-    folder = Path(out) / "crosscoder"
+    result = ctt.train(crosscoder, stream, config, out=Path(out), device=str(x.device))
+    folder, history = Path(out) / "crosscoder", result.history
 else:
-    folder = suite.crosscoder_folder
-    history = None
+    folder, history = suite.crosscoder_folder, None
 crosscoder = ctt.Crosscoder.load(folder).to(x.device)
-print(f"crosscoder from {folder}: {crosscoder}")
+print(crosscoder)
 
 # %%
 if history is not None:
-    last = history.iloc[-1]
+    shown = {"explained_variance": "variance explained", "l0": "active a token", "dead": "dead"}
     with plots.style():
-        fig, axes = plt.subplots(1, 3, figsize=(9, 2.6))
-        labels = {
-            "explained_variance": "share of variance explained",
-            "l0": "L0",
-            "dead": "dead latents",
-        }
-        for ax, (column, label) in zip(axes, labels.items(), strict=True):
+        fig, axes = plt.subplots(1, 3, figsize=(8, 2.4))
+        for ax, (column, label) in zip(axes, shown.items(), strict=True):
             ax.plot(history["tokens"] / 1e6, history[column])
-            ax.set(xlabel="million tokens trained on", ylabel=label)
-        axes[0].set_ylim(
-            max(0, history["explained_variance"].min()), 1
-        )  # the first steps may be far below zero
+            ax.set(xlabel="million tokens", ylabel=label)
+        axes[0].set_ylim(max(0.5, history["explained_variance"].min()), 1)
+        last = history.iloc[-1]
         fig.suptitle(
-            f"k falls, and some features fall silent; at the end {last['dead']:.0f} are dead"
+            f"With {last['l0']:.0f} features a token, {last['explained_variance']:.1%} is explained; "
+            f"{last['dead']:.0f} of {n_latents} are dead"
         )
+    plots.show("Three line charts over training: explained variance, active features, dead ones.")
 
 # %% [markdown]
-# Look at the third panel. When few features may be active, some fall silent. The small extra loss brings most of them
-# back.
-#
 # ## Is it any good?
-# Low loss is not the aim. We ask five things, on text it has not seen, with the threshold:
+# Low loss is not the aim. We ask four things, on text that it has not seen, with the threshold:
 #
 # | figure | asks | best |
 # |---|---|---|
 # | **L0** | how many features are active per token? | small |
 # | **explained variance** | how much of the stream is rebuilt, per checkpoint? | 1 |
-# | **CE recovered** | if the model goes on from the *rebuilt* stream, how much of its skill is left? (CE with zeros minus CE rebuilt, over CE with zeros minus CE clean) | 1 |
 # | **dead** | what share of features is never active? | 0 |
-# | **dCE** | the same skill in nats per token: what the splice costs | 0 |
+# | **CE recovered** | if the model goes on from the *rebuilt* stream, how much of its skill is left? | 1 |
 #
-# Explained variance can be high while the model is lost: the part left out may be the one that matters. That is why
-# cross-entropy (CE) is asked too.
+# CE is the cross-entropy, the model's mean surprise at the next token, and CE recovered is (CE with zeros − CE rebuilt) /
+# (CE with zeros − CE clean). Explained variance can be high while the model is lost, for the part left out may be the one
+# that matters.
 
 # %%
 held_out = suite.text(n_eval_tokens, split="validation", seed=seed + 1, path=text_path)
@@ -292,89 +208,84 @@ print(
 report.to_frame().round(3)
 
 # %% [markdown]
-# **Question.** CE recovered can come out a little *above* 1 at the early checkpoints: the model predicts *better* from the
+# **Question.** At an early checkpoint CE recovered can come out a little *above* 1: the model predicts better from the
 # rebuilt stream than from its own. How can a copy be better than the original? (Think of what the code was read from.
-# We come back to it at the end.)
-
-# %% [markdown]
-# ### Compared with what? Two baselines
-# A number needs a neighbour. **Untrained**: the crosscoder before its first step, with the same $k$. **PCA**: the best
-# that *fixed* directions can do, with as many numbers per token as our L0. If the crosscoder did not beat PCA, sparsity
-# would buy us nothing.
+# The answer is under *Limits*.)
+#
+# ### Compared with what?
+# A number needs a neighbour. **PCA** is the best that *fixed* directions can do: the same for every token, where the
+# crosscoder chooses anew. It gets as many numbers a token as our L0. A **joint** PCA reads all checkpoints end to end, as
+# the crosscoder does. A **separate** PCA has a checkpoint, and as many numbers, to itself.
+#
+# **Question.** Which of the three should win, if the stream is a sum of a few things out of many? And if it is not?
 
 # %%
-fresh = (
-    ctt.Crosscoder(len(ckpts), ckpts.d_model, n_latents, k=k, seed=seed, scales=scales)
-    .to(x.device)
-    .train()
-)
-fresh.b_dec.data = (x.mean(0) * fresh.scales[:, None]).detach()
-few = 25_600 // text.shape[1]  # sequences
-sample, probe = (
-    ctt.activations.stacked_activations(ckpts, t[:few])[:, 1:].flatten(0, 1)
+sequences = max(1, 25_600 // text.shape[1])
+seen, probe = (
+    ctt.activations.stacked_activations(ckpts, t[:sequences])[:, 1:].flatten(0, 1)
     for t in (text, held_out)
 )
-
-
-def explained(target, rebuilt):
-    return (
-        1 - (target - rebuilt).pow(2).sum((0, 2)) / (target - target.mean(0)).pow(2).sum((0, 2))
-    ).tolist()
-
-
-with torch.no_grad():
-    untrained = explained(probe, fresh(probe))
-
-# %%
-flat = (sample * scales.to(x.device)[:, None]).flatten(1)
-mean = flat.mean(0)
-_, _, directions = torch.linalg.svd(flat - mean, full_matrices=False)
-axes = directions[: max(1, round(report.l0))]
-scaled = (probe * scales.to(x.device)[:, None]).flatten(1)
-pca = explained(
-    scaled.view(probe.shape), ((scaled - mean) @ axes.T @ axes + mean).view(probe.shape)
-)
-table = pd.DataFrame(
-    {
-        "crosscoder": report.explained_variance,
-        f"PCA, {len(axes)} directions": pca,
-        "untrained": untrained,
-    },
-    index=ckpts.labels,
-)
-table.round(3)
+rank = max(1, round(report.l0))
+pca = ctt.pca_baseline(seen, probe, rank, scales)
+explained = {"crosscoder": report.explained_variance}
+explained |= {f"joint PCA, {rank}": pca["joint"], f"separate PCA, {rank}": pca["separate"]}
+explained = pd.DataFrame(explained, index=ckpts.labels)
+explained.round(3)
 
 # %%
 with plots.style():
-    fig, ax = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
-    (1 - table).plot.bar(ax=ax, rot=0, width=0.8, color=["#0072B2", "#8C6D00", "0.75"], logy=True)
-    better = ((1 - table.iloc[:, 1]) / (1 - table["crosscoder"])).mean()
-    ax.set(ylabel="variance left unexplained (log)", xlabel="checkpoint")
-    ax.set_title(f"The crosscoder leaves {better:.1f} times less unexplained than PCA")
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-
-# %% [markdown]
-# PCA is already good here: the sentences are simple, and the three streams are much alike. So the gain is real, and do not
-# expect wonders from it.
-
-# %% [markdown]
-# ## Dead features
-# Some features never fire on held-out text. They cost memory and explain nothing. We count them over more than a hundred
-# thousand tokens, and their ratios will be undefined, not 0.5.
-#
-# **Question.** Where might the living ones be? Look at how often each feature fires.
-
-# %%
-alive = report.frequency[report.frequency > 0]
-with plots.style():
-    fig, ax = plt.subplots(figsize=(5.2, 2.8), layout="constrained")
-    ax.hist(np.log10(alive), bins=40, color="0.35")
-    ax.set(xlabel="log10 of the share of tokens on which a feature is active", ylabel="features")
-    ax.set_title(
-        f"{len(alive)} features live; the median fires on {np.median(alive):.2%} of tokens"
+    fig, ax = plt.subplots(figsize=(5.6, 2.8))
+    (1 - explained).plot.bar(ax=ax, rot=0, width=0.8, color=["#0072B2", "0.45", "0.75"])
+    times = (1 - explained.iloc[:, 1]) / (1 - explained["crosscoder"])
+    ax.set(ylabel="variance left unexplained", xlabel="checkpoint")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    plots.set_title(
+        ax, f"A joint PCA leaves {times.min():.1f} to {times.max():.1f} times as much unexplained"
     )
+plots.show("Bar chart of the variance left unexplained at each checkpoint, for each of the three.")
 
 # %% [markdown]
+# On the embedded suite a PCA of its own does as well as the crosscoder at the first checkpoint: a young model has few
+# ideas, and a dozen directions nearly hold them. At the last one no dozen will do. An explained variance of .98 says
+# little at the one, and something at the other.
+#
+# ## What does the error carry?
+# The crosscoder splits each activation into what the features say and an **error**, what they miss:
+#
+# $$x_c = f\,W_{dec}^c + b_{dec}^c + e_c .$$
+#
+# From the next notebook on we switch features off and keep the error. So the error must not be able to do the task by
+# itself. Two tests, on tasks with a right and a wrong next word, where guessing gives 0.5:
+#
+# - **latents off**: all features to 0, the error stays. If accuracy survives, the dictionary missed what matters.
+# - **error off**: the features alone. If accuracy drops, they lack something.
+#
+# **Question.** Suppose 98.5 % of the variance is explained. Which accuracy do you expect from the other 1.5 %?
+
+# %%
+ours = ("agreement/simple", "agreement/pp", "gender/simple", "polarity/simple", "tense/simple")
+wanted = tasks or [t for t in ours if t in suite.task_names] or suite.task_names[:2]
+rows = {}
+for t in wanted:
+    pairs = suite.pairs(t, split="test", n=n_pairs, path=pairs_path)
+    no_latents = ctt.ablation_curve(crosscoder, ckpts, pairs, [], [0], keep_only=True)
+    no_error = ctt.ablation_curve(crosscoder, ckpts, pairs, [], [0], keep_error=False)
+    rows[t] = {}
+    for c, name in enumerate(ckpts.labels):
+        rows[t][name, "whole"] = no_error["accuracy_before"][c]
+        rows[t][name, "latents off"] = no_latents["accuracy_after"][c]
+        rows[t][name, "error off"] = no_error["accuracy_after"][c]
+carried = pd.DataFrame(rows).T
+print(
+    f"largest accuracy without latents: {carried.xs('latents off', axis=1, level=1).max().max():.2f}"
+)
+carried.round(2)
+
+# %% [markdown]
+# On the embedded suite the error alone guesses, and the features alone do what the model does. So effects of features will
+# say something about these tasks. It need not be so: a small error can hold a large part of a task. Look at this table
+# before you believe an effect.
+#
 # ## Reading a feature
 # What is a feature *about*? Start with the tokens on which it is most active. Here are three, drawn at random from those
 # that fire on between 0.5 % and 5 % of tokens. Darker means more active; hover for the number.
@@ -389,115 +300,121 @@ for feature in chosen:
 # %% [markdown]
 # ## Where is a feature written? RelDec
 # Each feature has one decoder vector per checkpoint. Its **norm** says how strongly the feature is written there. The
-# share of one checkpoint, $\mathrm{RelDec}_c = \lVert W_{dec}^c \rVert / \sum_j \lVert W_{dec}^j \rVert$, is a first
-# answer to "when does it exist?". It needs no task. It is taken in scaled space, or the loudest checkpoint would win.
+# share of one checkpoint,
+#
+# $$\mathrm{RelDec}_c = \frac{\lVert W_{dec}^c \rVert}{\sum_j \lVert W_{dec}^j \rVert},$$
+#
+# is a first answer to "when does it exist?", and needs no task. It is taken in scaled space, or the loudest checkpoint
+# would win. Where it is above 0.7 we call the feature **specific** to that checkpoint, as the paper does.
+#
+# **Question.** Between an early and a late checkpoint the model learns a great deal. How many of its features do you
+# expect to be specific?
 
 # %%
-ratios = ctt.rel_dec(crosscoder.decoder_norms(), dead=report.dead_mask)
+reldec = ctt.rel_dec(crosscoder.decoder_norms(), dead=report.dead_mask)
 with plots.style():
-    fig, ax = plt.subplots(figsize=(5.6, 3), layout="constrained")
+    fig, ax = plt.subplots(figsize=(5.6, 2.8))
     for row, (label, color) in zip(
-        ratios, plots.checkpoint_colors(ckpts.labels).items(), strict=True
+        reldec, plots.checkpoint_colors(ckpts.labels).items(), strict=True
     ):
-        ax.hist(
-            row[~np.isnan(row)],
-            bins=np.linspace(0, 1, 41),
-            histtype="step",
-            color=color,
-            label=label,
-            lw=1.6,
-        )
-    third = 1 / len(ckpts)
-    ax.axvline(third, color="0.6", lw=1, ls=":")
-    ax.set(xlabel="RelDec: share of the decoder norm", ylabel="features")
-    gone = float(np.mean(ratios[-1, ~report.dead_mask] < 0.025))
-    ax.set_title(
-        f"{gone:.0%} of the living features are hardly written any more at {ckpts.labels[-1]}"
-    )
-    ax.legend(title="checkpoint", frameon=False)
-
-# %%
-if len(ckpts) <= 3:
-    display(
-        ctt.classify(ratios, ckpts.labels)
-        .groupby(["label", "members"])
-        .size()
-        .rename("features")
-        .reset_index()
-    )
+        bins = np.linspace(0, 1, 41)
+        ax.hist(row[~np.isnan(row)], bins, histtype="step", color=color, label=label, lw=1.6)
+    for line in (1 / len(ckpts), 0.7):
+        ax.axvline(line, color="0.6", lw=1, ls=":")
+    ax.set(xlabel="RelDec (dotted: an equal share, and the bound of 0.7)", ylabel="features")
+    n_specific, n_alive = int((reldec > 0.7).sum()), int((~report.dead_mask).sum())
+    ax.set_title(f"{n_specific} of {n_alive} living features are specific by their norms")
+    ax.legend(title="checkpoint")
+plots.show("Histograms of RelDec, one for each checkpoint.")
 
 # %% [markdown]
 # A decoder norm tells where a feature is *written*. It does not tell whether anything *reads* it. For that we need its
-# effect on a task: the next notebook.
-
-# %% [markdown]
-# ## Where did the extra skill come from?
-# Back to the question above. The code is read from *all* checkpoints, so the early decoder is fed with what only the
-# later ones have worked out. We can test this: read the code once more, but replace the later checkpoints' activations
-# by what can be *guessed from the first one* (by linear regression, fitted on other text). Then the code has nothing to
-# borrow.
-
-# %%
-train_x, test_x = (ctt.activations.stacked_activations(ckpts, t[:few]) for t in (text, held_out))
-targets = held_out[:few, 2:].to(test_x.device)
-
-
-def with_one(x):
-    return torch.cat([x, torch.ones_like(x[..., :1])], -1)
-
-
-first, later = train_x[:, 1:, 0].flatten(0, 1), train_x[:, 1:, 1:].flatten(0, 1)
-guess = torch.linalg.lstsq(with_one(first), later.flatten(1)).solution
-inner = test_x[:, 1:]
-guessed = (with_one(inner[:, :, 0]) @ guess).view(inner[:, :, 1:].shape)
-reads = {
-    "all checkpoints": inner,
-    f"{ckpts.labels[0]} alone, the rest guessed": torch.cat([inner[:, :, :1], guessed], 2),
-}
-losses = {}
-with torch.no_grad():
-    streams = {"(the model's own stream)": inner[:, :, 0]}
-    streams |= {
-        label: crosscoder.decode(crosscoder.encode(read))[:, :, 0] for label, read in reads.items()
-    }
-    for label, stream_c in streams.items():
-        whole, total = torch.cat([test_x[:, :1, 0], stream_c], 1), 0.0
-        few_rows = len(whole) // 20 + 1  # at a time: whole vocabularies take room
-        for part, target in zip(whole.split(few_rows), targets.split(few_rows), strict=True):
-            logits = ctt.logits_above(ckpts[0], part)[:, 1:-1].flatten(0, 1).float()
-            total += float(
-                torch.nn.functional.cross_entropy(logits, target.flatten(), reduction="sum")
-            )
-        losses[label] = total / targets.numel()
-pd.Series(losses, name=f"loss of {ckpts.labels[0]} (nats a token)").rename_axis(
-    "code read from"
-).to_frame().round(3)
-
-# %% [markdown]
-# If the last row is close to the first, the extra skill was borrowed: the joint code told the early decoder things that
-# the early model did not know. Keep this in mind whenever a crosscoder looks *too* good at an early checkpoint.
-
-# %% [markdown]
-# ## For other tools: folding
-# Other people's code knows no scales. `folded()` moves them into the weights. The code and the reconstruction must not
-# change; we check. (RelDec and the threshold go on using the norms in scaled space.)
+# effect on a task: the next notebook. First, though: can we trust that count?
+#
+# ## An experiment: a setting that makes "specific" features
+# Dead features are a nuisance, and one remedy against them is a **decoder-norm penalty**: add $\lambda \sum_i f_i u_i$
+# to the loss (the L1 term again). It charges for everything that is written. We train the same crosscoder once more,
+# with it.
+#
+# **Question.** A feature is strong at one checkpoint and weak at two. What will it do to save on the penalty? And how
+# would you find out whether it is *really* absent from the two?
+#
+# We ask the activations (**latent scaling**, Minder et al.): how much of the feature's own direction is left at the
+# checkpoints to which it is said not to belong? The first of these that holds is its verdict: it is **written elsewhere**
+# after all; **shrinkage**, the error there still holds it, so the decoder is too short; **decoupled**, other features
+# write the same there; else it is **genuine**.
 
 # %%
-with torch.no_grad():
-    plain = crosscoder.folded()
-    assert torch.equal(plain.encode(x) > 0, crosscoder.encode(x) > 0)
-    assert torch.allclose(
-        plain.decode(plain.encode(x)), crosscoder.decode(crosscoder.encode(x)), atol=1e-3
+compared = {config.decoder_norm_penalty: crosscoder}
+if penalty and penalty not in compared:
+    settings = {**training, "decoder_norm_penalty": penalty}
+    again = ctt.Crosscoder(
+        len(ckpts), ckpts.d_model, n_latents, k=k, decoder_norm=decoder_norm, seed=seed
     )
+    ctt.train(again, stream, ctt.TrainConfig(steps=steps, **settings), device=str(x.device))
+    compared[penalty] = again
+else:
+    print("Left out here: with penalty=0.5, say, a second crosscoder would be trained.")
+rows, ratios, verdicts = {}, {}, ("written elsewhere", "shrinkage", "decoupled", "genuine")
+for weight, one in compared.items():
+    with torch.no_grad():
+        code = one.eval().encode(probe)
+        missed = (probe - one.decode(code)).pow(2).sum((0, 2))
+        part = missed / (probe - probe.mean(0)).pow(2).sum((0, 2))
+    silent = (code > 0).sum(0).cpu() == 0
+    ratios[weight] = ctt.rel_dec(one.decoder_norms(), dead=silent)
+    scaling = ctt.latent_scaling(one, probe.split(4096))
+    found = ctt.artefacts(ratios[weight], scaling, ckpts.labels)
+    rows[weight] = {"explained": 1 - float(part.mean()), "dead": float(silent.double().mean())}
+    rows[weight] |= {"specific": len(found)} | {v: (found["verdict"] == v).sum() for v in verdicts}
+counts = pd.DataFrame(rows).T.rename_axis("penalty")
+counts.astype({v: int for v in ("specific", *verdicts)}).round(3)
+
+# %%
+with plots.style():
+    fig, ax = plt.subplots(figsize=(5.6, 2.6))
+    for (weight, values), color in zip(ratios.items(), ("#0072B2", "#D55E00"), strict=False):
+        largest = values.max(0)
+        largest = largest[~np.isnan(largest)]
+        bins = np.linspace(0.3, 1, 36)
+        ax.hist(largest, bins, histtype="step", lw=1.6, color=color, label=f"penalty {weight:g}")
+    ax.axvline(0.7, color="0.6", lw=1, ls=":")
+    ax.set(xlabel="largest RelDec of a feature (dotted: specific above 0.7)", ylabel="features")
+    ax.legend()
+    numbers = " and ".join(f"{row.specific:.0f} (penalty {w:g})" for w, row in counts.iterrows())
+    ax.set_title(f"Specific features: {numbers}")
+plots.show("Histogram of each living feature's largest RelDec, with the penalty and without.")
+
+# %% [markdown]
+# Same model, same text, same seed, hardly another explained variance, and hardly fewer dead. But on the embedded suite
+# about ten times as many features are "specific" with the penalty, and most of these are *decoupled* or *shrinkage*:
+# what they stand for is at the other checkpoints too, written by another feature or left to the error. It saves to write
+# a feature only where it is strong. **The penalty made them; the training of the language model did not.** Whoever
+# counts specific features by their norms counts this choice as well.
+#
+# So this course trains without it, as the paper does, and few features are specific by their norms. Living features come
+# from elsewhere: longer decoder vectors at the start (`decoder_norm`), and AuxK. (`experiments`, table *penalty*, has
+# this over sizes, $k$ and seeds.)
+
+# %%
 report.save(Path(out) / "report.json")
+with torch.no_grad():  # for tools that know no scales: they move into the weights
+    assert torch.equal(crosscoder.folded().encode(x) > 0, crosscoder.encode(x) > 0)
 print(f"written: {out}")
 
 # %% [markdown]
 # ## Limits
 # - A feature is what this dictionary, this sparsity and this seed make of the stream. Another seed gives other features;
-#   some come back, some do not.
-# - BatchTopK with a fixed $k$ gives a hard sentence as few features as an easy one, on average over the batch.
+#   notebook 06 counts which of them come back.
+# - The code is read from *all* checkpoints. So the early decoder is fed with what a late model has worked out: that is
+#   how a copy can be better than the original. 04 checks for its own features whether this matters.
 # - High explained variance does not mean that features are meaningful.
+#
+# ## What to remember
+# 1. **A crosscoder is a dozen lines**: encode all checkpoints into one sparse code, decode it to each, compare.
+# 2. **A number needs a neighbour.** Beside explained variance put PCA of the same rank; beside ablation, what the error
+#    can do alone.
+# 3. **A decoder norm is a choice of the training, too.** One penalty, and features look specific that are not.
 #
 # ## Next
 # **04 · RelIE and RelDec**: what each feature does for a task, at each checkpoint. · To read more: *Sparse Crosscoders

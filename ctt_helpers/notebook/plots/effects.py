@@ -287,7 +287,7 @@ def label_bars(shares: Mapping[str, pd.DataFrame], faint: float = 0.1) -> Figure
         parts = [last["through_attractor"], last["through_subject"]]
         told = "nothing to share"
         if not np.isnan(parts).any():
-            told = f"{parts[0]:.0%} through the neighbour's, {parts[1]:.0%} through the subject's"
+            told = f"neighbour {parts[0]:.0%}, subject {parts[1]:.0%}"
         look.set_title(ax, f"{task}, {last['checkpoint']}: {told}")
     axes[0, 0].set(ylim=(0, 1.12), ylabel="share of the effect\n(above: logits in all)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
