@@ -209,8 +209,8 @@ half = in_cells.assign(task=in_cells["task"] + in_cells["congruent"].map({True: 
 half = half.groupby(["task", "revision"], as_index=False)["accuracy"].mean()
 whole = curve[~curve["task"].isin(crossed) & (curve["cell"] == "all")]
 in_halves = ctt.suggest_triplet(pd.concat([whole[list(half)], half]), sim)
-runner_up = choice.table.iloc[1][["first", "middle", "last"]].tolist()
-picked = {"the rule says": choice.revisions, "the runner-up": runner_up}
+best = choice.table[["first", "middle", "last"]].head(2).to_numpy().tolist()
+picked = dict(zip(("the rule says", "the runner-up"), best, strict=False))
 picked |= {"if each half counts as a task": in_halves.revisions, "default": suite.default_triplet}
 pd.DataFrame(picked, index=["first", "middle", "last"]).T
 
