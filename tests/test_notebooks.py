@@ -46,7 +46,7 @@ SMALL = {
     "05": {"n_pairs": 30, "task": "agreement/nested_pp", "top_k": 3, "n_random": 2, "seed": 1},
     "06": {"n_pairs": 24, "n_draws": 100, "task": "agreement/subj_rel", "n_features": 4, "seed": 1},
     "08": {
-        "revisions": ["step64", "step256", "step512", "step1000", "step3000"],
+        "revisions": ["step192", "step320", "step600", "step1400", "step3000"],
         "n_latents": 96,
         "k": 8,
         "steps": 40,
@@ -55,6 +55,8 @@ SMALL = {
         "n_pairs": 24,
         "n_draws": 100,
         "n_features": 5,
+        "task": "agreement/subj_rel",
+        "other_task": "agreement/simple",  # nothing is crossed there
         "tasks": ["agreement/simple", "agreement/obj_rel"],
         "seed": 1,
     },

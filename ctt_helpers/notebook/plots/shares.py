@@ -77,7 +77,11 @@ def share_curves(
             ax.fill_between(at, low, high, color=color, alpha=0.25, lw=0)
             if truth:
                 ax.plot(at, drawn_shares(truth[task])[name], "--", color=color, lw=1.2)
-        ax.set(ylabel="share of the effect", ylim=(-0.03, 1.03))
+        ax.set(ylabel="share of the effect", ylim=(-0.03, 1.03), xlim=(-0.4, len(names) - 0.6))
+        too_little = int(shares["subject"].notna().to_numpy().argmax())
+        if too_little > 2:  # say why there is nothing, where there is room
+            words = f"less than {LEAST:.0%} of its largest effect"
+            ax.text((too_little - 1) / 2, 0.5, words, color=look.GREY, ha="center", fontsize=8)
         look.set_title(ax, f"{task}: {who_leads(table)}")
     look.checkpoint_ticks(ax, names)
     if truth:
