@@ -20,11 +20,12 @@ from ctt_helpers.effects import readout_of, touched
 from ctt_helpers.metrics import PER_LATENT, rank_correlation
 from ctt_helpers.pairs import twins
 from ctt_helpers.uncertainty import resample
-from experiments.context import INACTIVE, Context
+from experiments.context import Context
 
 ESTIMATORS = ("ablation", "atp", "ig_near", "ig", "shapley")
 N_PAIRS = 96  # of each split
 PERMUTATIONS = 4  # orders for each pair, of Shapley values
+RELEVANT = 0.01  # of all |IE| by at least one estimator: then a latent is compared
 N_GROUPS = 60  # random groups of each size
 N_FEW = 5  # latents of the small ones
 SIZES = (1, 2, 5, 10, 20, 50)  # of the groups that a ranking puts first
@@ -58,11 +59,11 @@ TABLES = {
     "targets": (
         "One row for each task, target and estimator: rank correlation of estimated effects "
         f"({N_PAIRS} pairs, find half) with those of the target (as many pairs), at each "
-        f"checkpoint and on average. {_TARGETS}. items: latents that "
-        f"have {INACTIVE:g} of all |IE| by at least one estimator, or groups of them. - {BASE}: by "
-        f"how much the mean differs from that of {BASE}. reliability: share of the target's "
-        f"variance over latents that is not due to the drawing of orders. {_INTERVALS}. {ALL}: the "
-        "mean over tasks, the same latents drawn on each."
+        f"checkpoint and on average. {_TARGETS}. items: latents that have {RELEVANT:.0%} of all "
+        f"|IE| by at least one estimator, or groups of them. - {BASE}: by how much the mean "
+        f"differs from that of {BASE}. reliability: share of the target's variance over latents "
+        f"that is not due to the drawing of orders. {_INTERVALS}. {ALL}: the mean over tasks, the "
+        "same latents drawn on each."
     ),
     "targets_shares": (
         "One row for each task, target and predictor: rank correlation of the predicted share of a "
@@ -76,10 +77,10 @@ TABLES = {
         "together, on far. m=...: mean |change of the logit difference| over pairs, ranked by "
         "|IE|; area: mean over m. signed area: half the sum of what the difference loses without "
         "the first m helpers (largest IE) and gains without the first m that hurt (smallest). of "
-        f"best: part of the largest area of an estimator. {WRITTEN}: ranked by activation times "
-        f"decoder norm where the answer is read; {RANDOM}: mean of {N_RANDOM} orders of the same "
-        f"latents. low, high: 95 %, bootstrap over sentences. {ALL}: the mean over tasks and "
-        "checkpoints."
+        f"best: both as parts of the largest area of an estimator. {WRITTEN}: ranked by activation "
+        f"times decoder norm where the answer is read; {RANDOM}: mean of {N_RANDOM} orders. All "
+        "rank the latents that are active on the find half. low, high: 95 %, bootstrap over "
+        f"sentences. {ALL}: the mean over tasks and checkpoints."
     ),
     "targets_cost": (
         "One row for each way to spend passes (find half), mean over tasks and checkpoints: "
@@ -120,6 +121,7 @@ class Sight:
         truth: target -> effects of latents on other sentences.
         clusters: target -> [pairs] of these sentences, the same number where drawn together.
         latents: [kept] which latents are compared.
+        active: [active] which latents are active on the find half; these are ranked.
         removal: of groups of latents, on far.
         groups: target -> groups of latents.
         changes: target -> [checkpoints, pairs, groups] effects of removing these on far.
@@ -133,6 +135,7 @@ class Sight:
     truth: dict[str, ctt.Effects]
     clusters: dict[str, Int[np.ndarray, " pairs"]]
     latents: Int[np.ndarray, " kept"]
+    active: Int[np.ndarray, " active"]
     removal: "Removal"
     groups: dict[str, list[Int[np.ndarray, " members"]]]
     changes: dict[str, Float[np.ndarray, "checkpoints pairs groups"]]
@@ -196,6 +199,7 @@ def look(
         truth=truth,
         clusters=clusters,
         latents=latents,
+        active=np.flatnonzero((found[BASE].mean != 0).any(0)),
         removal=removal,
         groups=groups,
         changes=changes,
@@ -211,7 +215,7 @@ def compared(
     And that have an effect on the sentences of every target.
     """
     sums = [np.abs(effects.mean).sum(0) for effects in found]
-    matters = np.any([each >= INACTIVE * each.sum() for each in sums], axis=0)
+    matters = np.any([each >= RELEVANT * each.sum() for each in sums], axis=0)
     there = np.all([(effects.mean != 0).any(0) for effects in truth], axis=0)
     return np.flatnonzero(matters & there)
 
@@ -485,9 +489,9 @@ def with_interval(title: str, value: float, draws: Float[np.ndarray, " draws"]) 
 
 def rankings(sight: Sight, rng: np.random.Generator) -> dict[str, list[Int[np.ndarray, " kept"]]]:
     """Name -> an order of the latents at each checkpoint, the first to be removed first."""
-    latents = sight.latents
+    latents = sight.active
 
-    def order(scores: PER_LATENT) -> list[Int[np.ndarray, " kept"]]:
+    def order(scores: PER_LATENT) -> list[Int[np.ndarray, " active"]]:
         return [latents[np.argsort(-each[latents], kind="stable")] for each in scores]
 
     orders = {}
@@ -506,7 +510,7 @@ def top_groups(sights: Sequence[Sight], context: Context) -> pd.DataFrame:
     rows, areas, signed_areas = [], [], []
     names = [*ESTIMATORS, WRITTEN, RANDOM]
     for sight in sights:
-        sizes = [size for size in SIZES if size <= len(sight.latents)]
+        sizes = [size for size in SIZES if size <= len(sight.active)]
         orders = rankings(sight, np.random.default_rng(context.seed))
         clusters = sight.clusters[SINGLE]
         for c, checkpoint in enumerate(context.names):
@@ -523,8 +527,9 @@ def top_groups(sights: Sequence[Sight], context: Context) -> pd.DataFrame:
             both = [change(name + HELP) - change(name + HURT) for name in ESTIMATORS]
             area = drawn_with_point(moved.mean(1), clusters, context)
             signed = drawn_with_point(np.mean(both, 1) / 2, clusters, context)
-            areas.append(part_of_best(area))
-            signed_areas.append(part_of_best(signed))
+            best = area[:, : len(ESTIMATORS)].max(1, keepdims=True)
+            areas.append(area / best)
+            signed_areas.append(signed / best)
             for r, name in enumerate(names):
                 row = {"task": sight.task, "checkpoint": checkpoint, "ranking": name}
                 means = zip(sizes, moved[r].mean(1), strict=True)
@@ -553,13 +558,6 @@ def drawn_with_point(
     """The mean over pairs, and below it the means over pairs drawn anew."""
     draws = resample(values.T[None], context.n_draws, context.seed, clusters)[:, 0]
     return np.vstack([values.mean(1), draws])
-
-
-def part_of_best(
-    areas: Float[np.ndarray, "draws+1 rankings"],
-) -> Float[np.ndarray, "draws+1 rankings"]:
-    """Each area over the largest of an estimator, in every draw."""
-    return areas / areas[:, : len(ESTIMATORS)].max(1, keepdims=True)
 
 
 # ---- what it costs
