@@ -36,7 +36,10 @@ TABLES = {
         "latents, seed (of text, order and initial weights). alive: share of latents active on "
         f"{EVAL_TOKENS:,} held-out tokens. RelDec: latents specific to a checkpoint (ratio above "
         f"{SPECIFIC}), to each and to any; of these, by latent scaling, shrinkage (the activations "
-        "hold the latent elsewhere, too, and the decoder was made too short there) and its share. "
+        "hold the latent elsewhere, too, and the decoder was made too short there) and its share, "
+        "and the other verdicts of `ctt.artefacts`: written elsewhere (it is no exclusive latent), "
+        "decoupled (others write the same there, as they do for most directions of a dictionary: "
+        "see the part scaling), genuine. "
         f"RelIE (task with an attractor, find half, {N_PAIRS} pairs, exact ablation): latents "
         "active there; specific to each and to any; shared by two or more; share of all |IE| that "
         "the specific ones have."
@@ -201,6 +204,7 @@ class Measured:
         shrinkage = self.verdicts["shrinkage"]
         some = self.verdicts.total()
         row |= {"shrinkage": shrinkage, "share": shrinkage / some if some else np.nan}
+        row |= {what: self.verdicts[what] for what in ("written elsewhere", "decoupled", "genuine")}
         row["RelIE: active"] = int((self.rel_ie != "inactive").sum())
         row |= _specific("RelIE", self.rel_ie, names)
         row["RelIE: shared"] = sum(word.startswith("shared") for word in self.rel_ie)
