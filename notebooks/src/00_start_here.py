@@ -186,6 +186,9 @@ active.round(1)
 # **Question.** Think of a feature that is active on plural nouns, wherever they stand. Switch it off in a model that
 # follows the neighbour. In which cells does the model lose by it, and in which does it *gain*? And in one that follows the
 # subject?
+#
+# Under each checkpoint the figure says what the effect there is about, its **label**, by the same formula: *subject*,
+# *attractor*, *both* (it compares the two), *mixed* (the two add), or *none* (no more than random directions do).
 
 # %%
 shown = ctt.indirect_effects(dictionary, ckpts, far, "ablation")
@@ -243,8 +246,9 @@ for i in features:
 
 # %% [markdown]
 # ## How much of this will last?
-# - The two curves need no dictionary: nothing about the crosscoder can change them. The features can. With another seed,
-#   #7 is another feature. Do features *like* these come back, and in another model? Notebook **06** trains some and counts.
+# - The two curves need no dictionary: nothing about the crosscoder can change them. The features can. With another seed, #7
+#   is another feature. **Try it:** train with `seed=1` in notebook 03, give this notebook the folder as `crosscoder`, and see
+#   whether the same rule finds features of the same three kinds. Notebook **06** does it with more seeds and other models.
 # - Three features are not the model. **04** and **08** add up all of them. And this is a small model of a small language:
 #   it shows a method and a kind of story, no facts about large models.
 #

@@ -48,8 +48,7 @@ if suite.name != "tiny":  # what it takes on this machine, before anything large
 
 # %% [markdown]
 # ## The tasks
-# Each task is a set of minimal pairs, named *phenomenon/structure* on the embedded suite. It has five phenomena, five things
-# to keep track of:
+# Each is a set of minimal pairs, named *phenomenon/structure*. The embedded suite has five phenomena, things to keep track of:
 #
 # | phenomenon | what decides | example |
 # |---|---|---|
@@ -246,9 +245,7 @@ files.write_json(folder / "triplet.json", picked | told)
 # | a relational noun between | 0.24 | 0.87 |
 # | a relative clause between | 0.17 | 0.68 |
 #
-# The same order of events. And then? EleutherAI has published BLiMP accuracies of eight sizes of Pythia.
-#
-# **Question.** The largest has about 170 times the parameters of the smallest. Where will that show most: early or late,
+# The same order of events. And then? EleutherAI has published BLiMP accuracies of eight sizes of Pythia. **Question.** The largest has about 170 times the parameters of the smallest. Where will that show most: early or late,
 # on plain sentences or across a distractor? And can a model get *worse* with more training?
 
 # %%
@@ -265,8 +262,6 @@ at = real[real["billions"].isin([6, 27, 300])]
 table = at.pivot_table("accuracy", "size", ["kind", "billions"], sort=False)[list(kinds.values())]
 clause = table["relative clause between"]
 worse = (clause[300] < clause[27] - 0.03).sum()
-
-# %%
 with plots.style():
     fig, axes = plt.subplots(1, 3, figsize=(8.6, 2.6), sharey=True)
     for ax, name in zip(axes, kinds.values(), strict=True):
