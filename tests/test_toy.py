@@ -553,7 +553,7 @@ def tells_the_story(curves: pd.DataFrame) -> None:
 
 @pytest.mark.slow
 def test_the_default_triplet_is_the_one_that_is_suggested():
-    """On all tasks, in halves; and the rule does not hang on one task alone."""
+    """On all tasks, whole; and its first checkpoint is the bottom of the dip."""
     import ctt_helpers as ctt
 
     suite = ctt.load_suite("tiny")
