@@ -44,7 +44,15 @@ SMALL = {
     },
     "04": {"n_pairs": 24, "task": "agreement/subj_rel", "method": "atp", "n_features": 5},
     "05": {"n_pairs": 30, "task": "agreement/nested_pp", "top_k": 3, "n_random": 2, "seed": 1},
-    "06": {"n_pairs": 24, "n_draws": 100, "task": "agreement/subj_rel", "n_features": 4, "seed": 1},
+    "06": {
+        "n_pairs": 24,
+        "n_draws": 100,
+        "task": "agreement/subj_rel",
+        "n_features": 4,
+        "steps": 20,
+        "n_tokens": 20_000,
+        "seed": 1,
+    },
     "08": {
         "revisions": ["step192", "step320", "step600", "step1400", "step3000"],
         "n_latents": 96,
