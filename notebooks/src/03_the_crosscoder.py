@@ -113,8 +113,8 @@ for step, x in enumerate(islice(stream.batches(), 61)):
     W_enc, b_enc, W_dec, b_dec = weights
     target = x * scales[:, None]
     f = torch.relu(torch.einsum("tcd,cdh->th", target, W_enc) + b_enc)  # encode
-    size = f * W_dec.norm(dim=-1).sum(1)  # BatchTopK: the k largest a token, on average
-    f = f * (size >= size.flatten().topk(k * len(x)).values[-1])
+    sizes = f * W_dec.norm(dim=-1).sum(1)  # BatchTopK: the k largest a token, on average
+    f = f * (sizes >= sizes.flatten().topk(k * len(x)).values[-1])
     rebuilt = torch.einsum("th,hcd->tcd", f, W_dec) + b_dec  # decode
     loss = (target - rebuilt).pow(2).sum((1, 2)).mean()
     adam.zero_grad()
@@ -126,7 +126,7 @@ for step, x in enumerate(islice(stream.batches(), 61)):
 
 # %% [markdown]
 # **Your turn.** Change one line and run it again: keep the $k$ largest of *each* token (`topk` along dimension 1), or
-# leave BatchTopK out and add `0.1 * size.sum(1).mean()` to the loss, the older **L1**. What happens to the
+# leave BatchTopK out and add `0.1 * sizes.sum(1).mean()` to the loss, the older **L1**. What happens to the
 # share explained? And what does L1 want from $u_i$?
 #
 # `ctt.train` does the same for longer, with four things that are worth having:
@@ -140,15 +140,9 @@ for step, x in enumerate(islice(stream.batches(), 61)):
 # Are class and formula the same thing? We compare before the first step.
 
 # %%
-crosscoder = ctt.Crosscoder(
-    n_checkpoints=len(ckpts),
-    d_model=ckpts.d_model,
-    n_latents=n_latents,
-    k=k,
-    decoder_norm=decoder_norm,
-    scales=scales.cpu(),
-    seed=seed,
-).to(x.device)
+size = {"n_checkpoints": len(ckpts), "d_model": ckpts.d_model, "n_latents": n_latents, "k": k}
+start = {"decoder_norm": decoder_norm, "seed": seed}
+crosscoder = ctt.Crosscoder(**size, **start, scales=scales.cpu()).to(x.device)
 with torch.no_grad():
     target = x * scales[:, None]
     f = torch.relu(torch.einsum("tcd,cdh->th", target, crosscoder.W_enc) + crosscoder.b_enc)
@@ -348,9 +342,7 @@ plots.show("Histograms of RelDec, one for each checkpoint.")
 compared = {config.decoder_norm_penalty: crosscoder}
 if penalty and penalty not in compared:
     settings = {**training, "decoder_norm_penalty": penalty}
-    again = ctt.Crosscoder(
-        len(ckpts), ckpts.d_model, n_latents, k=k, decoder_norm=decoder_norm, seed=seed
-    )
+    again = ctt.Crosscoder(**size, **start)
     ctt.train(again, stream, ctt.TrainConfig(steps=steps, **settings), device=str(x.device))
     compared[penalty] = again
 else:
