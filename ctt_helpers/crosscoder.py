@@ -39,7 +39,8 @@ class Crosscoder(nn.Module):
         k: latents kept for a token on average, "batch_topk" only.
         seed: of the initial weights.
         decoder_norm: norm of each initial decoder vector; W_enc starts as its transpose. The paper
-            takes 0.08.
+            takes 0.08; a larger one leaves fewer latents dead. Take a smaller one for dozens of
+            checkpoints, whose vectors are long together.
         scales: [n_checkpoints] s_c; None: all 1, until `train` sets them from its stream.
         source: what it was trained on: suite, revisions, layer, fingerprints ...
 

@@ -24,7 +24,8 @@ def trained(request):
     """Planted features at n checkpoints, and a crosscoder trained on them."""
     n = request.param
     planted = plant(n, 40, COUNTS, density=0.2, noise=0.01, hurts=0.0, seed=n)
-    crosscoder = ctt.Crosscoder(n, 40, n_latents=10, k=2)
+    # with 32 of them, vectors of the default norm would be too long together to begin with
+    crosscoder = ctt.Crosscoder(n, 40, n_latents=10, k=2, decoder_norm=0.1)
     stream = ctt.TensorStream(planted.sample(6000)[0].float(), batch_size=256)
     ctt.train(crosscoder, stream, ctt.TrainConfig(steps=300, lr=4e-3), device="cpu")
     return n, planted, crosscoder
