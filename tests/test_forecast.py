@@ -81,7 +81,7 @@ def estimate_cell(root, number: str, ckpts, **given) -> Forecast:
 
 
 @pytest.mark.parametrize("model", ["pythia-160m", "pythia-410m"])
-@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "08"])
+@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "08", "09"])
 def test_the_colab_profile_fits_a_t4(root, number, model, monkeypatch):
     monkeypatch.setattr(forecast, "measure_speeds", t4_speeds)
     for module in (forecast, checkpoints):

@@ -68,6 +68,7 @@ SMALL = {
         "tasks": ["agreement/simple", "agreement/obj_rel"],
         "seed": 1,
     },
+    "09": {"n_pairs": 24, "n_tokens": 12_000, "task": "agreement/subj_rel", "n_features": 4},
 }
 
 
@@ -143,7 +144,7 @@ def test_at_full_size(notebook, tmp_path):
 
 
 @pytest.mark.long  # beside the other runs with parameters, here and in test_real_path
-@pytest.mark.parametrize("name", ["00", "01", "02", "04", "08"])
+@pytest.mark.parametrize("name", ["00", "01", "02", "04", "08", "09"])
 def test_at_a_small_size_with_other_parameters(name, tmp_path):
     check_small(name, tmp_path)
 

@@ -89,7 +89,7 @@ def use_profile(namespace: dict[str, Any], notebook: str, **checks: Check) -> di
     Args:
         namespace: the notebook's `globals()`, in the cell after the parameters cell, with a
             parameter `profile`.
-        notebook: its number, "00" to "08".
+        notebook: its number, "00" to "09".
         **checks: as for `check_parameters`; they see the values in force.
 
     Returns:
