@@ -226,7 +226,7 @@ for at, kind in looks.items():
         for cell in cells:
             value = -per_pair[names.index(at), far.cells == cell, i]
             error = ctt.effects.clustered_stderr(value, words[far.cells == cell])
-            row[cell] = f"{value.mean():+.2f} ± {1.96 * error:.2f}"
+            row[cell] = f"{round(value.mean(), 2) + 0:+.2f} ± {1.96 * error:.2f}"  # no "-0.00"
 pd.DataFrame(rows).T
 
 # %% [markdown]
@@ -243,7 +243,7 @@ pd.DataFrame(rows).T
 sizes = [size for size in (1, 2, 5, 10, 20, 50) if size <= dictionary.n_latents]
 ranked = order[:, : sizes[-1]].tolist()
 parts = {"congruent": far.congruent, "incongruent": ~far.congruent} if has_cells else {}
-parts = parts or {"": np.ones(len(far), bool)}
+parts = parts or {"all": np.ones(len(far), bool)}
 with plots.style():
     fig, axes = plt.subplots(1, len(names), figsize=(8, 3), sharey=True)
     for part, inside in parts.items():
@@ -267,7 +267,7 @@ with plots.style():
     fig.supxlabel("features removed (dashed: added up one by one; dotted: all latents off)", size=9)
     first, last = -here["effect"].iloc[[0, -1]]
     told = f"{first:+.1f} for the first, {last:+.1f} for {sizes[-1]} together, {-added[-1]:+.1f} added up"
-    fig.suptitle(f"{name}, {part or 'all'} pairs: {told}", fontweight="bold", fontsize=9.5)
+    fig.suptitle(f"{name}, {part} pairs: {told}", fontweight="bold", fontsize=9.5)
 plots.show(
     "A panel a checkpoint: change of the lead over the number of features removed, together (solid, "
     "with error bars) and added up one by one (dashed)."
@@ -342,7 +342,7 @@ for (at, kind), (part, inside) in [(a, b) for a in looks.items() for b in parts.
     ways[f"the other {kind}'s" if has_cells else "another pair's"] = (far, swap)
     for way, (pairs, given) in ways.items():
         done = ctt.ablate(dictionary, ckpts, pairs, groups[kind], **given).iloc[names.index(at)]
-        told = f"{-done['effect']:+.1f} ± {1.96 * done['effect_stderr']:.1f}"
+        told = f"{round(-done['effect'], 1) + 0:+.1f} ± {1.96 * done['effect_stderr']:.1f}"
         told += f", accuracy {done['accuracy_after']:.2f}"
         rows.append({"at": at, "set to": f"{kind}: {way}", "part": part, "told": told})
 pd.DataFrame(rows).pivot_table("told", ["at", "set to"], "part", "first", sort=False)

@@ -315,9 +315,9 @@ if other is not None:
     stars, rows = np.argsort(-size.max(0))[:n_features], {}
     for i in stars:
         c, j = int(size[:, i].argmax()), match["match"][i]
-        rows[f"#{i}"] = row = {"at": names[c], "IE": f"{real.mean[c, i]:+.2f}"}
-        row |= {"most alike": f"#{j}", "how": f"{match['similarity'][i]:.2f}"}
-        row |= {"mutual": "yes" if mutual[i] else "no", "its IE": f"{new.mean[c, j]:+.2f}"}
+        ie, its = (value.round(2) + 0 for value in (real.mean[c, i], new.mean[c, j]))
+        rows[f"#{i}"] = row = {"at": names[c], "IE": ie, "most alike": f"#{j}"}
+        row |= {"how": match["similarity"][i].round(2), "mutual": mutual[i], "its IE": its}
         if has_cells:
             row |= {"label": old_label[c, i], "its label": new_label[c, j]}
     display(pd.DataFrame(rows).T)

@@ -144,13 +144,16 @@ for c, checkpoint in enumerate(ckpts):
         order[c, k] = ctt.rank_correlation(there[exact[c] != 0], exact[c][exact[c] != 0])
 with plots.style():
     fig, axes = plt.subplots(1, 2, figsize=(8, 3))
-    for ax, values, what in zip(axes, (m, order), ("m (below 0: right)", "rank"), strict=True):
+    for ax, values, what in zip(
+        axes, (m, order), ("m (below 0: right)", "rank correlation with ablation"), strict=True
+    ):
         for name, line in zip(names, values, strict=True):
             ax.plot(points, line, color=colors[name], label=name)
         ax.axhline(0, color="0.6", lw=0.8)
         ax.set(xlabel="a: share of features and error taken away", ylabel=what)
-    axes[0].legend()
-    plots.set_title(axes[0], f"{names[-1]}: m goes from {m[-1, 0]:.1f} to {m[-1, -1]:.1f}")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
+    moved = m[-1].round(1) + 0
+    plots.set_title(axes[0], f"{names[-1]}: m goes from {moved[0]} to {moved[-1]}")
     half, end = order[-1, len(points) // 2], order[-1, -1]
     told = (
         f"the order agrees by {order[-1, 0]:.2f} at a = 0, {half:.2f} halfway, {end:.2f} at the end"
