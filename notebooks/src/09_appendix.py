@@ -49,7 +49,7 @@ dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder)
 
 # %% tags=["estimate"]
 if suite.name != "tiny":  # what it takes on this machine, before anything is downloaded
-    todo = {"ablation": 6 * n_pairs, "atp": 20 * 60, "ig": 30 * len(suite.task_names)}
+    todo = {"ablation": 6 * n_pairs, "atp": 20 * 60, "ig": 16 * 4}  # four tasks
     given = {"tokens": 2 * n_tokens, "n_latents": dictionary.n_latents, "k": dictionary.k or 64}
     print(ctt.estimate(ckpts, pairs=todo, **given))
 
