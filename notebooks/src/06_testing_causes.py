@@ -93,8 +93,8 @@ plots.show(
 # So the first rule: **an effect counts only above the dotted line**. (It rises with training: a grown model has larger
 # logits, and any push moves them more.)
 #
-# **Labels swapped.** In half of the groups of sentences, chosen at random, right and wrong change places. Now there is no
-# task: what helps one half hurts the other. Only the sign of a pair's effect turns, so no run is needed.
+# **Labels swapped.** In half of the groups of sentences, right and wrong change places. Now there is no task: what helps
+# one half hurts the other. Only the sign of a pair's effect turns, so no run is needed.
 #
 # **Question.** RelIE is a ratio of sizes. How many features will look *specific* to a checkpoint (RelIE > 0.7) where there
 # is no task at all? A few, half as many, more?
@@ -113,8 +113,8 @@ def counted(effects):
     ratio = ctt.rel_ie(effects.mean(1), inactive_below=1e-3)
     label = ctt.decide(effects, twins, null=limit, names=names)["label"]
     counts = {"active": ~np.isnan(ratio[0]), "RelIE > 0.7": (ratio > 0.7).any(0)}
-    counts |= {"of these, decided": label.isin(["specific", "peak"])}
-    counts |= {"any class, decided": ~label.isin(["inactive", "undecided"])}
+    counts["of these, decided"] = label.isin(["specific", "peak"])
+    counts["any class, decided"] = ~label.isin(["inactive", "undecided"])
     return {what: which.sum() for what, which in counts.items()}
 
 
@@ -331,11 +331,11 @@ if other is not None:
 seeds = table_of("seeds_classes")
 if len(seeds):
     columns = ["partner", "their share of |IE|", "same class", "low", "high", "by chance"]
-    display(seeds.groupby(["compared with", "task", "ratio"], sort=False)[columns].mean().round(2))
+    seeds = seeds[seeds["task"] == task].set_index(["compared with", "ratio"])
+    display(seeds[columns].round(2))
 Path(out).mkdir(parents=True, exist_ok=True)
-scores.to_csv(Path(out) / "exams.csv")
-decided.to_csv(Path(out) / "decided.csv")
-print(f"written: {out}")
+for name, table in {"exams": scores, "decided": decided}.items():
+    table.to_csv(Path(out) / f"{name}.csv")
 
 # %% [markdown]
 # ## What to remember
