@@ -39,7 +39,7 @@ def rel_ie(
         ie: [checkpoints, latents] indirect effects, signed or not; a numpy array or a tensor.
         inactive_below: a latent whose summed |IE| is below this share of the sum over all latents
             is inactive. This is judged before the correction, so that both ratios are about the
-            same latents. The default was set on planted features (notebook 06; 96 latents): it
+            same latents. The default was set on planted features (`experiments`; 96 latents): it
             loses none with an effect, and lets through a third of those that nothing reads; 3e-3
             lets through 8 % and loses 1 %. A share of the total means less in a larger dictionary.
         total: [checkpoints] what each checkpoint does in all, above 0, in the units of `ie`:
