@@ -23,7 +23,7 @@ from ctt_helpers.effects import Effects, _drawn_partners, clustered_stderr
 from ctt_helpers.sources import checkpoints
 from ctt_helpers.sources.published import data_folder
 
-TINY_PP = data_folder("tiny") / "pairs" / "pp.jsonl"
+TINY_PP = data_folder("tiny") / "pairs" / "agreement_pp.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -786,7 +786,7 @@ def test_half_precision_keeps_classes_and_work(lifted, dtype):
     suite, crosscoder = lifted
     found = {}
     for name in ("float32", dtype):
-        ckpts = suite.checkpoints(layer=2, device="cpu", dtype=name)
+        ckpts = suite.checkpoints(layer=1, device="cpu", dtype=name)
         pairs = suite.pairs("file", path=TINY_PP, split="find", n=60)
         assert ctt.logit_differences(ckpts[2], pairs).dtype == torch.float32
         with warnings.catch_warnings():
@@ -808,7 +808,7 @@ def test_half_precision_keeps_classes_and_work(lifted, dtype):
 @pytest.mark.slow
 def test_what_bfloat16_cannot_resolve_is_told(lifted):
     suite, crosscoder = lifted
-    ckpts = suite.checkpoints(layer=2, device="cpu", dtype="bfloat16")
+    ckpts = suite.checkpoints(layer=1, device="cpu", dtype="bfloat16")
     pairs = suite.pairs("file", path=TINY_PP, split="find", n=20)
     with pytest.warns(UserWarning, match=r"bfloat16 resolves the metric to .* at step3000"):
         ctt.indirect_effects(crosscoder, ckpts, pairs, "ig", tol=1e-4)
@@ -843,7 +843,7 @@ def test_each_checkpoint_is_loaded_twice_where_they_do_not_fit_together(
     loaded.clear()
     table = ctt.ablate(crosscoder, apart, pairs, [1, 2], batch_size=2)
     assert len(loaded) <= 2 * 3
-    assert table.equals(ctt.ablate(crosscoder, together, pairs, [1, 2]))
+    pd.testing.assert_frame_equal(table, ctt.ablate(crosscoder, together, pairs, [1, 2]))
 
 
 def test_pairs_without_a_prefix_have_no_effects(setting):

@@ -112,7 +112,7 @@ KINDS = {
     "config": (embedded_copy, "config.json", use_suite),
     "tokenizer": (embedded_copy, "tokenizer.json", use_suite),
     "tokenizer config": (embedded_copy, "tokenizer_config.json", use_suite),
-    "pairs": (embedded_copy, "pairs/simple.jsonl", use_suite),
+    "pairs": (embedded_copy, "pairs/agreement_simple.jsonl", use_suite),
     "checksums": (embedded_copy, "SHA256SUMS", use_suite),
 }  # fmt: skip
 

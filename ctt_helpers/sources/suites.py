@@ -175,9 +175,12 @@ class Suite:
         except ImportError:
             raise
         except Exception as error:  # whatever transformers and the readers of the formats raise
+            # a reader looks at several of them, and seldom says which one it was
+            files = ", ".join(sorted(path.name for path in folder.glob("*.json")))
             raise ValueError(
                 f"The {what} in {folder} cannot be read ({type(error).__name__}: "
-                f"{first_line(error)}) It may be cut short or damaged: fetch it again."
+                f"{first_line(error)}) One of its files ({files}) may be cut short or damaged: "
+                "fetch it again."
             ) from error
 
     def describe(self) -> pd.DataFrame:
