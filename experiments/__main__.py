@@ -14,6 +14,7 @@ from experiments import (
     ablations,
     baselines,
     dictionary,
+    factorial,
     leak,
     nulls,
     planted,
@@ -27,6 +28,7 @@ TITLE = "Results of the experiments"
 PARTS = {
     "dictionary": dictionary,
     "baselines": baselines,
+    "factorial": factorial,
     "leak": leak,
     "planted": planted,
     "targets": targets,

@@ -70,6 +70,13 @@ TABLES = {
         "similarity of its mutual best match (empty: it has none), the rank of that in the same "
         "story, and its effects."
     ),
+    "seeds_switch": (
+        "One row for each crosscoder: the latent that helps most where something distracts, beyond "
+        "what it does where nothing does, at the last checkpoint (switch; chosen on the find "
+        "half), its effects in both, and similarity of the first one's best match, where that is "
+        "the switch itself. Then accuracy on far at the last checkpoint, in each cell, as it is "
+        "and without this latent alone; and at the checkpoint that does worst, as it is."
+    ),
 }
 
 
@@ -81,6 +88,7 @@ def run(context: Context) -> dict[str, pd.DataFrame]:
         "seeds_claims": claims(cells),
         "seeds_classes": classes(cells),
         "seeds_stars": stars(cells),
+        "seeds_switch": switches(cells),
     }
 
 
@@ -444,3 +452,39 @@ def about(cell: Cell, task: str, latent: int) -> list[str]:
     if len(pairs.levels) < 2:
         return [""] * len(cell.context.names)
     return ctt.factorial_of(cell.effects[task], pairs, features=[latent]).label[:, 0].tolist()
+
+
+# ---- one latent that decides between subject and neighbour
+
+
+def switches(cells: Sequence[Cell]) -> pd.DataFrame:
+    """Is the model back in the dip without one latent, in every crosscoder?"""
+    first, rows = cells[0], []
+    hard = first.context.tasks[1]
+    distracts = where_it_distracts(first.context.pairs(hard, "find", CLASS_PAIRS))
+    if distracts.all():  # nothing is crossed with the subject
+        return pd.DataFrame(columns=["model", "crosscoder", "switch"])
+    own = []
+    for cell in cells:
+        with_it = over(cell.effects[hard], distracts)[-1]
+        without = over(cell.effects[hard], ~distracts)[-1]
+        switch = int((with_it - without).argmax())
+        own.append(switch)
+        row = {"model": cell.model, "crosscoder": cell.crosscoder, "switch": switch}
+        row |= {"IE where it distracts": with_it[switch], "IE elsewhere": without[switch]}
+        match = match_features(activation_similarity(first.codes, cell.codes))
+        partner = match.set_index("feature").loc[own[0]]
+        is_switch = bool(partner["mutual"]) and int(partner["match"]) == switch
+        row["similarity of the first's"] = partner["similarity"] if is_switch else np.nan
+        context = cell.context
+        pairs = context.far(hard)
+        for name in dict.fromkeys(pairs.cells):
+            some = pairs[pairs.cells == name]
+            table = ctt.ablate(context.crosscoder, context.ckpts, some, [switch])
+            row[f"{name}"] = table["accuracy_before"].iloc[-1]
+            row[f"{name}, without"] = table["accuracy_after"].iloc[-1]
+            row[f"{name}, {context.names[context.middle]}"] = table["accuracy_before"].iloc[
+                context.middle
+            ]
+        rows.append(row)
+    return pd.DataFrame(rows)

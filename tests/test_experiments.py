@@ -375,6 +375,14 @@ def test_a_reordered_dictionary_has_the_same_classes_and_stars(context, monkeypa
     np.testing.assert_allclose(told["similarity of the first's"], 1, atol=1e-4)
     first = told[(told["story"] == "helps most at the end")]
     assert first["IE step3000"].nunique() <= 3 and np.ptp(first["IE step3000"]) < 1e-4
+    switch = seeds.switches(cells)
+    assert (switch["similarity of the first's"] > 0.99).all()
+    for cell in ("sg-sg", "sg-pl", "pl-sg", "pl-pl"):
+        assert switch[f"{cell}, without"].nunique() == switch[cell].nunique() == 1
+    # without this latent alone, the model is back where the nearest noun decides
+    assert (switch[["sg-pl", "pl-sg"]] > 0.9).all(axis=None)
+    assert (switch[["sg-pl, without", "pl-sg, without"]] < 0.5).all(axis=None)
+    assert (switch[["sg-sg, without", "pl-pl, without"]] > 0.9).all(axis=None)
     dip = seeds.dip([replace(cells[0], context=replace(context, n_pairs=16))])
     assert dip["checkpoint"].tolist() == context.suite.revisions
     assert {"sg-sg", "sg-pl", "pl-sg", "pl-pl", "plain"} <= set(dip)
