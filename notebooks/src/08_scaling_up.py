@@ -224,8 +224,7 @@ if triplet is not None:
 
 
 # %%
-def read(effects, rows=slice(None)):
-    """Of each feature at each checkpoint: its strength, what it is about, its class by strength."""
+def read(effects, rows=slice(None)):  # its strength, what it is about, its class by strength
     strength, about = np.abs(effects.mean), np.where(effects.mean > 0, "helps", "hurts")
     if task in told:
         each = ctt.factorial_of(effects, pairs, n_draws=n_draws)
@@ -240,9 +239,9 @@ def compare(other, stream, theirs):
     """Each star of the triplet beside its best match in another crosscoder; how many keep what."""
     with torch.no_grad():
         alike = ctt.activation_similarity(triplet.encode(x[:, at]), other.encode(stream))[stars]
-    c, j = peak[stars], alike.argmax(1)
-    table = pd.DataFrame({"feature": stars, "at": np.array(three.labels)[c], "match": j})
-    table["fires alike"] = alike.max(1).round(2)
+    c, j, near = peak[stars], alike.argmax(1), alike.max(1).round(2)
+    about = {"feature": stars, "at": np.array(three.labels)[c], "match": j, "fires alike": near}
+    table = pd.DataFrame(about)
     for what in mine:
         table[what], table[f"{what} there"] = mine[what][c, stars], theirs[what][c, j]
     same = {f"same {what}": table[what] == table[f"{what} there"] for what in ("about", "class")}
@@ -252,15 +251,15 @@ def compare(other, stream, theirs):
 if triplet is not None:
     mine = read(own)
     peak, most = mine["strength"].argmax(0), mine["strength"].max(0)
-    strong = [i for i in np.argsort(-most) if most[i] >= 0.1]
-    about = pd.Series(mine["about"][peak, range(len(peak))])[strong]
+    about = pd.Series(mine["about"][peak, range(len(peak))])[np.argsort(-most)]
+    about = about[most[about.index] >= 0.1]
     stars = np.sort(about.groupby(about).head(4).index.to_numpy(int))
     matches, among = compare(many, x, read(effects, at))
     _, luck = compare(control, x[:, at], read(again))
-    kept = pd.DataFrame({f"among {len(names)} checkpoints": among, "another seed": luck}).T
-    kept.insert(0, "features", len(stars))
-    display(kept, matches.round(2))
+    rows = {f"among {len(names)} checkpoints": among, "another seed": luck}
+    kept = pd.DataFrame(rows).T.assign(features=len(stars))
     kept.to_csv(Path(out) / "against_the_triplet.csv")
+    display(kept, matches.round(2))
 
 # %% [markdown]
 # Read the first table from row to row: what another seed loses as well is not lost to the number of checkpoints. On the
@@ -312,8 +311,8 @@ if len(languages) > 1:
     print(f"{len(both)} features count in all {len(languages)} languages; in one alone:")
     print({a: len(sets[a].difference(*(sets[b] for b in languages if b != a))) for a in languages})
 else:
-    print("Left out here: languages, for `tasks` names none. With a multilingual model, 'bloom-1b1',")
-    print("and tasks=['clams/en/prep_anim', 'clams/fr/prep_anim'] the table would show what they share.")
+    print("Left out here: languages, for `tasks` names none. With a multilingual model (bloom-1b1)")
+    print("and tasks=['clams/en/prep_anim', 'clams/fr/prep_anim'] the table is about languages.")
 
 # %% [markdown]
 # On the embedded suite the two agreement tasks share most, and tense across a relative clause shares much with both: these
