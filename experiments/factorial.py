@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 import ctt_helpers as ctt
 from ctt_helpers.factorial import FACTORS, LABELS, Factorial
-from experiments.context import Context, short
+from experiments.context import Context
 
 # of the embedded suite: what is asked of behaviour; of another suite, the tasks that were asked for
 TASKS = (
@@ -140,7 +140,7 @@ def by_behaviour(context: Context, tasks: Sequence[str]) -> tuple[pd.DataFrame, 
         cells += accuracy_by_cell(differences, pairs, ckpts.labels, task, split)
         if split == "far":
             table = own_shares(context, differences, pairs, ckpts.labels)
-            behaviour.append(table.assign(task=short(task)))
+            behaviour.append(table.assign(task=task))
     table = pd.concat(behaviour, ignore_index=True)
     shares = [f"{name}_share" for name in FACTORS]
     columns = ["task", "checkpoint", *_with_ends(FACTORS), *_with_ends(shares)]
@@ -162,7 +162,7 @@ def accuracy_by_cell(
     rows = []
     for cell in sorted(set(pairs.cells)):
         inside = torch.from_numpy(pairs.cells == cell)
-        row = {"task": short(task), "split": split, "cell": cell}
+        row = {"task": task, "split": split, "cell": cell}
         row["congruent"] = "yes" if pairs.congruent[inside.numpy()].all() else "no"
         row["pairs"] = int(inside.sum())
         rows.append(row | dict(zip(names, right[:, inside].mean(1).tolist(), strict=True)))
@@ -225,7 +225,7 @@ def shares(
     """On the far split, beside the model's own behaviour there."""
     far = context.far(about["task"], N_FAR)
     draws = {"n_draws": context.n_draws, "seed": context.seed}
-    about = {**about, "task": short(about["task"]), "split": "far"}
+    about = about | {"split": "far"}
     rows = share_rows(context, ctt.factorial_of(effects, far, **draws), label, about)
     own = torch.stack([ctt.logit_differences(model, far) for model in ckpts])[..., None]
     own = ctt.factorial_of(own, far, kind="effects", names=ckpts.labels, **draws)
@@ -252,7 +252,7 @@ def labelled(context: Context, task: str, null: ctt.Effects | None) -> Factorial
 
 def many_checkpoints(context: Context, behaviour: pd.DataFrame, task: str) -> ctt.Checkpoints:
     """From the first one on at which the model does something about the task."""
-    own = behaviour[behaviour["task"] == short(task)]
+    own = behaviour[behaviour["task"] == task]
     strength = np.sqrt((own[list(FACTORS)] ** 2).sum(axis=1))
     first = int((strength >= BEGINS * strength.max()).to_numpy().argmax())
     revisions = own["checkpoint"].tolist()[first:]
@@ -289,7 +289,7 @@ def many_shares(
     null = ctt.indirect_effects(random, ckpts, pairs, "atp")
     draws = {"n_draws": context.n_draws, "seed": context.seed}
     found = ctt.factorial_of(effects, pairs, null=null, **draws)
-    about = {"task": short(task), "split": "find", "crosscoder": f"{MANY}, seed {seed}"}
+    about = {"task": task, "split": "find", "crosscoder": f"{MANY}, seed {seed}"}
     rows = share_rows(context, found, found.label, about)
     if seed == SEEDS[0]:
         far = far_effects(context, crosscoder, task, ckpts)
@@ -319,7 +319,7 @@ def labels(
         one = ctt.factorial_of(here, pairs, null=limit, **draws)
         two = ctt.factorial_of(there, far, null=far_limit, **draws)
         rows += [
-            {"task": short(task), "checkpoint": name, "directions": kind, **counted(one, two, c)}
+            {"task": task, "checkpoint": name, "directions": kind, **counted(one, two, c)}
             for c, name in enumerate(one.names)
         ]
     return pd.DataFrame(rows)
