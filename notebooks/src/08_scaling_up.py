@@ -9,8 +9,8 @@
 # - what remains of a triplet's features among many checkpoints;
 # - to run other architectures and languages with the code you know, and to count the cost before you pay.
 #
-# **Time:** 45 minutes, about a minute and a half of it computing. **You need:** notebooks 02 to 05. Cells marked **[hub]**
-# need a model or data from the hub; without it they say what they would show, and the rest runs.
+# **Time:** 45 minutes, a minute and a half of it computing. **You need:** notebooks 02 to 05. What needs a model or data
+# from the hub says so, and the rest runs without.
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
@@ -67,10 +67,8 @@ if suite.name != "tiny":  # what it takes on this machine, before anything is do
 
 # %% [markdown]
 # # Part 1 · One dictionary for the whole run
-# Nothing in the crosscoder asks for three. It has an encoder and a decoder for each checkpoint, and *one* code. So the
-# lines are those of notebook 03; only `ckpts` is longer.
-#
-# **Question.** The code stays as small as before, $k$ features a token. What will that do to the explained variance?
+# Nothing in the crosscoder asks for three: it has an encoder and a decoder for each checkpoint, and *one* code. Only `ckpts`
+# is longer. **Question.** The code stays as small as before, $k$ features a token. What of the explained variance?
 
 # %%
 config = ctt.TrainConfig(steps=steps, **training)
@@ -89,10 +87,10 @@ with torch.no_grad():
     rest = (flat - flat @ best @ best.T).view_as(x) / size
     left[f"joint PCA, rank {k}"] = rest.square().sum((0, 2))
 print(f"{(f > 0).sum(1).float().mean():.1f} features a token; explained variance, held out:")
-pd.DataFrame({name: (1 - each / spread).cpu() for name, each in left.items()}, names).T.round(3)
+pd.DataFrame({name: (1 - each / spread).cpu() for name, each in left.items()}, names).round(3)
 
 # %% [markdown]
-# A little less than a triplet's crosscoder explains (notebook 03): the same $k$ features must do for more checkpoints.
+# Less than a triplet's crosscoder explains (notebook 03): the same $k$ features must do for more checkpoints.
 #
 # # Part 2 · From neighbour to subject
 # In notebook 02 you saw the four cells of *The author near the guards laughs*. Here are the same cells in three numbers.
@@ -143,7 +141,8 @@ if told:
     plots.show(f"Lines over the checkpoints: {about}; dashed, the same for the model itself.")
 
 # %% [markdown]
-# This is the project in one picture. Solid: what the features say, with an interval over sentences. Dashed: the truth.
+# This is the project in one picture. Solid: what the features say, with an interval over sentences. Dashed: the truth. Where
+# subject and neighbour differ, the right verb has $S - N$ behind it: the dip of notebook 02 ends where dashed lines cross.
 #
 # On the embedded suite, **agreement** begins with the neighbour and goes over to the subject, and the features say so as
 # the model does. On the way they *compare* the two nouns more than the model seems to. **Gender** goes the other way: as
@@ -161,19 +160,25 @@ if task in told:
     other = ctt.factorial_of(ctt.indirect_effects(many, ckpts, few, fast), few, n_draws=n_draws)
     for name, each in {method: shares[task], fast: ctt.shares_of_effect(other)}.items():
         sums[f"share of S, {name}"] = each["subject_share"].to_numpy()
-    display(pd.DataFrame(sums, index=names).T.round(2))
+    display(pd.DataFrame(sums, index=names).round(2))
 
 # %% [markdown]
 # Features work *against* each other. Where the sum of N is below zero, most of that effect is directed *against* the
-# neighbour: take such a feature away, and the model follows the neighbour more. The last two rows compare exact removal with
+# neighbour: take one such feature away, and the model follows the neighbour more. The last two columns compare removal with
 # the quick estimate, attribution patching. Where they part, remember that they ask two questions (notebook 06).
 #
-# ## Which features?
-# Each of the strongest features is a path: its N across, its S upwards, from the dark first checkpoint to the light last.
-# The table beside it says on which nouns it *fires*: mean activation, by noun and level.
+# ## Through which features?
+# A **label** says what a feature is about at a checkpoint: `subject` or `attractor` where one of them makes up more than two
+# thirds of what differs between the cells, `both` where it compares, else `mixed`. The first table gives the share of the
+# effect that goes through the features of each label. Then the strongest are drawn as paths, N across and S upwards, from
+# the dark first checkpoint to the light last. The last table says on which nouns they *fire*: mean activations.
+#
+# **Question.** Can a feature that fires on plural nouns be about the neighbour first, and later about the subject?
 
 # %%
 if task in told:
+    through = shares[task].set_index("checkpoint").filter(regex="^through_[a-z]+$")
+    display(through.rename(columns=lambda name: name.removeprefix("through_")).round(2))
     strongest = np.argsort(-found[task].strength.max(0))[:n_features]
     S, N = (getattr(found[task], name)[-1, strongest] for name in ("subject", "attractor"))
     title = f"At {names[-1]} {(S > np.abs(N)).sum()} of {len(S)} go with the subject more than"
@@ -195,14 +200,15 @@ if task in told:
 # On the embedded suite two kinds stand out. Some fire on nouns of **one number**, wherever they stand. Their path bends
 # from the right upwards: the feature stays what it is, and the *use* of it moves, from the last noun to the subject.
 # Others fire on **the noun in between, of either number**. They know no number, and their path goes up to the left: they
-# hold the neighbour back. So "about the subject" is said of what a feature *does*, not of what it fires on. (`onset`: the
-# first checkpoint with half of its largest share; classes by 0.7 and 0.3 mean nothing for so many.)
+# hold the neighbour back. So a label is about what a feature *does*, not about what it fires on. (`onset`: the first
+# checkpoint with half of its largest share; for so many checkpoints it says more than a class.)
 #
 # # Part 3 · What becomes of a triplet's features?
 # Notebook 04 had three of these checkpoints and a dictionary of their own. Are its strong features still there? The rule,
 # before we look: of each label take the four strongest features, at the checkpoint where they are strongest, if that is
-# 0.1 logits or more. In the other dictionary take the one that fires most like it on running text. Then ask: does it fire
-# alike (correlation above 0.7), is it about the same there, has it the same class (by strength), and half of the strength?
+# 0.1 logits or more. In the other dictionary take the one that fires most like it on running text. Does it fire alike
+# (correlation above 0.7), has it the same label there, and the same class? (The class is one of *strengths*, root mean
+# squares over the cells: the mean effect of a neighbour feature is nothing, for it helps in two cells and hurts in two.)
 #
 # **The control**: another triplet's crosscoder, with another seed and as little training as the large one. What that does
 # not find again either is a matter of seed and training, not of the number of checkpoints.
@@ -224,7 +230,7 @@ if triplet is not None:
 
 
 # %%
-def read(effects, rows=slice(None)):  # its strength, what it is about, its class by strength
+def read(effects, rows=slice(None)):  # of each feature: its strength, label, class of strength
     strength, about = np.abs(effects.mean), np.where(effects.mean > 0, "helps", "hurts")
     if task in told:
         each = ctt.factorial_of(effects, pairs, n_draws=n_draws)
@@ -232,7 +238,7 @@ def read(effects, rows=slice(None)):  # its strength, what it is about, its clas
     of = ctt.classify(ctt.rel_ie(strength[rows]), three.labels)
     kinds = [f"{a} {' '.join(b)}" for a, b in zip(of["label"], of["members"], strict=True)]
     kinds = np.array([[kind.replace("step", "") for kind in kinds]] * len(at))
-    return {"strength": strength[rows], "about": about[rows], "class": kinds}
+    return {"strength": strength[rows].round(2), "label": about[rows], "class": kinds}
 
 
 def compare(other, stream, theirs):
@@ -241,17 +247,18 @@ def compare(other, stream, theirs):
         alike = ctt.activation_similarity(triplet.encode(x[:, at]), other.encode(stream))[stars]
     c, j, near = peak[stars], alike.argmax(1), alike.max(1).round(2)
     about = {"feature": stars, "at": np.array(three.labels)[c], "match": j, "fires alike": near}
-    table = pd.DataFrame(about)
+    table, keeps = pd.DataFrame(about), {"fires alike": int((near > 0.7).sum())}
     for what in mine:
-        table[what], table[f"{what} there"] = mine[what][c, stars], theirs[what][c, j]
-    same = {f"same {what}": table[what] == table[f"{what} there"] for what in ("about", "class")}
-    return table, pd.DataFrame({"fires alike": table["fires alike"] > 0.7, **same}).sum()
+        pair = mine[what][c, stars], theirs[what][c, j]
+        table[what] = [f"{a} → {b}" for a, b in zip(*pair, strict=True)]
+        keeps |= {f"same {what}": int((pair[0] == pair[1]).sum())} if what != "strength" else {}
+    return table, keeps
 
 
 if triplet is not None:
     mine = read(own)
     peak, most = mine["strength"].argmax(0), mine["strength"].max(0)
-    about = pd.Series(mine["about"][peak, range(len(peak))])[np.argsort(-most)]
+    about = pd.Series(mine["label"][peak, range(len(peak))])[np.argsort(-most)]
     about = about[most[about.index] >= 0.1]
     stars = np.sort(about.groupby(about).head(4).index.to_numpy(int))
     matches, among = compare(many, x, read(effects, at))
@@ -259,11 +266,11 @@ if triplet is not None:
     rows = {f"among {len(names)} checkpoints": among, "another seed": luck}
     kept = pd.DataFrame(rows).T.assign(features=len(stars))
     kept.to_csv(Path(out) / "against_the_triplet.csv")
-    display(kept, matches.round(2))
+    display(kept, matches)
 
 # %% [markdown]
 # Read the first table from row to row: what another seed loses as well is not lost to the number of checkpoints. On the
-# embedded suite the stars fire again among all checkpoints, and most are about the same. Their *class* seldom stays: a
+# embedded suite the stars fire again among all checkpoints, and most keep their label. Their *class* seldom stays: a
 # feature of the large dictionary has to serve the steps between, too, and its strength is spread otherwise.
 #
 # # Part 4 · Other architectures, other languages
@@ -315,9 +322,9 @@ else:
     print("and tasks=['clams/en/prep_anim', 'clams/fr/prep_anim'] the table is about languages.")
 
 # %% [markdown]
-# On the embedded suite the two agreement tasks share most, and tense across a relative clause shares much with both: these
-# features say that a *verb* is due, whatever it must agree with. Gender has its own. And the agreement of determiner and
-# noun, which needs no verb, shares nothing: it is the control.
+# On the embedded suite the two agreement tasks share most, and tense across a relative clause shares much with both. Are
+# these features about number, then, or do they say that a *verb* is due? How would you find out? Gender shares less. And
+# the agreement of determiner and noun, which waits for no verb, shares nothing: it is the control.
 #
 # # Part 5 · What does it cost?
 # `estimate()` says it **before** anything is downloaded: files, memory, and the time on *this* machine.
@@ -342,7 +349,5 @@ for name, asked in {"pythia-160m": {"atp": 300, "ablation": 300}, "pythia-1b": N
 # 3. **Features last longer than their classes.** Before you publish a trajectory, see whether it survives another seed,
 #    other checkpoints and longer training.
 #
-# **Limits.** The large crosscoder was trained briefly, with one seed; bands are over sentences only (other seeds: the table
-# `factorial_shares` of `experiments/`). Random weights say nothing of OLMo or BLOOM. Times are good to a factor of two.
-#
-# **To read.** Ge et al. (2025), crosscoders over many snapshots; Mueller et al. (2020), CLAMS; Jumelet et al. (2025), MultiBLiMP.
+# **Limits.** The large crosscoder was trained briefly, with one seed; bands are over sentences only (other seeds, and other
+# words and structures: `factorial_shares` in `experiments/`). Random weights say nothing of OLMo or BLOOM.
