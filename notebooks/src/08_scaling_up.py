@@ -9,8 +9,7 @@
 # - what remains of a triplet's features among many checkpoints;
 # - to run other architectures and languages with the code you know, and to count the cost before you pay.
 #
-# **Time:** 45 minutes, a minute and a half of it computing. **You need:** notebooks 02 to 05. What needs a model or data
-# from the hub says so, and the rest runs without.
+# **Time:** 45 minutes, a minute and a half of it computing. **You need:** notebooks 02 to 05. The hub is not needed.
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
@@ -210,8 +209,7 @@ if task in told:
 # (correlation above 0.7), has it the same label there, and the same class? (The class is one of *strengths*, root mean
 # squares over the cells: the mean effect of a neighbour feature is nothing, for it helps in two cells and hurts in two.)
 #
-# **The control**: another triplet's crosscoder, with another seed and as little training as the large one. What that does
-# not find again either is a matter of seed and training, not of the number of checkpoints.
+# **The control**: another crosscoder of the triplet, with another seed and as little training as the large one.
 
 # %%
 try:
@@ -274,9 +272,9 @@ if triplet is not None:
 # feature of the large dictionary has to serve the steps between, too, and its strength is spread otherwise.
 #
 # # Part 4 · Other architectures, other languages
-# Pythia is a GPT-NeoX; OLMo, OLMo 2 and BLOOM are built differently, and our code must not care. Without the hub we cannot
-# have their weights, but we can have their **shape**: the published configuration, shrunk, with random weights. Nothing is
-# learnt in them. What we check is the path: read the stream, splice it back, and the logits must not move.
+# Pythia is a GPT-NeoX; OLMo, OLMo 2 and BLOOM are built differently, and our code must not care. Without the hub we have
+# their **shape**: the published configuration, shrunk, with random weights. Nothing is learnt in them. What we check is the
+# path: read the stream, splice it back, and the logits must not move.
 
 # %%
 rows = {}
@@ -339,8 +337,7 @@ for name, asked in {"pythia-160m": {"atp": 300, "ablation": 300}, "pythia-1b": N
     print(ctt.estimate(real, **work), end="\n\n")
 
 # %% [markdown]
-# Weights grow with the parameters. Exact ablation takes a pass for each pair and active feature, attribution patching
-# three for each pair: with large dictionaries that decides which one you take (notebook 06).
+# Weights do. Exact ablation takes a pass for each pair and active feature, attribution patching three for each pair.
 #
 # ## What to remember
 # 1. **From neighbour to subject.** Over all checkpoints the features tell the model's own story, and how it is done: which
