@@ -29,7 +29,7 @@ TASKS = (
 )
 N_FAR = 160  # pairs of the far split for effects: 40 groups of cells
 SEEDS = (0, 1, 2)  # of crosscoders over many checkpoints
-MANY_STEPS, MANY_BATCH = 300, 320  # of their training: notebook 08's
+MANY_STEPS, MANY_BATCH, MANY_TOKENS = 300, 320, 40_000  # of their training, as in notebook 08
 BEGINS = 0.02  # of the largest strength of behaviour: from there on checkpoints are among the many
 DRAWN = 0.1  # of a task's largest effect: what the shares of a checkpoint with less are worth
 MODEL, TRIPLET, MANY = "the model itself", "triplet", "many"
@@ -267,7 +267,7 @@ def train_many(context: Context, ckpts: ctt.Checkpoints, seed: int) -> ctt.Cross
     sizes = {"n_latents": like.n_latents, "decoder_norm": like.decoder_norm}
     sizes |= {"sparsity": like.sparsity} | ({"k": like.k} if like.k else {})
     crosscoder = ctt.Crosscoder(len(ckpts), ckpts.d_model, seed=seed, **sizes)
-    n_tokens = min(context.train_tokens, MANY_STEPS * MANY_BATCH)
+    n_tokens = min(context.train_tokens, MANY_TOKENS)
     text = context.suite.text(n_tokens, seed=seed, path=context.text)
     stream = ctt.ActivationStream(ckpts, text, batch_size=MANY_BATCH, seed=seed)
     out = context.work / f"many-{len(ckpts)}-{seed}"
