@@ -71,8 +71,9 @@ TABLES = {
         "random directions, see `ctt.factorial_of`); labelled: all but none; strength: sum of "
         "theirs. kept: of the labelled, how many have the same label on far; of strength: the "
         "share of the labelled strength (find) that these have. random: a second set of random "
-        "directions, with the activations of the trained ones, in the place of the trained ones: "
-        "how often the rule finds something where there is nothing to find. turned: latents that "
+        "directions in the place of the trained ones, with their activations: these know numbers, "
+        "too, so that a label of a random direction is true, but weak: compare strength. "
+        "turned: latents that "
         "are about the attractor here and about the subject at the last checkpoint."
     ),
 }
