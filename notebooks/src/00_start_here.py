@@ -117,7 +117,7 @@ plots.show("Accuracy over tokens seen, a line for each cell (green: congruent) a
 #
 # A model that follows the subject has *subject* alone, one that follows the neighbour *attractor* alone.
 
-# %% tags=["figure-signature"]
+# %%
 if crossed:
     models = suite.checkpoints(looked_at, device=device).one_by_one()
     differences = [ctt.logit_differences(checkpoint, pairs[hard]) for checkpoint in models]
