@@ -180,8 +180,8 @@ if task in told:
     display(through.rename(columns=lambda name: name.removeprefix("through_")).round(2))
     strongest = np.argsort(-found[task].strength.max(0))[:n_features]
     S, N = (getattr(found[task], name)[-1, strongest] for name in ("subject", "attractor"))
-    title = f"At {names[-1]} {(S > np.abs(N)).sum()} of {len(S)} go with the subject more than"
-    plots.factor_paths(found[task], strongest, title=f"{title} with or against the neighbour")
+    title = f"At {names[-1]} {(S > np.abs(N)).sum()} of {len(S)} follow the subject most"
+    plots.factor_paths(found[task], strongest, title=title)
     plots.show(f"The paths of {len(S)} features in a plane: neighbour across, subject upwards.")
     stack = ctt.activations.stacked_activations(ckpts, pairs.input_ids, pairs.attention_mask)
     fires = {}
@@ -234,9 +234,8 @@ def read(effects, rows=slice(None)):  # of each feature: its strength, label, cl
         each = ctt.factorial_of(effects, pairs, n_draws=n_draws)
         strength, about = each.strength, each.label
     of = ctt.classify(ctt.rel_ie(strength[rows]), three.labels)
-    kinds = [f"{a} {' '.join(b)}" for a, b in zip(of["label"], of["members"], strict=True)]
-    kinds = np.array([[kind.replace("step", "") for kind in kinds]] * len(at))
-    return {"strength": strength[rows].round(2), "label": about[rows], "class": kinds}
+    kinds = [" ".join([a, *b]).replace("step", "") for a, b in of[["label", "members"]].to_numpy()]
+    return {"strength": strength[rows], "label": about[rows], "class": np.array([kinds] * len(at))}
 
 
 def compare(other, stream, theirs):
@@ -246,10 +245,10 @@ def compare(other, stream, theirs):
     c, j, near = peak[stars], alike.argmax(1), alike.max(1).round(2)
     about = {"feature": stars, "at": np.array(three.labels)[c], "match": j, "fires alike": near}
     table, keeps = pd.DataFrame(about), {"fires alike": int((near > 0.7).sum())}
-    for what in mine:
-        pair = mine[what][c, stars], theirs[what][c, j]
-        table[what] = [f"{a} → {b}" for a, b in zip(*pair, strict=True)]
-        keeps |= {f"same {what}": int((pair[0] == pair[1]).sum())} if what != "strength" else {}
+    for what, form in {"strength": "%.2f", "label": "%s", "class": "%s"}.items():
+        here, there = mine[what][c, stars], theirs[what][c, j]
+        table[what] = [f"{form} → {form}" % each for each in zip(here, there, strict=True)]
+        keeps[f"same {what}"] = int((here == there).sum())
     return table, keeps
 
 
@@ -261,14 +260,14 @@ if triplet is not None:
     stars = np.sort(about.groupby(about).head(4).index.to_numpy(int))
     matches, among = compare(many, x, read(effects, at))
     _, luck = compare(control, x[:, at], read(again))
-    rows = {f"among {len(names)} checkpoints": among, "another seed": luck}
-    kept = pd.DataFrame(rows).T.assign(features=len(stars))
+    kept = pd.DataFrame({f"among {len(names)} checkpoints": among, "another seed": luck}).T
+    kept = kept.drop(columns="same strength").assign(features=len(stars))
     kept.to_csv(Path(out) / "against_the_triplet.csv")
     display(kept, matches)
 
 # %% [markdown]
 # Read the first table from row to row: what another seed loses as well is not lost to the number of checkpoints. On the
-# embedded suite the stars fire again among all checkpoints, and most keep their label. Their *class* seldom stays: a
+# embedded suite these features fire again among all checkpoints, and most keep their label. Their *class* seldom stays: a
 # feature of the large dictionary has to serve the steps between, too, and its strength is spread otherwise.
 #
 # # Part 4 · Other architectures, other languages
@@ -305,7 +304,7 @@ sets = {}
 for name in tasks:
     some = ask(name)
     if some is not None:  # one backward pass a pair, for there are many tasks
-        each = np.abs(ctt.indirect_effects(many, ckpts, some.sample(100, seed), "atp").mean[-1])
+        each = np.abs(ctt.indirect_effects(many, ckpts, some.sample(60, seed), "atp").mean[-1])
         sets[name] = {*np.flatnonzero(each >= 0.01 * each.sum())}
 table = {a: {b: len(sets[a] & sets[b]) / len(sets[a] | sets[b]) for b in sets} for a in sets}
 table = pd.DataFrame(table).rename(columns=ctt.pairs.short_names(list(sets)))
@@ -346,5 +345,6 @@ for name, asked in {"pythia-160m": {"atp": 300, "ablation": 300}, "pythia-1b": N
 # 3. **Features last longer than their classes.** Before you publish a trajectory, see whether it survives another seed,
 #    other checkpoints and longer training.
 #
-# **Limits.** The large crosscoder was trained briefly, with one seed; bands are over sentences only (other seeds, and other
-# words and structures: `factorial_shares` in `experiments/`). Random weights say nothing of OLMo or BLOOM.
+# **Limits.** The large crosscoder was trained briefly, with one seed. What it leaves out is in no share, and bands are over
+# sentences only (other seeds, words and structures: `factorial_shares` in `experiments/`). Random weights say nothing of
+# OLMo or BLOOM.
