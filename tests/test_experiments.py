@@ -381,8 +381,8 @@ def test_a_reordered_dictionary_has_the_same_classes_and_stars(context, monkeypa
         assert switch[f"{cell}, without"].nunique() == switch[cell].nunique() == 1
     # without this latent alone, the model is back where the nearest noun decides
     assert (switch[["sg-pl", "pl-sg"]] > 0.9).all(axis=None)
-    assert (switch[["sg-pl, without", "pl-sg, without"]] < 0.5).all(axis=None)
-    assert (switch[["sg-sg, without", "pl-pl, without"]] > 0.9).all(axis=None)
+    assert (switch[["sg-pl, without", "pl-sg, without"]].mean(1) < 0.3).all()
+    assert (switch[["sg-sg, without", "pl-pl, without"]].mean(1) > 0.7).all()
     dip = seeds.dip([replace(cells[0], context=replace(context, n_pairs=16))])
     assert dip["checkpoint"].tolist() == context.suite.revisions
     assert {"sg-sg", "sg-pl", "pl-sg", "pl-pl", "plain"} <= set(dip)
