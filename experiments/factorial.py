@@ -335,5 +335,6 @@ def counted(find: Factorial, far: Factorial, c: int) -> dict[str, float]:
     row = {name: int((label == name).sum()) for name in LABELS}
     row |= {"labelled": int(told.sum()), "strength": strength[told].sum()}
     row |= {"kept": int(kept.sum())}
-    row["of strength"] = strength[kept].sum() / strength[told].sum() if told.any() else np.nan
+    total = strength[told].sum()
+    row["of strength"] = strength[kept].sum() / total if total > 0 else np.nan
     return row | {"turned": int(turned.sum())}
