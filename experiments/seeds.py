@@ -245,8 +245,10 @@ def over_cells(
         row |= {RANK: point[:, g].mean(), "low": low, "high": high}
         low, high = np.quantile(over[:, g] - over[:, b], (0.025, 0.975))
         row |= {AHEAD: ahead.mean(), f"{AHEAD} low": low, f"{AHEAD} high": high}
-        row |= {"lowest": ahead.min(), "highest": ahead.max()}
-        rows.append({**row, "in": f"{(ahead > 0).sum()} of {len(ahead)}"})
+        if g != b:
+            row |= {"lowest": ahead.min(), "highest": ahead.max()}
+            row["in"] = f"{(ahead > 0).sum()} of {len(ahead)}"
+        rows.append(row)
     return rows
 
 
