@@ -17,7 +17,7 @@ import ctt_helpers as ctt
 from ctt_helpers import hooks
 from ctt_helpers.factorial import LABELS
 from ctt_helpers.metrics import activation_similarity, match_features, rank_correlation
-from experiments.context import Context, short
+from experiments.context import Context
 from experiments.dictionary import (
     AT_ONCE,
     Bench,
@@ -363,7 +363,7 @@ def few(
                     rows.append(
                         {
                             "dictionary": name,
-                            "task": short(task),
+                            "task": task,
                             "cells": half,
                             "checkpoint": checkpoint,
                             "active": int((effects[name][task][c] != 0).any(0).sum()),

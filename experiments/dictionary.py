@@ -18,7 +18,7 @@ from torch import Tensor
 import ctt_helpers as ctt
 from ctt_helpers import hooks
 from ctt_helpers.toy.dictionary import EVAL_TOKENS
-from experiments.context import INACTIVE, SPECIFIC, Context, count_specific, labels, short
+from experiments.context import INACTIVE, SPECIFIC, Context, count_specific, labels
 
 PENALTIES = (0.0, 0.05, 0.5)
 SEEDS = (0, 1, 2)
@@ -290,11 +290,11 @@ class Bench:
     def tests(self) -> dict[str, ctt.MinimalPairs]:
         """What is asked with all latents off: of the task with an attractor the congruent cells."""
         plain, hard = (self.context.pairs(task, "test") for task in self.context.tasks[:2])
-        named = {short(self.context.tasks[0]): plain}
+        named = {self.context.tasks[0]: plain}
         if len(hard.levels) > 1 and "subject" in hard.levels:
-            named[f"{short(self.context.tasks[1])}, congruent"] = hard[hard.congruent]
+            named[f"{self.context.tasks[1]}, congruent"] = hard[hard.congruent]
         else:
-            named[short(self.context.tasks[1])] = hard
+            named[self.context.tasks[1]] = hard
         return named
 
     def measure(self, crosscoder: ctt.Crosscoder) -> Measured:

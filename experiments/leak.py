@@ -18,7 +18,7 @@ from ctt_helpers.controls import PredictedOthers
 from ctt_helpers.factorial import LABELS
 from ctt_helpers.metrics import rank_correlation
 from experiments.baselines import Dictionary, halves, in_cells, mean
-from experiments.context import INACTIVE, Context, active_by, count_specific, labels, short
+from experiments.context import INACTIVE, Context, active_by, count_specific, labels
 
 TOP = 20  # helpers that are removed together, at each checkpoint
 FIT_TOKENS = 60_000  # that predictions are fitted on, and judged by
@@ -133,7 +133,7 @@ def by_task(
             without = {"all": ctt.ablate(*ask), "one": ctt.ablate(*ask, read_from=others)}
             for c, name in enumerate(context.names):
                 sizes = {what: np.abs(each[c]).mean(0) for what, each in ie.items()}
-                row = {"task": short(task), "cells": half, "checkpoint": name}
+                row = {"task": task, "cells": half, "checkpoint": name}
                 row |= one.info["read_from"][c]
                 row |= {f"|IE| from {what}": size.sum() for what, size in sizes.items()}
                 row["ratio"] = sizes["one"].sum() / sizes["all"].sum()
@@ -174,7 +174,7 @@ def classes(context: Context, alone: dict[str, ctt.Effects]) -> pd.DataFrame:
         changed = words["all"] != words["one"]
         moved = ratios["all"].argmax(0) != ratios["one"].argmax(0)
         row = {
-            "task": short(task),
+            "task": task,
             "active": int(both.sum()),
             "class changes": int(changed[both].sum()),
             "share": changed[both].mean(),
