@@ -31,6 +31,7 @@ from experiments.dictionary import (
 SEEDS = (0, 1, 2)  # the first is compared with the others
 N_PAIRS = 120  # of the plain task, and of what groups are removed from
 TOP = 20  # features that are looked at, at each checkpoint: the largest mean |IE| of a pair
+LEAST = 8  # matched features, below which their RelIE is not correlated
 MATCHED = 50  # features of SAEs whose RelIE is compared with a crosscoder's
 PARTNER = 0.7  # correlation of activations from which on a mutual best match is a partner
 TEXT_TOKENS = 30_000
@@ -46,8 +47,8 @@ _KINDS = (
     f"{CROSSCODER}: the suite's; {JOINT}: components of all checkpoints together, in scaled space; "
     f"{SEPARATE}, {SAE}, {COORDINATES}, {BASIS}: each checkpoint has its own (the SAE with as many "
     f"latents and the same k as the crosscoder, trained by the same code; the basis orthonormal); "
-    f"{RANDOM}: the crosscoder's activations, written in other directions of the same norms. What "
-    "is no crosscoder or SAE is signed, and active on every token."
+    f"{RANDOM}: the crosscoder's activations, written in other directions of the same norms. The "
+    "others are signed, active on every token, and complete, so that they explain everything."
 )
 _TOP = f"the {TOP} features with the largest mean |IE| of a pair"
 TABLES = {
@@ -98,8 +99,8 @@ TABLES = {
         f"SAEs matched over time, beside the crosscoder: of the {MATCHED} features of the last "
         "checkpoint's SAE with the largest mean |IE|, how many have a partner at all other "
         "checkpoints; in the crosscoder; in both. For the last: rank correlation of RelIE (share "
-        "of the last checkpoint), matched SAE features against crosscoder latent, and mean RelIE "
-        "of each."
+        "of the last checkpoint), matched SAE features against crosscoder latent (empty below "
+        f"{LEAST}), and mean RelIE of each."
     ),
 }
 
@@ -568,7 +569,9 @@ def saes_beside(codes: dict[str, list], effects: dict[str, list]) -> pd.DataFram
         "partner at all others": int(has_past.sum()),
         "partner in the crosscoder": int(has_latent.sum()),
         "both": len(both),
-        "rank correlation of RelIE": rank_correlation(matched, own),
+        "rank correlation of RelIE": rank_correlation(matched, own)
+        if len(both) >= LEAST
+        else np.nan,
         "RelIE, SAEs": mean(matched),
         "RelIE, crosscoder": mean(own),
     }
