@@ -31,6 +31,9 @@ SMALLEST_PIECE = 2.0**-12
 NEAR = 0.5  # "ig_near" goes so far along the joint line
 ITEMS_AT_ONCE = 512  # single ablations that are run at once
 PIECES_AT_ONCE = 256  # pieces of lines that are integrated at once
+HALF = 1e-4  # a relative rounding above this is that of half precision
+NARROW = 1 / 32  # of the line: in half precision what a piece this narrow is off may be rounding
+SETTLED = 4.0  # halving a piece of a smooth line makes it less off by far more than this factor
 PERMUTATIONS = 8  # orders that "shapley" goes through
 
 # ---- what is attributed
@@ -248,7 +251,9 @@ def average_gradient(
     """The gradient averaged over the joint line from a = 0 to `until`, and how many each pair took.
 
     Each open piece [low, high] of a pair is integrated with five nodes and checked against m at its
-    two ends; one that is off by more than `allowed` is halved.
+    two ends; one that is off by more than `allowed` is halved. In half precision the layers above
+    round too, by more than m itself: there a narrow piece is left as it is where the last halving
+    did not help, for then it is rounding that it is off by.
 
     Args:
         readout: m and the line.
@@ -263,9 +268,10 @@ def average_gradient(
     m_low = readout.clean.cpu()
     m_high = m_low + change.cpu()
     allowed = allowed.cpu()
+    before = torch.full_like(m_low, torch.inf)  # how far the piece that was halved was off
     while len(rows):
         middle = (low + high) / 2
-        m_middle = torch.zeros_like(m_low)
+        m_middle, off = torch.zeros_like(m_low), torch.zeros_like(m_low)
         fine = torch.zeros(len(rows), dtype=torch.bool)
         for part in torch.arange(len(rows)).split(PIECES_AT_ONCE):
             own, start = rows[part], low[part]
@@ -279,7 +285,9 @@ def average_gradient(
             found = (piece * readout.delta[own]).sum((1, 2)).cpu()
             miss = (found - (m_high[part] - m_low[part])).abs()
             ok = (miss <= allowed[own]) | (width <= SMALLEST_PIECE)
-            fine[part] = ok
+            if readout.eps > HALF:
+                ok |= (width <= until * NARROW) & (miss > before[part] / SETTLED)
+            fine[part], off[part] = ok, miss.to(off)
             grad.index_add_(0, own[ok].to(grad.device), piece[ok.to(piece.device)])
             if not ok.all():
                 halved = part[~ok]
@@ -292,6 +300,7 @@ def average_gradient(
             torch.cat([m_low[left], m_middle[left]]),
             torch.cat([m_middle[left], m_high[left]]),
         )
+        before = off[left].repeat(2)
     return grad / until, count
 
 

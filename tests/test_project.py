@@ -363,6 +363,20 @@ def test_the_readme_snippet_works_when_pasted(tmp_path):
     assert run.returncode == 0 and "specific" in run.stdout, run.stderr[-2000:]
 
 
+def test_a_notebook_takes_as_long_wherever_that_is_said():
+    start = (ROOT / "notebooks/src/00_start_here.py").read_text(encoding="utf-8")
+    sources = sorted((ROOT / "notebooks/src").glob("0[0-8]_*.py"))
+    assert len(sources) == 8
+    for source in sources:
+        number = source.name[:2]
+        own = re.search(r"\*\*Time:\*\* (\d+) minutes", source.read_text(encoding="utf-8"))[1]
+        row = re.search(rf"^\| \[{number} .*\| (\d+) \|$", README, re.MULTILINE)[1]
+        assert row == own, source.name
+        if number != "00":
+            row = re.search(rf"^# \| \*\*{number} .*\| (\d+) \|$", start, re.MULTILINE)[1]
+            assert row == own, source.name
+
+
 def test_every_link_of_the_pages_leads_to_a_file():
     pages = [
         path

@@ -16,10 +16,10 @@
 # | **01 Hooking checkpoints** | How do I read and replace what flows through a model? | 10 |
 # | **02 Picking a triplet** | Which three checkpoints are worth comparing, and why do curves dip? | 20 |
 # | **03 The crosscoder** | How do I learn one dictionary for three models? Is it any good? | 30 |
-# | **04 RelIE and RelDec** | Which features matter for a task, and when? | 35 |
-# | **05 Does it hold?** | What happens if I switch them off? | 20 |
-# | **06 Testing causes** | How far can these numbers be trusted? | 40 |
-# | **08 Scaling up** | What of many checkpoints, other models, other languages? | 40 |
+# | **04 RelIE and RelDec** | Which features matter for a task, and when? | 40 |
+# | **05 Does it hold?** | What happens if I switch them off? | 40 |
+# | **06 Testing causes** | How far can these numbers be trusted? | 45 |
+# | **08 Scaling up** | What of many checkpoints, other models, other languages? | 45 |
 #
 # Each notebook runs on its own. In each, the cell called *parameters* holds everything you may want to change.
 
@@ -29,9 +29,7 @@ model: str | None = None  # a suite; "tiny" is embedded
 revisions: list | None = None  # those of the crosscoder; None: the default triplet
 layer: int | None = None
 crosscoder: str | None = None  # its folder; None: the one shipped with the suite
-tasks: list | None = (
-    None  # a plain task and a hard one; None: agreement, plain and with a neighbour
-)
+tasks: list | None = None  # a plain one and a hard one; None: agreement, without and with neighbour
 n_pairs: int | None = None  # pairs a task
 pairs_path: str | None = None  # folder of published pairs; None: from where they are published
 text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own

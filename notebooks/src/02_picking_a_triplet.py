@@ -245,7 +245,8 @@ files.write_json(folder / "triplet.json", picked | told)
 # | a relational noun between | 0.24 | 0.87 |
 # | a relative clause between | 0.17 | 0.68 |
 #
-# The same order of events. And then? EleutherAI has published BLiMP accuracies of eight sizes of Pythia. **Question.** The largest has about 170 times the parameters of the smallest. Where will that show most: early or late,
+# The same order of events. And then? EleutherAI has published BLiMP accuracies of eight sizes of Pythia. **Question.** The
+# largest has about 170 times the parameters of the smallest. Where will that show most: early or late,
 # on plain sentences or across a distractor? And can a model get *worse* with more training?
 
 # %%

@@ -65,7 +65,8 @@ if suite.name != "tiny":  # what it takes on this machine, before anything is do
 # ## The rules, before any data
 # Who looks at data first and then decides what to look for will find something. So here is what we shall do. We choose
 # features on the pairs of the split **find**. We check them on **far**: other nouns, other verbs, another structure.
-# (Published pairs have no such split: there it is the other half, *test*.)
+# (Published pairs have no such split: there it is the other half, *test*.) The rules are new to you, not to us: we had seen
+# this model's data before we settled rule 4. Its fair test is a run that we did not see: your own seed or model.
 #
 # 1. **Effect.** Let $m = \mathrm{logit(wrong)} - \mathrm{logit(right)}$ after the prefix of a pair; below 0 the model is
 #    right. Switch a feature off at one checkpoint, at all tokens but the first, and let the layers above go on. The rise
@@ -290,8 +291,8 @@ for name, shares in (("RelIE on find", ratios), ("RelDec", reldec)):
 
 # %% [markdown]
 # They disagree. On the embedded suite all of these are written everywhere, a little more or less. What they *do* changes
-# far more, for what reads them changes. (Read the numbers with care: RelIE on *find* is the same question asked twice; RelDec never saw
-# the task.)
+# far more, for what reads them changes. (Read the numbers with care: RelIE on *find* is the same question asked twice;
+# RelDec never saw the task.)
 #
 # ## The hunt
 # Now rule 4, on every task: who emerges, who is kept, who fades? First on *find*.

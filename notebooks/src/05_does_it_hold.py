@@ -304,6 +304,10 @@ pd.DataFrame(rows).T[cells].astype(float).round(2)
 # noun is not the one that you look for". So a label by *effects* tells what the answer hangs on, and not what a feature
 # carries.
 #
+# And it belongs to *this* model. A second crosscoder of it has such a switch too, a third one half of it. In two models
+# pretrained from other seeds no single feature does: without it, they are right in half of the pairs or more (`seeds_switch`
+# in `experiments/results`). The dip is in all three.
+#
 # If that is right, it should matter wherever such a noun is the last word before the answer, whatever is asked; and nowhere
 # else. A prediction again. **Question.** In which tasks does that hold? (`suite.pairs(name).text[:4]` shows them.)
 

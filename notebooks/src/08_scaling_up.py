@@ -9,7 +9,7 @@
 # - what remains of a triplet's features among many checkpoints;
 # - to run other architectures and languages with the code you know, and to count the cost before you pay.
 #
-# **Time:** 45 minutes, a minute and a half of it computing. **You need:** notebooks 02 to 05. The hub is not needed.
+# **Time:** 45 minutes of work, a minute and a half to run. **You need:** notebooks 02 to 05. The hub is not needed.
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
@@ -146,6 +146,8 @@ if told:
 # On the embedded suite, **agreement** begins with the neighbour and goes over to the subject, and the features say so as
 # the model does. On the way they *compare* the two nouns more than the model seems to. **Gender** goes the other way: as
 # soon as there is anything to see it follows the subject, and then the neighbour. More training is not always more grammar.
+# (Two warnings. Early gender bands are shares of next to nothing. And at the end the features show the neighbour more weakly
+# than the model does: how much of a truth a dictionary finds is not the same everywhere.)
 #
 # **Question.** At the end the model hardly hears the neighbour any more, yet a good part of the features' effect still
 # follows it. How can both be true?
