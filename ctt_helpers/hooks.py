@@ -158,7 +158,10 @@ class HookedModel:
         check_layer(self.layer, self.n_layers)
         # a backward pass would fill .grad of every weight otherwise
         self.hf_model.eval().requires_grad_(False)
-        self.lm = TransformersModel(self.hf_model, tokenizer=self.tokenizer, task="text-generation")
+        # without a device the pipeline that nnsight makes would move the model to the first GPU
+        self.lm = TransformersModel(
+            self.hf_model, tokenizer=self.tokenizer, task="text-generation", device=self.device
+        )
         if self.tokenizer is not None:
             self.tokenizer.padding_side = "right"  # wrapping sets it to "left"
         check(self)
