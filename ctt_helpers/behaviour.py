@@ -288,10 +288,11 @@ def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame) -> TripletChoice:
     table = pd.DataFrame(rows).sort_values("score", ascending=False, ignore_index=True)
     best = table.iloc[0]
     start, low = wide.loc[best["first"]], wide.loc[best["middle"]]
+    clear = start[(start - 0.5).abs().sort_values(ascending=False).index[:2]]
+    shown = ", ".join(f"{task} {accuracy:.2f}" for task, accuracy in clear.items())
     reasons = [
-        f"{best['first']}: an early checkpoint that already does something "
-        f"({start.idxmax()} {start.max():.2f}, {start.idxmin()} {start.min():.2f}), so that there "
-        "are effects to attribute.",
+        f"{best['first']}: an early checkpoint that already does something (furthest from one "
+        f"half: {shown}), so that there are effects to attribute.",
         f"{best['middle']}: from {best['first']} accuracy moves by {best['accuracy_1']:.2f} a task "
         f"and activations by {best['activation_1']:.2f} (1 - cosine); its tasks reach from "
         f"{low.min():.2f} to {low.max():.2f}.",

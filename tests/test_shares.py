@@ -86,11 +86,14 @@ def test_a_path_leads_from_neighbour_to_subject():
         attractor=np.array([[0, 1], [0, 0.5], [0, 0.0]]),
         subject=np.array([[0, 0], [0, 0.5], [0, 1.0]]),
     )
-    ax = plots.factor_paths(found, [2], title="It turns")
+    figure = plots.factor_paths(found, [2], title="It turns")
+    (ax,) = figure.axes
     np.testing.assert_allclose(ax.collections[0].get_offsets(), [[1, 0], [0.5, 0.5], [0, 1]])
     expected = list(plots.checkpoint_colors(NAMES).values())
     np.testing.assert_allclose(ax.collections[0].get_facecolors(), expected)
-    assert [text.get_text() for text in ax.texts] == ["#2"]
+    assert ax.get_title(loc="left") == "#2"
+    (arrow,) = ax.texts
+    assert arrow.xy == (0, 1)
     with pytest.raises(ValueError, match="no feature 3 here"):
         plots.factor_paths(found, [3])
 

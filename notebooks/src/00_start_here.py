@@ -5,8 +5,8 @@
 # This course lets you watch. You take a few **checkpoints** (saved states) of one training run, learn a dictionary of
 # **features** that they share, and measure what each feature does at each checkpoint.
 #
-# It follows *Crosscoding Through Time* (Bayazit, Mueller, Bosselut; arXiv 2509.05291). By default it runs on a small
-# model that this project pretrained itself. You need no GPU, no account, and no download.
+# It follows *Crosscoding Through Time* (Bayazit, Mueller, Bosselut; arXiv 2509.05291). By default it runs on a small model
+# that this project pretrained itself. You need no GPU, no account, and no download.
 #
 # In this notebook you meet the story of the whole course: a model that is wrong on purpose, and what changes inside it
 # until it is right. **Time:** 20 minutes to read, a minute to run.
@@ -21,7 +21,8 @@
 # | **06 Testing causes** | How far can these numbers be trusted? | 45 |
 # | **08 Scaling up** | What of many checkpoints, other models, other languages? | 45 |
 #
-# Each notebook runs on its own. In each, the cell called *parameters* holds everything you may want to change.
+# Each notebook runs on its own. In each, the cell called *parameters* holds everything you may want to change. (There is no
+# 07 yet; 09 is an appendix, for those who want to know more.)
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
@@ -138,8 +139,8 @@ if crossed:
 # **features** out of hundreds. All three checkpoints share one dictionary, so that feature #7 is the same in all of them.
 # One is shipped with the suite; you train your own in notebook 03.
 #
-# What is a feature good for? We switch it off and let the model go on. How much the wrong word then gains on the right
-# one, in logits, is the feature's **indirect effect** (IE). Above 0 the feature helped, below 0 it did harm.
+# What is a feature good for? We switch it off and let the model go on. How much the wrong word then gains on the right one,
+# in logits, is the feature's **indirect effect** (IE). Above 0 the feature helped, below 0 it did harm.
 #
 # **The rule, before we look.** At each checkpoint in turn we take the feature whose effect differs most between the four
 # cells. (Its *strength*: how far the cells lie from their mean. Without cells: the largest effect.) We choose on some
@@ -186,7 +187,9 @@ active.round(1)
 # subject?
 #
 # Under each checkpoint the figure says what the effect there is about, its **label**, by the same formula: *subject*,
-# *attractor*, *both* (it compares the two), *mixed* (the two add), or *none* (no more than random directions do).
+# *attractor*, *both* (it compares the two), *mixed* (the two add), or *none* (no more than random directions do). The
+# formula is about plural minus singular, and the bars about right minus wrong. So a feature that helps in all four cells is
+# about the *subject*, and one that helps in the congruent cells and harms in the others about the *attractor*.
 
 # %%
 shown = ctt.indirect_effects(dictionary, ckpts, far, "ablation")
@@ -207,11 +210,11 @@ if crossed:
 
 # %% [markdown]
 # On the embedded suite, two of the three stand for a noun's number, one for singular and one for plural, on the subject as
-# on the neighbour. (A feature has one activation for all checkpoints together, so the table has no checkpoints in it.)
-# What changes is what the model *does* with it. At first the neighbour decides, so "plural" helps where the neighbour
-# agrees and does harm where it does not. In the end the subject decides. The third is active on the noun in between, of
-# either number, and not on the subject: *this noun is not the one*. At first next to nothing depends on it. In the end
-# the incongruent cells do.
+# on the neighbour. (A feature has one activation for all checkpoints together, so the table has no checkpoints in it.) What
+# changes is what the model *does* with it. At first the neighbour decides: "plural" helps in pl-pl and does harm in sg-pl,
+# and where the neighbour is singular nothing happens. In the end the subject decides: it helps in pl-sg and pl-pl. The
+# third is active on the noun in between, of either number, and not on the subject: *this noun is not the one*. At first
+# next to nothing depends on it. In the end the incongruent cells do, more than the others.
 #
 # So a name such as "the plural feature" says too little: what a feature is *about* depends on who reads it, and when.
 #
@@ -234,7 +237,8 @@ pd.concat(both, axis=1).round(2) + 0.0  # no "-0.00"
 # Compare the first checkpoint with its bars above. Over four cells, help and harm cancel, and the mean calls a strong
 # feature absent. That is why this course shows effects by cell.
 #
-# Now read them: where is each most active in running text? Darker is stronger.
+# Now read them: where is each most active in running text? Darker is stronger. (The third fires on objects of verbs, too.
+# What do they have in common with the noun in between?)
 
 # %%
 text = suite.text(25_000, split="validation", seed=seed, path=text_path)

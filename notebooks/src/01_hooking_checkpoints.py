@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 01 · Hooking checkpoints
 #
-# A language model is a stack of blocks. Between two blocks runs the **residual stream**: one vector per token, which
-# every block reads and adds to. Everything in this course happens there.
+# A language model is a stack of blocks. Between two blocks runs the **residual stream**: one vector per token, which every
+# block reads and adds to. Everything in this course happens there.
 #
 # **You will learn**
 # - what a checkpoint is, and how to load several of one training run;
@@ -14,8 +14,8 @@
 
 # %% [markdown]
 # ## Parameters
-# These are the only numbers you may want to change. `None` means: what the suite says. A rerun with other values is
-# one line in a terminal: `papermill 01_hooking_checkpoints.ipynb ../runs/01.ipynb -p layer 1`.
+# These are the only numbers you may want to change. `None` means: what the suite says. A rerun with other values is one
+# line in a terminal: `papermill 01_hooking_checkpoints.ipynb ../runs/01.ipynb -p layer 1`.
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
@@ -46,19 +46,19 @@ print(f"here: {', '.join(ckpts.labels)}; layer {ckpts.layer}")
 
 # %% [markdown]
 # ## One training run, many checkpoints
-# While a model is pretrained, its weights are saved now and then. Each saved state is a **checkpoint**; on the hub it
-# is called a **revision**. All checkpoints of a run share one architecture and one tokenizer. Only the weights differ.
+# While a model is pretrained, its weights are saved now and then. Each saved state is a **checkpoint**; on the hub it is
+# called a **revision**. All checkpoints of a run share one architecture and one tokenizer. Only the weights differ.
 #
-# The suite knows how many tokens of text each checkpoint has seen. They do not lie evenly: on the embedded suite they are
-# closest where the model's answers change most (notebook 00 showed when).
+# The suite knows how many tokens of text each checkpoint has seen. They do not lie evenly. On the embedded suite they are
+# close at first, and further apart once the model's answers change little (notebook 00 showed when).
 
 # %%
 seen = {revision: suite.tokens_seen(revision) for revision in suite.revisions}
 pd.Series(seen, name="tokens seen").rename_axis("revision").to_frame()
 
 # %% [markdown]
-# **Question.** The file sizes of two checkpoints are equal. What else could you compare to make sure that they are not
-# the same checkpoint under two names? (It has happened in published suites.)
+# **Question.** The file sizes of two checkpoints are equal. What else could you compare to make sure that they are not the
+# same checkpoint under two names? (It has happened in published suites.)
 #
 # Our answer: a fingerprint of the weights.
 
@@ -93,9 +93,9 @@ pairs = suite.pairs(task, split="test", n=n_pairs, path=pairs_path)
 pairs.text[:5]
 
 # %% [markdown]
-# Inside, each prefix is a row of token ids. It begins with the end-of-text token. Shorter rows are filled up
-# **on the right**, and a mask says which tokens are real. The **answer position** is the last real token: what the model
-# predicts there is the next word.
+# Inside, each prefix is a row of token ids. It begins with the end-of-text token. Shorter rows are filled up **on the
+# right**, and a mask says which tokens are real. The **answer position** is the last real token: what the model predicts
+# there is the next word.
 
 # %%
 row = pairs[:1]
@@ -106,8 +106,8 @@ print("right, wrong  ", [suite.tokenizer.decode([int(i)]) for i in row.answers[0
 # %% [markdown]
 # ## Reading the residual stream
 # PyTorch can call a function of ours whenever a block has run: a **hook**. The library *nnsight* makes this readable.
-# Inside its `trace`, the model's parts are there to be read, as if the pass were standing still. `.save()` keeps a
-# value; `.stop()` ends the pass, so that the blocks above never run.
+# Inside its `trace`, the model's parts are there to be read, as if the pass were standing still. `.save()` keeps a value;
+# `.stop()` ends the pass, so that the blocks above never run.
 
 # %%
 on_device = pairs.to(late.device)
@@ -120,8 +120,8 @@ with (
 x.shape  # [pairs, tokens, d_model]
 
 # %% [markdown]
-# The helper `ctt.residual_stream` is these lines, for every architecture we support (some blocks return a tuple, others
-# a tensor). Is it right? We compare with a plain PyTorch hook that knows nothing of nnsight. They agree to the last bit.
+# The helper `ctt.residual_stream` is these lines, for every architecture we support (some blocks return a tuple, others a
+# tensor). Is it right? We compare with a plain PyTorch hook that knows nothing of nnsight. They agree to the last bit.
 
 # %%
 caught = {}
@@ -196,11 +196,11 @@ assert abs(float(right_wins) - ctt.accuracy(late, pairs)) < 1e-9
 
 # %% [markdown]
 # ## Two facts about the stream that will matter
-# **One: its size changes during training.** We plot the length (norm) of the vectors at each checkpoint. A crosscoder
-# that saw them raw would care most for the checkpoint that shouts loudest. So we will scale each checkpoint.
+# **One: its size changes during training.** We plot the length (norm) of the vectors at each checkpoint. A crosscoder that
+# saw them raw would care most for the checkpoint that shouts loudest. So we will scale each checkpoint.
 #
-# **Two: the first token is special.** It is the end-of-text token in every row, and nothing stands before it. So its
-# vector cannot have to do with the text. And attention heads use it as a place to rest.
+# **Two: the first token is special.** It is the end-of-text token in every row, and nothing stands before it. So its vector
+# cannot have to do with the text. And attention heads use it as a place to rest.
 #
 # **Question.** By how much do the vectors of a position differ from row to row? What must come out for the first one?
 
@@ -214,7 +214,7 @@ with plots.style():
         ax.plot(norms[label][:32], color=color, label=label, marker=".", lw=1)
     ax.set(xlabel="position in the sequence", ylabel="mean norm of the residual stream")
     times = sizes.max() / sizes.min()
-    found = f"The stream is largest at {sizes.idxmax()}, {times:.1f} times that of {sizes.idxmin()}"
+    found = f"On average largest at {sizes.idxmax()}: {times:.1f} times {sizes.idxmin()}"
     plots.set_title(ax, found)
     ax.legend(title="checkpoint", frameon=False)
 plots.show(
@@ -236,8 +236,8 @@ table.round(1)
 # The first token's vector is the same in every row: it spreads by nothing. Statistics that mix it with the others would
 # mislead. (In large models it can also have a norm many times that of the others: Xiao et al. 2023 call it an attention
 # sink. On the embedded suite its norm is nothing special.) That is why the first token is left out **everywhere** in this
-# course: not trained on, not spliced, not ablated, not counted. Prefixes begin with the end-of-text token, so that no
-# word of ours falls on that place.
+# course: not trained on, not spliced, not ablated, not counted. Prefixes begin with the end-of-text token, so that no word
+# of ours falls on that place.
 #
 # (The second position can be large too: it is always the first word of a sentence. We keep it, because it is a word.)
 

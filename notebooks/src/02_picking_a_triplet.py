@@ -5,8 +5,8 @@
 # early, in the middle of a change, and late. But which?
 #
 # **You will learn** to read a curve that goes *below* chance; that things are learned at different times, and some never;
-# to compare checkpoints from the inside, by the similarity of their activations; and to choose three of them by a rule
-# that you can say aloud. **Time:** 20 minutes to read, a minute to run. **You need:** notebooks 00 and 01.
+# to compare checkpoints from the inside, by the similarity of their activations; and to choose three of them by a rule that
+# you can say aloud. **Time:** 20 minutes to read, a minute to run. **You need:** notebooks 00 and 01.
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
@@ -48,7 +48,8 @@ if suite.name != "tiny":  # what it takes on this machine, before anything large
 
 # %% [markdown]
 # ## The tasks
-# Each is a set of minimal pairs, named *phenomenon/structure*. The embedded suite has five phenomena, things to keep track of:
+# Each is a set of minimal pairs, named *phenomenon/structure*. The embedded suite has five phenomena, things to keep track
+# of:
 #
 # | phenomenon | what decides | example |
 # |---|---|---|
@@ -102,11 +103,11 @@ if not crossed:
 # Green: cells where nothing misleads. Orange: where something does. A model that guesses is at 0.5 in both. One that is far
 # *below* in orange knows something, and uses it for the wrong purpose.
 #
-# On the embedded suite, the neighbour decides across a phrase and across a subject relative. Orange falls while grey
-# rises, for it is one event: one rule, *agree with the neighbour*, is right on simple sentences and wrong on these. (With
-# two nouns between, *nested_pp*, the neighbour agrees in a third of the incongruent pairs. So orange stops near 1/3.)
-# Where the subject is the neighbour (*sent_comp*), nothing falls. Where a verb comes last (*obj_rel*), orange and green
-# both wait near 0.5. And *center_embed* is never learned: in the end it follows another noun than it should.
+# On the embedded suite, the neighbour decides across a phrase and across a subject relative. Orange falls while grey rises,
+# for it is one event: one rule, *agree with the neighbour*, is right on simple sentences and wrong on these. (With two
+# nouns between, *nested_pp*, the neighbour agrees in a third of the incongruent pairs. So orange stops near 1/3.) Where the
+# subject is the neighbour (*sent_comp*), nothing falls. Where a verb comes last (*obj_rel*), orange and green both wait
+# near 0.5. And *center_embed* is never learned: at the end its orange line is still below one half.
 #
 # ## Other things to track
 # **Question.** *The queen near the king saw herself.* Will gender dip as number does? And is there a phenomenon of which
@@ -127,16 +128,16 @@ if others:
 
 # %% [markdown]
 # On the embedded suite each tells another story. The cells of the table say which.
-# - **Gender stays with the neighbour to the end.** Plain sentences are right; across a phrase the noun in between decides.
-#   It had been better before, so learning can go the wrong way. (The *number* of the same word: see *reflexive_pp* above.)
+# - **Gender ends with the neighbour.** Plain sentences are right; across a phrase the noun in between decides. It had been
+#   better before, so learning can go the wrong way. (The *number* of the same word: see *reflexive_pp* above.)
 # - **Polarity** stays with a simpler rule: any negative word before it allows *ever*. The cell with *no* at the neighbour
 #   alone (pos-neg) is wrong to the end.
 # - **Tense** has no dip. What tense the verb in between has hardly matters; it is only late.
-# - **Selection** dips a little across a phrase and comes back slowly: a taste, and no rule.
+# - **Selection** dips late and deep across a phrase (*subject_pp*), and comes back slowly. With an *object* there is no dip.
 #
 # ## When is each learned?
-# We call **onset** the first checkpoint from which on accuracy is at least 0.75 *in the worst cell*. Why the worst? A
-# model that says *herself* to everybody is right in half of all pairs. Tasks that never get there tell as much.
+# We call **onset** the first checkpoint from which on accuracy is at least 0.75 *in the worst cell*. Why the worst? A model
+# that says *herself* to everybody is right in half of all pairs. Tasks that never get there tell as much.
 
 # %%
 has_cells = curve["task"].isin(curve.loc[curve["cell"] != "all", "task"])
@@ -166,11 +167,13 @@ with plots.style():
     bar = {"label": "cosine similarity"}
     sns.heatmap(sim, mask=above, ax=ax, cmap="mako_r", vmax=1, square=True, cbar_kws=bar)
     ax.set(xlabel="checkpoint", ylabel="checkpoint")
-    plots.set_title(ax, f"Activations turn most right after {min(step, key=step.get)}")
+    plots.set_title(ax, f"Activations change most between {min(step, key=step.get)} and the next")
 plots.show("Heat map of the mean cosine similarity between every two checkpoints; dark: alike.")
 
 # %% [markdown]
-# A pale square means that the two have little in common inside. Activations change long before a single answer does.
+# A pale square means that the two have little in common inside. The largest changes come first, while the accuracies above
+# are still near one half.
+#
 # **How much of it is mere habit?** All tokens of a model could share one large direction. So we shuffle: the cosine between
 # *different* tokens of the same checkpoint. Where it is high, the similarity says less than it seems to.
 
@@ -185,11 +188,13 @@ control = {"similarity to the next checkpoint": step, "of unrelated tokens": hab
 pd.DataFrame(control).loc[looked_at].round(2)
 
 # %% [markdown]
+# On the embedded suite step16 stands out: there even unrelated tokens are alike, so its similarities say little.
+#
 # ## Choosing
 # **The rule, before its result** (`ctt.suggest_triplet`). The last checkpoint is always one. How much changes between two
 # checkpoints? The mean over tasks of |difference of accuracy|, plus one minus their similarity. A triplet is as good as the
-# *smaller* of its two changes, first to middle and middle to last. And at the first, tasks must be at least 0.1 from
-# chance on average, up or down: where the model does nothing yet, there is nothing to explain.
+# *smaller* of its two changes, first to middle and middle to last. And at the first, tasks must be at least 0.1 from chance
+# on average, up or down: where the model does nothing yet, there is nothing to explain.
 
 # %%
 choice = ctt.suggest_triplet(curve, sim)
@@ -215,7 +220,7 @@ pd.DataFrame(picked, index=["first", "middle", "last"]).T
 
 # %% [markdown]
 # The rule counts whole tasks, in which the two halves of a dip cancel. Count each half as a task of its own, and (on the
-# embedded suite) it prefers earlier checkpoints, deeper in the dip. Both show the dip, the way out, and the end. A choice
+# embedded suite) it prefers earlier checkpoints, on the way into the dip. Both have the dip and the end in them. A choice
 # like this is a suggestion: what you find later should not hang on it. The runner-up is compared in the appendix of 04.
 #
 # **Try it.** Move the slider: each checkpoint shows its accuracies and how similar it is to the others. Where would *you*
@@ -236,8 +241,8 @@ files.write_json(folder / "triplet.json", picked | told)
 
 # %% [markdown]
 # ## The same in large models
-# Is the dip a quirk of our small model? The paper finds it in Pythia-1B, more than a thousand times as large (Bayazit et al.;
-# tokens as they round them; up to 64 million tokens all curves are near 0.5):
+# Is the dip a quirk of our small model? The paper finds it in Pythia-1B, more than a thousand times as large (Bayazit et
+# al.; tokens as they round them; up to 64 million tokens all curves are near 0.5):
 #
 # | Pythia-1B | 1B tokens | 4B tokens |
 # |---|---|---|
@@ -246,8 +251,8 @@ files.write_json(folder / "triplet.json", picked | told)
 # | a relative clause between | 0.17 | 0.68 |
 #
 # The same order of events. And then? EleutherAI has published BLiMP accuracies of eight sizes of Pythia. **Question.** The
-# largest has about 170 times the parameters of the smallest. Where will that show most: early or late,
-# on plain sentences or across a distractor? And can a model get *worse* with more training?
+# largest has about 170 times the parameters of the smallest. Where will that show most: early or late, on plain sentences
+# or across a distractor? And can a model get *worse* with more training?
 
 # %%
 kinds = {
@@ -290,8 +295,8 @@ table.round(2)
 # relative clause, 1.4b falls from 0.78 to 0.66. More training does not always mean more syntax.
 #
 # **Three cautions before you put these curves beside ours.** They compare *whole sentences*, we two next tokens
-# (`ctt.accuracy(..., whole=True)` does as they do). They begin after 6 billion tokens: by then the dip is over. They are
-# of Pythia's *first* suite (v0); the models that you load today were trained anew.
+# (`ctt.accuracy(..., whole=True)` does as they do). They begin after 6 billion tokens: by then the dip is over. They are of
+# Pythia's *first* suite (v0); the models that you load today were trained anew.
 #
 # **Limits.** Accuracy at one position says nothing about other uses of the same knowledge. Cosines compare directions: a
 # rotation that changes nothing for the layers above lowers them, and a small vector that decides everything hardly moves
@@ -299,8 +304,8 @@ table.round(2)
 #
 # ## What to remember
 # 1. **Below chance is knowledge.** Look at cells, and at the worst one: a mean over cells hides a rule, and a habit too.
-# 2. **Things come at different times, and some in the wrong form.** Gender and polarity stay with a simpler rule here.
+# 2. **Things come at different times, and some in the wrong form.** Gender and polarity end with a simpler rule here.
 # 3. **Choose by a rule, say it first, and name the runner-up.**
 #
-# **Next:** 03 · The crosscoder: one dictionary for three checkpoints. · To read more: Linzen et al., *Assessing the Ability of
-# LSTMs to Learn Syntax-Sensitive Dependencies* (2016); Warstadt et al., *BLiMP* (2020).
+# **Next:** 03 · The crosscoder: one dictionary for three checkpoints. · To read more: Linzen et al., *Assessing the Ability
+# of LSTMs to Learn Syntax-Sensitive Dependencies* (2016); Warstadt et al., *BLiMP* (2020).

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 03 · The crosscoder
 #
-# A residual stream may hold more ideas than it has numbers. The model writes them on top of each other, as directions
-# that overlap. A **sparse dictionary** takes such a vector apart into a few **features** (also called
-# **latents**) out of many. A **crosscoder** does so for several checkpoints at once, *with one shared dictionary*: feature
-# 17 of the early model and feature 17 of the late one are the same feature, with a decoder for each.
+# A residual stream may hold more ideas than it has numbers. The model writes them on top of each other, as directions that
+# overlap. A **sparse dictionary** takes such a vector apart into a few **features** (also called **latents**) out of many.
+# A **crosscoder** does so for several checkpoints at once, *with one shared dictionary*: feature 17 of the early model and
+# feature 17 of the late one are the same feature, with a decoder for each.
 #
 # **You will learn**
 # - what goes in and what comes out, shape by shape, and to write and train one yourself in a dozen lines;
@@ -69,8 +69,8 @@ if suite.name != "tiny":
 # %% [markdown]
 # ## What goes in
 # We read the same text with every checkpoint and stack what we find: `[tokens, checkpoints, d_model]`. One row is *one
-# token in one context*, seen by several states of the same model. `ActivationStream` serves such rows in shuffled
-# batches, without end. The first token of each sequence is left out.
+# token in one context*, seen by several states of the same model. `ActivationStream` serves such rows in shuffled batches,
+# without end. The first token of each sequence is left out.
 #
 # The checkpoints' vectors differ in length. We bring each to the same mean norm, the square root of `d_model`, so that no
 # checkpoint dominates. Those factors are the **scales** $s_c$.
@@ -95,9 +95,9 @@ pd.DataFrame(table, index=ckpts.labels).round(2)
 #
 # It is $f$. One code for all checkpoints: that is why one feature can be followed from checkpoint to checkpoint.
 #
-# A dictionary larger than the space could copy its input and explain nothing. We want *few* active features. The
-# size of feature $i$ on a token is $f_i u_i$, where $u_i = \sum_c \lVert W_{dec,i}^c \rVert$ is the length of all
-# that it writes. **BatchTopK** keeps, in a batch of $B$ tokens, the $kB$ largest sizes and sets the rest to 0.
+# A dictionary larger than the space could copy its input and explain nothing. We want *few* active features. The size of
+# feature $i$ on a token is $f_i u_i$, where $u_i = \sum_c \lVert W_{dec,i}^c \rVert$ is the length of all that it writes.
+# **BatchTopK** keeps, in a batch of $B$ tokens, the $kB$ largest sizes and sets the rest to 0.
 #
 # That is all. Read the loop line by line before you run it: it is a crosscoder, from nothing.
 
@@ -125,9 +125,9 @@ for step, x in enumerate(islice(stream.batches(), 61)):
         print(f"step {step:2}: {1 - loss.item() / spread.item():.3f} of the variance explained")
 
 # %% [markdown]
-# **Your turn.** Change one line and run it again: keep the $k$ largest of *each* token (`topk` along dimension 1), or
-# leave BatchTopK out and add `0.1 * sizes.sum(1).mean()` to the loss, the older **L1**. What happens to the
-# share explained? And what does L1 want from $u_i$?
+# **Your turn.** Change one line and run it again: keep the $k$ largest of *each* token (`topk` along dimension 1), or leave
+# BatchTopK out and add `0.1 * sizes.sum(1).mean()` to the loss, the older **L1**. What happens to the share explained? And
+# what does L1 want from $u_i$?
 #
 # `ctt.train` does the same for longer, with four things that are worth having:
 #
@@ -203,8 +203,8 @@ report.to_frame().round(3)
 
 # %% [markdown]
 # **Question.** At an early checkpoint CE recovered can come out a little *above* 1: the model predicts better from the
-# rebuilt stream than from its own. How can a copy be better than the original? (Think of what the code was read from.
-# The answer is under *Limits*.)
+# rebuilt stream than from its own. How can a copy be better than the original? (Think of what the code was read from. The
+# answer is under *Limits*.)
 #
 # ### Compared with what?
 # A number needs a neighbour. **PCA** is the best that *fixed* directions can do: the same for every token, where the
@@ -240,8 +240,8 @@ plots.show("Bar chart of the variance left unexplained at each checkpoint, for e
 
 # %% [markdown]
 # On the embedded suite a PCA of its own does as well as the crosscoder at the first checkpoint: a young model has few
-# ideas, and a dozen directions nearly hold them. At the last one no dozen will do. An explained variance of .98 says
-# little at the one, and something at the other.
+# ideas, and a dozen directions nearly hold them. At the last one no dozen will do. An explained variance of .98 says little
+# at the one, and something at the other.
 #
 # ## What does the error carry?
 # The crosscoder splits each activation into what the features say and an **error**, what they miss:
@@ -276,9 +276,9 @@ print(
 carried.round(2)
 
 # %% [markdown]
-# On the embedded suite the error alone guesses, and the features alone do what the model does. So effects of features will
-# say something about these tasks. It need not be so: a small error can hold a large part of a task. Look at this table
-# before you believe an effect.
+# On the embedded suite the error alone is right about half the time (05 looks closer: it is a prejudice, not a coin), and
+# the features alone do what the model does. So effects of features will say something about these tasks. It need not be so:
+# a small error can hold a large part of a task. Look at this table before you believe an effect.
 #
 # ## Reading a feature
 # What is a feature *about*? Start with the tokens on which it is most active. Here are three, drawn at random from those
@@ -293,16 +293,16 @@ for feature in chosen:
 
 # %% [markdown]
 # ## Where is a feature written? RelDec
-# Each feature has one decoder vector per checkpoint. Its **norm** says how strongly the feature is written there. The
-# share of one checkpoint,
+# Each feature has one decoder vector per checkpoint. Its **norm** says how strongly the feature is written there. The share
+# of one checkpoint,
 #
 # $$\mathrm{RelDec}_c = \frac{\lVert W_{dec}^c \rVert}{\sum_j \lVert W_{dec}^j \rVert},$$
 #
 # is a first answer to "when does it exist?", and needs no task. It is taken in scaled space, or the loudest checkpoint
 # would win. Where it is above 0.7 we call the feature **specific** to that checkpoint, as the paper does.
 #
-# **Question.** Between an early and a late checkpoint the model learns a great deal. How many of its features do you
-# expect to be specific?
+# **Question.** Between an early and a late checkpoint the model learns a great deal. How many of its features do you expect
+# to be specific?
 
 # %%
 reldec = ctt.rel_dec(crosscoder.decoder_norms(), dead=report.dead_mask)
@@ -326,17 +326,18 @@ plots.show("Histograms of RelDec, one for each checkpoint.")
 # effect on a task: the next notebook. First, though: can we trust that count?
 #
 # ## An experiment: a setting that makes "specific" features
-# Dead features are a nuisance, and one remedy against them is a **decoder-norm penalty**: add $\lambda \sum_i f_i u_i$
-# to the loss (the L1 term again). It charges for everything that is written. We train the same crosscoder once more,
-# with it.
+# Dead features are a nuisance, and one remedy against them is a **decoder-norm penalty**: add $\lambda \sum_i f_i u_i$ to
+# the loss (the L1 term again). It charges for everything that is written. We train the same crosscoder once more, with it.
 #
-# **Question.** A feature is strong at one checkpoint and weak at two. What will it do to save on the penalty? And how
-# would you find out whether it is *really* absent from the two?
+# **Question.** A feature is strong at one checkpoint and weak at two. What will it do to save on the penalty? And how would
+# you find out whether it is *really* absent from the two?
 #
 # We ask the activations (**latent scaling**, Minder et al.): how much of the feature's own direction is left at the
-# checkpoints to which it is said not to belong? The first of these that holds is its verdict: it is **written elsewhere**
-# after all; **shrinkage**, the error there still holds it, so the decoder is too short; **decoupled**, other features
-# write the same there; else it is **genuine**.
+# checkpoints to which it is said not to belong? The verdict is the first of these that holds:
+# 1. **written elsewhere**: it is written there after all;
+# 2. **shrinkage**: the error there still holds it, so the decoder is too short;
+# 3. **decoupled**: other features write the same there;
+# 4. **genuine**: none of the three.
 
 # %%
 compared = {config.decoder_norm_penalty: crosscoder}
@@ -379,14 +380,15 @@ plots.show("Histogram of each living feature's largest RelDec, with the penalty 
 
 # %% [markdown]
 # Same model, same text, same seed, hardly another explained variance, and hardly fewer dead. But on the embedded suite
-# about ten times as many features are "specific" with the penalty, and most of these are *decoupled* or *shrinkage*:
-# what they stand for is at the other checkpoints too, written by another feature or left to the error. It saves to write
-# a feature only where it is strong. **The penalty made them; the training of the language model did not.** Whoever
-# counts specific features by their norms counts this choice as well.
+# about ten times as many features are "specific" with the penalty, and most of these are *decoupled* or *shrinkage*: what
+# they stand for is at the other checkpoints too, written by another feature or left to the error. It saves to write a
+# feature only where it is strong. **The penalty made most of them; the training of the language model did not.** Whoever
+# counts specific features by their norms counts this choice as well. (How many are "dead" depends on how much text one
+# looks at: the fewer tokens, the more features stay silent. So the counts in this notebook differ.)
 #
 # So this course trains without it, as the paper does, and few features are specific by their norms. Living features come
-# from elsewhere: longer decoder vectors at the start (`decoder_norm`), and AuxK. (`experiments`, table *penalty*, has
-# this over sizes, $k$ and seeds.)
+# from elsewhere: longer decoder vectors at the start (`decoder_norm`), and AuxK. (`experiments`, table *penalty*, has this
+# over sizes, $k$ and seeds.)
 
 # %%
 report.save(Path(out) / "report.json")
@@ -399,7 +401,7 @@ print(f"written: {out}")
 # - A feature is what this dictionary, this sparsity and this seed make of the stream. Another seed gives other features;
 #   notebook 06 counts which of them come back.
 # - The code is read from *all* checkpoints. So the early decoder is fed with what a late model has worked out: that is
-#   how a copy can be better than the original. 04 checks for its own features whether this matters.
+#   one way in which a copy can be better than the original. 04 checks for its own features whether this matters.
 # - High explained variance does not mean that features are meaningful.
 #
 # ## What to remember
@@ -409,6 +411,6 @@ print(f"written: {out}")
 # 3. **A decoder norm is a choice of the training, too.** One penalty, and features look specific that are not.
 #
 # ## Next
-# **04 · RelIE and RelDec**: what each feature does for a task, at each checkpoint. · To read more: *Sparse Crosscoders
-# for Cross-Layer Features and Model Diffing* (Anthropic, 2024); Bussmann et al., *BatchTopK Sparse Autoencoders* (2024);
-# Minder et al., on sparsity artefacts in crosscoders (2025).
+# **04 · RelIE and RelDec**: what each feature does for a task, at each checkpoint. · To read more: *Sparse Crosscoders for
+# Cross-Layer Features and Model Diffing* (Anthropic, 2024); Bussmann et al., *BatchTopK Sparse Autoencoders* (2024); Minder
+# et al., on sparsity artefacts in crosscoders (2025).

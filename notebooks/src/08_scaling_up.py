@@ -66,8 +66,8 @@ if suite.name != "tiny":  # what it takes on this machine, before anything is do
 
 # %% [markdown]
 # # Part 1 · One dictionary for the whole run
-# Nothing in the crosscoder asks for three: it has an encoder and a decoder for each checkpoint, and *one* code. Only `ckpts`
-# is longer. **Question.** The code stays as small as before, $k$ features a token. What of the explained variance?
+# Nothing in the crosscoder asks for three: it has an encoder and a decoder for each checkpoint, and *one* code. Only
+# `ckpts` is longer. **Question.** The code stays as small as before, $k$ features a token. What of the explained variance?
 
 # %%
 config = ctt.TrainConfig(steps=steps, **training)
@@ -89,12 +89,12 @@ print(f"{(f > 0).sum(1).float().mean():.1f} features a token; explained variance
 pd.DataFrame({name: (1 - each / spread).cpu() for name, each in left.items()}, names).round(3)
 
 # %% [markdown]
-# Less than a triplet's crosscoder explains (notebook 03): the same $k$ features must do for more checkpoints.
+# Less than a triplet's (notebook 03): the same $k$ features do for more checkpoints. (It was trained far less, too.)
 #
 # # Part 2 · From neighbour to subject
-# In notebook 02 you saw the four cells of *The author near the guards laughs*. Here are the same cells in three numbers.
-# Let $s$ and $t$ be the number of the subject and of its neighbour, the noun in between: −1 singular, +1 plural. Whatever
-# we measure in the cells is
+# In notebook 00 you saw four cells of subject and neighbour. Here are the same cells in three numbers. Let $s$ and $t$ be
+# the number of the subject and of its neighbour, the noun in between: −1 singular, +1 plural. Whatever we measure in the
+# cells is
 #
 # $$v(s, t) = \text{mean} + S\,s + N\,t + B\,s\,t .$$
 #
@@ -140,14 +140,14 @@ if told:
     plots.show(f"Lines over the checkpoints: {about}; dashed, the same for the model itself.")
 
 # %% [markdown]
-# This is the project in one picture. Solid: what the features say, with an interval over sentences. Dashed: the truth. Where
-# subject and neighbour differ, the right verb has $S - N$ behind it: the dip of notebook 02 ends where dashed lines cross.
+# This is the project in one picture. Solid: what the features say, with an interval over sentences. Dashed: the truth.
+# Where the two nouns differ, the right verb has $S - N$ behind it: the dip of notebook 02 ends where dashed lines cross.
 #
 # On the embedded suite, **agreement** begins with the neighbour and goes over to the subject, and the features say so as
 # the model does. On the way they *compare* the two nouns more than the model seems to. **Gender** goes the other way: as
 # soon as there is anything to see it follows the subject, and then the neighbour. More training is not always more grammar.
-# (Two warnings. Early gender bands are shares of next to nothing. And at the end the features show the neighbour more weakly
-# than the model does: how much of a truth a dictionary finds is not the same everywhere.)
+# (Gender is drawn only where there is enough of it, and its first point rests on little. At the end the features show the
+# neighbour more weakly than the model does for gender, and more strongly for agreement: a dictionary is not a mirror.)
 #
 # **Question.** At the end the model hardly hears the neighbour any more, yet a good part of the features' effect still
 # follows it. How can both be true?
@@ -169,10 +169,10 @@ if task in told:
 # the quick estimate, attribution patching. Where they part, remember that they ask two questions (notebook 06).
 #
 # ## Through which features?
-# A **label** says what a feature is about at a checkpoint: `subject` or `attractor` where one of them makes up more than two
-# thirds of what differs between the cells, `both` where it compares, else `mixed`. The first table gives the share of the
-# effect that goes through the features of each label. Then the strongest are drawn as paths, N across and S upwards, from
-# the dark first checkpoint to the light last. The last table says on which nouns they *fire*: mean activations.
+# A **label** says what a feature is about at a checkpoint: `subject` or `attractor` where one of them makes up more than
+# two thirds of what differs between the cells, `both` where it compares, else `mixed`. The first table gives the share of
+# the effect that goes through the features of each label. Then the strongest are drawn as paths, N across and S upwards,
+# from the dark first checkpoint to the light last. The last table says on which nouns they *fire*: mean activations.
 #
 # **Question.** Can a feature that fires on plural nouns be about the neighbour first, and later about the subject?
 
@@ -199,10 +199,10 @@ if task in told:
 
 # %% [markdown]
 # On the embedded suite two kinds stand out. Some fire on nouns of **one number**, wherever they stand. Their path bends
-# from the right upwards: the feature stays what it is, and the *use* of it moves, from the last noun to the subject.
-# Others fire on **the noun in between, of either number**. They know no number, and their path goes up to the left: they
-# hold the neighbour back. So a label is about what a feature *does*, not about what it fires on. (`onset`: the first
-# checkpoint with half of its largest share; for so many checkpoints it says more than a class.)
+# from the right upwards: the feature fires as before (one code serves all checkpoints), and the *use* of it moves, from the
+# last noun to the subject. Others fire on **the noun in between, of either number**. They know no number, and their path
+# goes up to the left: they hold the neighbour back. So a label is about what a feature *does*, not about what it fires on.
+# (`onset`: the first checkpoint with half of its largest share; for so many checkpoints it says more than a class.)
 #
 # # Part 3 · What becomes of a triplet's features?
 # Notebook 04 had three of these checkpoints and a dictionary of their own. Are its strong features still there? The rule,
@@ -269,13 +269,12 @@ if triplet is not None:
 
 # %% [markdown]
 # Read the first table from row to row: what another seed loses as well is not lost to the number of checkpoints. On the
-# embedded suite these features fire again among all checkpoints, and most keep their label. Their *class* seldom stays: a
-# feature of the large dictionary has to serve the steps between, too, and its strength is spread otherwise.
+# embedded suite these features fire again among all checkpoints, and most keep their label. Their *class* seldom stays.
 #
 # # Part 4 · Other architectures, other languages
 # Pythia is a GPT-NeoX; OLMo, OLMo 2 and BLOOM are built differently, and our code must not care. Without the hub we have
 # their **shape**: the published configuration, shrunk, with random weights. Nothing is learnt in them. What we check is the
-# path: read the stream, splice it back, and the logits must not move.
+# path: read the stream, splice it back, and the logits must not move. (*AtP: rank*: of the quick estimate, with ablation.)
 
 # %%
 rows = {}
@@ -299,7 +298,7 @@ if not other_models:
 # %% [markdown]
 # **Do two languages, or two tasks, use the same features?** It is one question. A feature counts for a task if its |IE| at
 # the last checkpoint is at least 1 % of what all have together; the **overlap** is the share of two tasks' features that
-# both have. Which will share most: agreement across a phrase, across a relative clause, of determiner and noun; gender; tense?
+# both have. Which will share most: agreement across a phrase, a relative clause, of determiner and noun; gender; tense?
 
 # %%
 sets = {}
@@ -321,9 +320,9 @@ else:
     print("and tasks=['clams/en/prep_anim', 'clams/fr/prep_anim'] the table is about languages.")
 
 # %% [markdown]
-# On the embedded suite the two agreement tasks share most, and tense across a relative clause shares much with both. Are
-# these features about number, then, or do they say that a *verb* is due? How would you find out? Gender shares less. And
-# the agreement of determiner and noun, which waits for no verb, shares nothing: it is the control.
+# On the embedded suite agreement across a phrase, across a relative clause, and tense across one share most. Are these
+# features about number, then, or do they say that a *verb* is due? How would you find out? Gender shares less. And the
+# agreement of determiner and noun, which waits for no verb, shares nothing: it is the control.
 #
 # # Part 5 · What does it cost?
 # `estimate()` says it **before** anything is downloaded: files, memory, and the time on *this* machine.
@@ -348,5 +347,4 @@ for name, asked in {"pythia-160m": {"atp": 300, "ablation": 300}, "pythia-1b": N
 #    other checkpoints and longer training.
 #
 # **Limits.** The large crosscoder was trained briefly, with one seed. What it leaves out is in no share, and bands are over
-# sentences only (other seeds, words and structures: `factorial_shares` in `experiments/`). Random weights say nothing of
-# OLMo or BLOOM.
+# sentences only (other seeds: `factorial_shares` in `experiments/`). Random weights say nothing of OLMo or BLOOM.

@@ -204,7 +204,7 @@ def rank_curves(
         ax.set_title(f"{name}: {(np.abs(values[c]) > bar[c]).sum()} pass")
     axes[0, 0].set_ylim(bottom=min(bar) / 20)
     axes[0, 0].set_ylabel("size of the effect (logits)")
-    axes[0, -1].legend(loc="lower left", handlelength=1.5)
+    axes[0, -1].legend(loc="upper right", handlelength=1.5, fontsize=7.5)
     fig.suptitle(title, fontsize=9.5, fontweight="bold", x=0.01, ha="left")
     return fig
 

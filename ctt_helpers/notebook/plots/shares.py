@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ctt_helpers.factorial import FACTORS, Factorial
@@ -91,32 +90,43 @@ def share_curves(
 
 
 @style()
-def factor_paths(
-    found: Factorial, features: Sequence[int], ax: Axes | None = None, title: str = ""
-) -> Axes:
+def factor_paths(found: Factorial, features: Sequence[int], title: str = "") -> Figure:
     """Each feature as a path over the checkpoints: with the neighbour across, the subject upwards.
+
+    A panel each, with scales of its own; an arrow leads to the last checkpoint.
 
     Args:
         found: of any number of checkpoints; their colours go from dark to light.
-        features: which of its features, by their number; at most six, a marker each.
-        ax: where to draw; None: a new figure.
+        features: which of its features, by their number.
         title: the finding.
 
     Raises:
         ValueError: a feature that is not among them.
     """
     look.require_names("feature", features, found.features.tolist())
-    ax = look.new_axes(ax, 5.6, 4.0)
+    columns = min(3, len(features))
+    rows = -(-len(features) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.3 * rows), squeeze=False)
     colors = list(look.checkpoint_colors(found.names).values())
-    for marker, feature in zip(look.MARKERS, features, strict=False):
+    for ax, feature in zip(axes.flat, features, strict=False):
         i = int(np.flatnonzero(found.features == feature)[0])
         across, up = found.attractor[:, i], found.subject[:, i]
+        ax.axhline(0, color=look.GREY, lw=0.8, ls=":", zorder=0)
+        ax.axvline(0, color=look.GREY, lw=0.8, ls=":", zorder=0)
         ax.plot(across, up, color=look.GREY, lw=0.7, zorder=1)
-        ax.scatter(across, up, 26, colors, marker=marker, zorder=2)
-        place = (across[-1], up[-1])
-        ax.annotate(f"#{feature}", place, (5, 4), textcoords="offset points", fontsize=8)
-    ax.axhline(0, color=look.GREY, lw=0.8, ls=":", zorder=0)
-    ax.axvline(0, color=look.GREY, lw=0.8, ls=":", zorder=0)
-    unit = "effect (logits)"
-    ax.set(xlabel=f"with the neighbour: {unit}", ylabel=f"with the subject: {unit}")
-    return look.set_title(ax, title)
+        ax.scatter(across, up, 22, colors, zorder=2)
+        if len(across) > 1:
+            ends = {"xy": (across[-1], up[-1]), "xytext": (across[-2], up[-2])}
+            ax.annotate("", **ends, arrowprops={"arrowstyle": "->", "lw": 1.2, "shrinkB": 3})
+        ax.set_title(f"#{feature}")
+        # as far across as upwards, or a slope would mislead
+        middle = [(values.min() + values.max()) / 2 for values in (across, up)]
+        reach = 0.6 * max(np.ptp(across), np.ptp(up), 1e-6)
+        ax.set_xlim(middle[0] - reach, middle[0] + reach)
+        ax.set_ylim(middle[1] - reach, middle[1] + reach)
+    for ax in axes.flat[len(features) :]:
+        ax.set_axis_off()
+    fig.supxlabel("effect with the neighbour (logits)", size=9)
+    fig.supylabel("effect with the subject (logits)", size=9)
+    fig.suptitle(title, fontsize=9.5, fontweight="bold", x=0.01, ha="left")
+    return fig
