@@ -1,9 +1,13 @@
 """Test the numbers: `python -m experiments [--only NAME]`, on the embedded suite or another."""
 
 import argparse
+import multiprocessing
+import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -39,15 +43,51 @@ PARTS = {
 }
 
 
+# On two cores each of these goes by itself. What the first part trains, the others of its lane use.
+LANES = (
+    ("dictionary", "baselines", "seeds"),
+    ("factorial", "leak", "planted", "targets", "ablations", "nulls", "scaling"),
+)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the experiments that are asked for, and write their tables."""
     given = parse(arguments)
+    told = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "experiments", *told])
+    lanes = [[given.only]] if given.only else list(LANES)
+    if given.jobs == 1:
+        lanes = [[part for lane in lanes for part in lane]]
+    spawn = multiprocessing.get_context("spawn")
+    lock = spawn.Lock()
+    others = [spawn.Process(target=run, args=(given, lane, command, lock)) for lane in lanes[1:]]
+    for other in others:
+        other.start()
+    try:
+        run(given, lanes[0], command, lock)
+    finally:
+        for other in others:
+            other.join()
+    if any(other.exitcode for other in others):
+        sys.exit("Some parts failed: see above. What the others found is kept.")
+    print(f"All tables: {given.out / report.PAGE}")
+
+
+def run(
+    given: argparse.Namespace, parts: Sequence[str], command: str, lock: AbstractContextManager
+) -> None:
+    """Run some parts one after the other.
+
+    Args:
+        given: what the command line asked for.
+        parts: names of PARTS.
+        command: that command line, for the record.
+        lock: held while files are written that all parts share.
+    """
     if given.model == "tiny":
         torch.set_num_threads(1)  # on models this small a second thread gains nothing
     context = make_context(given)
-    told = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "experiments", *told])
-    for name in [given.only] if given.only else PARTS:
+    for name in parts:
         print(f"{name}: {PARTS[name].__doc__.splitlines()[0]}", flush=True)
         about = {"command": command, **report.machine()}
         begin = time.perf_counter()
@@ -55,10 +95,9 @@ def main(arguments: list[str] | None = None) -> None:
         frames = PARTS[name].run(context)
         about["seconds"] = round(time.perf_counter() - begin)
         about["trainings"] = dict(context.trainings)
-        report.save(given.out, name, frames, about)
-        # after each one, so that a run that is cut short keeps what it has
-        page = report.write_tables(given.out, TITLE, PARTS)
-    print(f"All tables: {page}")
+        with lock:  # after each one, so that a run that is cut short keeps what it has
+            report.save(given.out, name, frames, about)
+            report.write_tables(given.out, TITLE, PARTS)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -111,7 +150,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/experiments"), help="folder of what is trained here"
     )
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        choices=(1, 2),
+        help="processes; default: 2 for the embedded suite where there are two cores, else 1",
+    )
+    given = parser.parse_args(arguments)
+    if given.jobs is None:
+        given.jobs = 2 if given.model == "tiny" and (os.cpu_count() or 1) > 1 else 1
+    return given
 
 
 def make_context(given: argparse.Namespace) -> Context:

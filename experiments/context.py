@@ -142,11 +142,6 @@ class Context:
 # ---- small tools
 
 
-def short(task: str) -> str:
-    """The last part of a task's name."""
-    return task.split("/")[-1]
-
-
 def labels(ratios: PER_LATENT, names: Sequence[str]) -> np.ndarray:
     """A word for each latent: its class and whose it is ("specific step512").
 

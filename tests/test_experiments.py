@@ -15,7 +15,7 @@ from benchmarks import report
 from ctt_helpers.metrics import rank_correlation
 from ctt_helpers.pairs import twins
 from experiments import ablations, nulls, planted, scaling, seeds, targets
-from experiments.__main__ import PARTS, TITLE, main
+from experiments.__main__ import LANES, PARTS, TITLE, main
 from experiments.context import (
     Context,
     count_specific,
@@ -478,6 +478,10 @@ def test_the_command_writes_tables(context, tmp_path, capsys, monkeypatch):
     page = (tmp_path / report.PAGE).read_text(encoding="utf-8")
     for name, description in ablations.TABLES.items():
         assert f"### {name}.csv\n\n{description}\n\n| " in page
+
+
+def test_every_part_is_in_one_lane():
+    assert sorted(part for lane in LANES for part in lane) == sorted(PARTS)
 
 
 def test_every_table_is_described(root):

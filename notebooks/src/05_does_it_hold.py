@@ -189,8 +189,8 @@ with plots.style():
         told = f"congruent {lead[agree].mean():+.1f}, incongruent {lead.drop(agree).mean():+.1f}"
         told = told if has_cells else f"{lead.mean():+.1f}"
         plots.set_title(ax, f"{at} without its {kind} features: {told}")
-    axes[0, 0].set(ylabel="change of the lead (logits)")
-    fig.supxlabel("cell (bars: 95 %, over groups of words; controls: their range)", size=9)
+    axes[0, 0].set(ylabel="change of the lead (logits)", xlabel="cell")
+    axes[0, -1].set_xlabel("cell (bars: 95 %; controls: range)")
     marks = [ax.get_legend_handles_labels() for ax in axes[0]]
     told = {label: mark for two in marks for mark, label in zip(*two, strict=True)}
     fig.legend(told.values(), told, loc="outside lower center", ncols=3)
