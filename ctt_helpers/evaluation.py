@@ -31,6 +31,7 @@ NUMBERS_AT_ONCE = 2**28
 # Below this many nats a token between the model and the model without the layer, there is nothing
 # to recover, and a share of it means nothing.
 CE_FLOOR = 0.05
+WIDE = 4096  # dimensions above which principal components are found by random projections
 
 
 @dataclass
@@ -263,9 +264,19 @@ def _onto_principal(
     fitted: Float[Tensor, "tokens size"], x: Float[Tensor, "more_tokens size"], rank: int
 ) -> Float[Tensor, "more_tokens size"]:
     """Centred rows projected onto the first principal components of others."""
-    covariance = (fitted.T @ fitted).cpu().double()
-    directions = torch.linalg.eigh(covariance).eigenvectors[:, -rank:].to(x)
+    directions = _principal(fitted, rank).to(x)
     return x @ directions @ directions.T
+
+
+def _principal(fitted: Float[Tensor, "tokens size"], rank: int) -> Float[Tensor, "size rank"]:
+    """First principal directions of centred rows: exact, or by random projections where wide."""
+    if fitted.shape[1] <= WIDE:
+        covariance = (fitted.T @ fitted).cpu().double()
+        return torch.linalg.eigh(covariance).eigenvectors[:, -rank:]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        spare = min(rank + 16, *fitted.shape)
+        return torch.svd_lowrank(fitted.float(), q=spare, niter=6)[2][:, :rank]
 
 
 # ---- reading a latent

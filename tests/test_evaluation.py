@@ -211,6 +211,20 @@ def test_principal_components_are_those_of_a_singular_value_decomposition():
             ctt.pca_baseline(**{"fitted": fitted, "held_out": held_out, "rank": 3, **wrong})
 
 
+def test_principal_components_of_wide_streams_are_those_of_the_exact_way(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    sizes = torch.linspace(3, 0.1, 40).exp()  # as of streams: a few directions have most of it
+    mixed = torch.linalg.qr(torch.randn(40, 40, generator=rng))[0]
+    x = (torch.randn(2, 500, 40, generator=rng) * sizes @ mixed).unflatten(-1, (2, 20))
+    exact = ctt.pca_baseline(x[0], x[1], 6)
+    monkeypatch.setattr(evaluation, "WIDE", 8)
+    state = torch.get_rng_state()
+    projected = ctt.pca_baseline(x[0], x[1], 6)
+    assert torch.equal(torch.get_rng_state(), state)
+    for kind in ("joint", "separate"):
+        np.testing.assert_allclose(projected[kind], exact[kind], atol=1e-4)
+
+
 def test_errors(setting):
     ckpts, crosscoder, text = setting
     with pytest.raises(ValueError, match="longer than the context of 'step0', 64"):

@@ -126,7 +126,7 @@ pd.DataFrame(told | {"random directions, mean of 3": of_noise}).T.round(2)
 # %% [markdown]
 # More look specific without a task: a ratio of two noises likes to be extreme. None of these is decided. **But look at the
 # last row.** Random directions have decided classes, nearly as many as the features: one in twenty lies beyond the line by
-# construction, and the sentences settle the rest. So a *count* of classes says nothing for a dictionary. The size of
+# construction, and the sentences settle the rest. So a *count* of classes says little for a dictionary. The size of
 # effects does, and what 05 did. On the task a short list is decided (*q*: the false discovery rate at which it just would
 # be):
 

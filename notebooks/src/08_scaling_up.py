@@ -76,17 +76,17 @@ stream = ctt.ActivationStream(ckpts, text, batch_size=batch_size, seed=seed, buf
 many = ctt.Crosscoder(len(ckpts), ckpts.d_model, n_latents=n_latents, k=k, seed=seed)
 ctt.train(many, stream, config, out=Path(out), device=device)
 held_out = suite.text(n_eval_tokens, split="validation", seed=seed, path=text_path)
-x = ctt.activations.stacked_activations(ckpts, held_out)[:, 1:].flatten(0, 1).float()
+seen, x = (
+    ctt.activations.stacked_activations(ckpts, rows)[:, 1:].flatten(0, 1).float()
+    for rows in (text[: len(held_out)], held_out)
+)
 with torch.no_grad():
     f, spread = many.encode(x), (x - x.mean(0)).square().sum((0, 2))
-    left = {"crosscoder": (x - many.decode(f)).square().sum((0, 2))}
-    size = many.scales.to(x)[:, None]  # the best k directions, for all checkpoints together
-    flat = ((x - x.mean(0)) * size).flatten(1)
-    best = torch.svd_lowrank(flat, q=k + 8, niter=4)[2][:, :k]
-    rest = (flat - flat @ best @ best.T).view_as(x) / size
-    left[f"joint PCA, rank {k}"] = rest.square().sum((0, 2))
+    explained = {"crosscoder": 1 - (x - many.decode(f)).square().sum((0, 2)).cpu() / spread.cpu()}
+pca = ctt.pca_baseline(seen, x, k, many.scales)  # the best that k fixed directions can do
+explained |= {f"{kind} PCA, {k}": share for kind, share in pca.items()}
 print(f"{(f > 0).sum(1).float().mean():.1f} features a token; explained variance, held out:")
-pd.DataFrame({name: (1 - each / spread).cpu() for name, each in left.items()}, names).round(3)
+pd.DataFrame(explained, names).round(3)
 
 # %% [markdown]
 # Less than a triplet's (notebook 03): the same $k$ features do for more checkpoints. (It was trained far less, too.)

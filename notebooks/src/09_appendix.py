@@ -216,7 +216,8 @@ with plots.style():
 plots.show("A heat map: features by words, the effect of removing the feature at that word alone.")
 
 # %% [markdown]
-# On the embedded suite mostly not: by this depth most work at the last word, where number has already arrived.
+# On the embedded suite mostly not. But #283, the strongest of those about the subject, does: it works at its subject, and the
+# layers above carry that to the verb.
 #
 # # E · Two choices in a ratio, and two other metrics
 # **Competence.** A late checkpoint has larger logits, so everything is larger there. Divide each checkpoint's effects by
