@@ -1,5 +1,6 @@
 """The experiments: measures against independent ones, controls by construction, their tables."""
 
+import multiprocessing
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from benchmarks import report
 from ctt_helpers.metrics import rank_correlation
 from ctt_helpers.pairs import twins
 from experiments import ablations, nulls, planted, scaling, seeds, targets
-from experiments.__main__ import LANES, PARTS, TITLE, main
+from experiments.command import LANES, PARTS, TITLE, main, parse, run
 from experiments.context import (
     Context,
     count_specific,
@@ -478,6 +479,17 @@ def test_the_command_writes_tables(context, tmp_path, capsys, monkeypatch):
     page = (tmp_path / report.PAGE).read_text(encoding="utf-8")
     for name, description in ablations.TABLES.items():
         assert f"### {name}.csv\n\n{description}\n\n| " in page
+
+
+def test_a_lane_runs_in_a_process_of_its_own(tmp_path):
+    """Of no parts: what is tested is that the process finds its function."""
+    spawn = multiprocessing.get_context("spawn")
+    asked = parse(["--work", str(tmp_path), "--out", str(tmp_path), "--draws", "20"])
+    lock = spawn.Lock()
+    other = spawn.Process(target=run, args=(asked, (), "no command", lock))
+    other.start()
+    other.join()
+    assert other.exitcode == 0
 
 
 def test_every_part_is_in_one_lane():
