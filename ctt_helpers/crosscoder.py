@@ -193,6 +193,27 @@ class Crosscoder(nn.Module):
         other.scales.fill_(1)
         return other
 
+    def part(self, features: Sequence[int]) -> "Crosscoder":
+        """A crosscoder of some of the latents, in this order, in evaluation mode.
+
+        Its latents are those of the whole, for in evaluation mode none depends on another. It is
+        for reading: what it rebuilds lacks the others.
+        """
+        features = list(features)
+        settings = {**self.config, "n_latents": len(features)}
+        if self.k is not None:
+            settings["k"] = min(self.k, len(features))
+        other = Crosscoder(**settings, scales=self.scales.tolist(), source=self.source)
+        other = other.to(self.W_enc).requires_grad_(False).eval()
+        other.W_enc.copy_(self.W_enc[:, :, features])
+        other.W_dec.copy_(self.W_dec[features])
+        other.b_enc.copy_(self.b_enc[features])
+        other.b_dec.copy_(self.b_dec)
+        other.threshold.copy_(self.threshold)
+        if self.scaled_norms is not None:
+            other.scaled_norms = self.scaled_norms[:, features].clone()
+        return other
+
     # ---- where it belongs
 
     def check_source(self, here: Mapping[str, Any]) -> None:

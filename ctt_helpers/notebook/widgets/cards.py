@@ -257,7 +257,7 @@ def tokens_html(
     return f'<span style="white-space:pre-wrap;line-height:1.7">{"".join(spans)}</span>'
 
 
-def examples_html(examples: Sequence[Mapping]) -> str:
+def examples_html(examples: Sequence[Mapping], max_activation: float | None = None) -> str:
     """Examples of one feature, one per row, each with its largest activation.
 
     All share one scale of shades.
@@ -265,6 +265,7 @@ def examples_html(examples: Sequence[Mapping]) -> str:
     Args:
         examples: what `top_examples` returns for a feature: mappings with `tokens` and
             `activations`. Whatever else they hold, but `value`, stands at the end of the row.
+        max_activation: the value of the full shade; None: the largest here.
 
     Raises:
         ValueError: tokens and activations of an example differ in length.
@@ -281,7 +282,8 @@ def examples_html(examples: Sequence[Mapping]) -> str:
             if key not in ("tokens", "activations", "value"):
                 shown = f"{value:.3g}" if isinstance(value, float) else f"{value}"
                 rest.append(f"{key}: {shown}")
-        text = tokens_html(example["tokens"], example["activations"], max(peaks))
+        full = max(peaks) if max_activation is None else max_activation
+        text = tokens_html(example["tokens"], example["activations"], full)
         rows.append(
             f'<tr><td style="text-align:right;vertical-align:top">{peak:.2f}</td>'
             f"<td {_LEFT}>{text}</td>"
