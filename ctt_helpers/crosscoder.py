@@ -93,7 +93,9 @@ class Crosscoder(nn.Module):
         W_dec = torch.randn(n_latents, n_checkpoints, d_model, generator=draw)
         W_dec *= decoder_norm / W_dec.norm(dim=-1, keepdim=True)
         self.W_dec = nn.Parameter(W_dec)
-        self.W_enc = nn.Parameter(W_dec.permute(1, 2, 0).contiguous())
+        # a copy: of a single latent the transpose would be the same memory
+        transpose = W_dec.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+        self.W_enc = nn.Parameter(transpose)
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
         self.b_dec = nn.Parameter(torch.zeros(n_checkpoints, d_model))
         self.register_buffer("scales", _checked_scales(scales, n_checkpoints))

@@ -31,6 +31,7 @@ NUMBERS_AT_ONCE = 2**28
 # Below this many nats a token between the model and the model without the layer, there is nothing
 # to recover, and a share of it means nothing.
 CE_FLOOR = 0.05
+BEFORE = 14  # tokens of an example before its place
 
 
 @dataclass
@@ -326,7 +327,7 @@ def _example(
     position: int,
 ) -> dict[str, Any]:
     """A place in the text with the tokens around it, as `top_examples` gives it."""
-    window = slice(max(0, position - 14), position + 4)
+    window = slice(max(0, position - BEFORE), position + 4)
     return {
         "tokens": [ckpts.tokenizer.decode([i]) for i in ids[window].tolist()],
         "activations": activations[window].tolist(),

@@ -30,6 +30,7 @@ from ctt_helpers.behaviour import logit_differences
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.effects import Effects, indirect_effects
 from ctt_helpers.evaluation import (
+    BEFORE,
     NUMBERS_AT_ONCE,
     ActivePlaces,
     active_places,
@@ -43,7 +44,7 @@ from ctt_helpers.files import atomic_path, expanded, locked
 from ctt_helpers.messages import progress, show_size, whole_number
 from ctt_helpers.metrics import check_features, decoder_similarity, rel_dec, rel_ie, share_right
 from ctt_helpers.notebook.plots import look
-from ctt_helpers.notebook.widgets import examples_html, read_notes
+from ctt_helpers.notebook.widgets import read_notes, tokens_html
 from ctt_helpers.pairs import MinimalPairs, short_names, twins
 from ctt_helpers.uncertainty import decide, interval, rel_ie_draws, resample
 
@@ -212,6 +213,8 @@ class _Task:
     ratios: Float[np.ndarray, "checkpoints latents"]
     decided: pd.DataFrame
     clean: Float[np.ndarray, "checkpoints pairs"]  # logit(right) - logit(wrong)
+    clusters: np.ndarray  # [pairs] the same number for the same words
+    cells: dict[str, np.ndarray]  # cell -> [pairs] whether a pair is in it
     labels: dict[int, list[str]] = field(default_factory=dict)
     no_labels: str = ""  # why there are none
 
@@ -266,6 +269,9 @@ def _tasks(
                 f"Effects on {name!r} are {tuple(own.per_pair.shape)}, [checkpoints, pairs, "
                 f"latents]; with these checkpoints, pairs and this crosscoder they must be {shape}."
             )
+        clusters, of_pairs = twins(pairs[name]), pairs[name].cells
+        cells = {"all pairs": np.ones(len(of_pairs), bool)}
+        cells |= {cell: of_pairs == cell for cell in sorted(set(of_pairs)) if cell}
         clean = np.stack([logit_differences(c, pairs[name]).cpu().numpy() for c in ckpts])
         tasks.append(
             _Task(
@@ -275,8 +281,10 @@ def _tasks(
                 pairs=pairs[name],
                 null=null.get(name),
                 ratios=rel_ie(own.mean),
-                decided=decide(own, clusters=twins(pairs[name]), null=null.get(name)),
+                decided=decide(own, clusters=clusters, null=null.get(name)),
                 clean=clean.astype(np.float64),
+                clusters=clusters,
+                cells=cells,
             )
         )
     return tasks
@@ -414,7 +422,7 @@ class _Shard:
 
     def draws(self, task: _Task, n_draws: int, seed: int) -> dict[str, np.ndarray]:
         """Intervals over sentences: IE and RelIE, [ends, checkpoints, features]."""
-        draws = resample(self.per_pair[task.name], n_draws, seed, clusters=twins(task.pairs))
+        draws = resample(self.per_pair[task.name], n_draws, seed, clusters=task.clusters)
         # a latent without any effect has no share of it
         ratios = rel_ie_draws(draws, inactive_below=0)
         return {"ie": np.stack(interval(draws)), "ratio": np.stack(interval(ratios))}
@@ -524,12 +532,18 @@ class _Page:
         peaks = self.part.places.value[self.column]
         if not len(peaks):
             return "<h2>Examples</h2><p>It is active nowhere in this text.</p>"
-        told = ["<h2>Examples</h2><p>Shaded by activation, on one scale; a code is shared by all "]
-        told.append("checkpoints. Hover over a token for its number.</p>")
+        told = [
+            "<h2>Examples</h2><p>Shaded by activation, on one scale. The underlined token is the "
+        ]
+        told.append(
+            "one that was chosen; hover over any for its number. The code is shared by all "
+        )
+        told.append("checkpoints.</p>")
         for band, name in BAND_NAMES.items():
-            shown = [_clipped(example) for example in examples[band]]
             told.append(f"<h3>{name}</h3>")
-            told.append(_scroll(examples_html(shown, float(peaks.max()))))
+            lines = [_example_cells(example, float(peaks.max())) for example in examples[band]]
+            none = "<p>No further places.</p>"
+            told.append(_table(("activation", "text", "where"), lines) if lines else none)
         return "".join(told)
 
     def _promoted(self) -> str:
@@ -581,11 +595,8 @@ class _Page:
         """Effects by cell, and the accuracy with and without the feature."""
         values = self.part.per_pair[task.name][:, :, self.column]
         exact = self.part.exact.get(task.name)
-        cells = {"all pairs": np.ones(len(task.pairs), bool)}
-        if task.pairs.levels:
-            cells |= {c: task.pairs.cells == c for c in sorted(set(task.pairs.cells))}
         rows = []
-        for cell, inside in cells.items():
+        for cell, inside in task.cells.items():
             told = [f"<th scope=row>{html.escape(cell)}</th>"]
             for c in range(len(self.ckpts)):
                 told.append(f"<td>{values[c, inside].mean() + 0.0:+.3f}</td>")
@@ -597,9 +608,9 @@ class _Page:
         head = ["cell"]
         for name in self.ckpts.labels:
             head += [f"IE {name}", *([] if exact is None else ["accuracy"])]
-        about = "Effects by cell"
+        about = f"A cell is the level of {html.escape(', '.join(task.pairs.levels) or 'nothing')}"
         if exact is not None:
-            about += "; accuracy of the model as it is → with this feature alone taken away"
+            about += ". Accuracy: of the model as it is → with this feature alone taken away"
         return f"<h3>By cell</h3><p>{about}.</p>{_table(head, rows)}"
 
     def _neighbours(self) -> str:
@@ -649,11 +660,15 @@ def _token(token: str) -> str:
     return html.escape(shown).replace(" ", "␣")
 
 
-def _clipped(example: Mapping) -> dict[str, Any]:
+def _example_cells(example: Mapping, full: float) -> str:
+    """An example as cells of a row; `full` is the activation of the full shade."""
     tokens = [
         t if len(t) <= LONGEST_TOKEN else t[: LONGEST_TOKEN - 1] + "…" for t in example["tokens"]
     ]
-    return {**example, "tokens": tokens}
+    at = min(example["position"], BEFORE)
+    text = tokens_html(tokens, example["activations"], full, marked=at)
+    where = f"{example['sequence']}:{example['position']}"
+    return f"<td>{example['value']:.2f}</td><td>{text}</td><td class=small>{where}</td>"
 
 
 def _scroll(inside: str) -> str:
@@ -691,8 +706,9 @@ def _drawing(
         safe = html.escape(name)
         parts.append(
             f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{safe}</text>'
-            f'<line x1="{low:.1f}" y1="{y}" x2="{high:.1f}" y2="{y}" stroke="{color}" '
-            f'stroke-width="4" /><circle cx="{across(ie[c]):.1f}" cy="{y}" r="5" fill="{color}" />'
+            f'<line x1="{low:.1f}" y1="{y}" x2="{high:.1f}" y2="{y}" stroke="currentColor" '
+            f'stroke-width="3" /><circle cx="{across(ie[c]):.1f}" cy="{y}" r="5" '
+            f'stroke="currentColor" fill="{color}" />'
         )
         told.append(f"{safe} {ie[c] + 0.0:+.2f}, from {ends[0, c]:+.2f} to {ends[1, c]:+.2f}")
     for value in (-reach, 0, reach):
