@@ -257,3 +257,59 @@ def test_a_row_that_begins_amid_a_sentence_does_not_count_that():
     text = torch.tensor([[0, 1, 2, 2, 3, 5, 1, 6, 4, 1], [0, 4, 1, 2, 3, 0, 4, 1, 2, 3]])
     found = [(row, said) for row, _, _, said in naming._cut(Words(), text)]
     assert found == [(0, "Why dog?"), (1, "The dog runs."), (1, "The dog runs.")]
+
+
+# ---- names of the embedded suite
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return naming.read_names(ctt.load_suite("tiny").crosscoder_folder / "names.json")
+
+
+def test_the_shipped_names_are_of_the_shipped_crosscoder(shipped):
+    from ctt_helpers.toy import lexicon
+
+    folder = ctt.load_suite("tiny").crosscoder_folder
+    file = ctt.files.read_json(folder / "names.json")
+    assert file["crosscoder"] == ctt.files.sha256(folder / "crosscoder.safetensors")
+    nouns = lexicon.lexicon().nouns.values()
+    assert file["words"]["plural"].split() == [noun.plural for noun in nouns]
+    assert file["words"]["singular"].split() == [noun.singular for noun in nouns]
+    assert set(file["words"]["preposition"].split()) == set(lexicon.PREPOSITIONS)
+    assert len(shipped) >= 12 and all(name.first != name.name for name in shipped.values())
+
+
+def test_most_shipped_names_are_good_and_none_fits_its_neighbour(setting, shipped):
+    """On text that nobody read: each name against that of the next feature."""
+    ckpts, crosscoder, text, shown = setting
+    features = list(shipped)
+    sentences = naming.sentences_of(crosscoder, ckpts, text, features, shown)
+    own, other = [], []
+    for feature, name in shipped.items():
+        test = naming.naming_test(sentences, feature, n=25, least=0.5)
+        next_one = shipped[features[(features.index(feature) + 1) % len(features)]]
+        own.append(naming.score(test, test.answer(name)))
+        other.append(naming.score(test, test.answer(next_one)))
+    assert sum(found.low > 0.7 for found in own) >= 12
+    assert sum(found.low > 0.7 for found in other) <= 3
+    assert np.mean([found.value for found in own]) > 0.88
+    assert np.mean([found.value for found in other]) < 0.65
+
+
+def test_rules_stand_for_lists_of_words_and_are_checked(tmp_path):
+    row = {"feature": 3, "name": "cats", "first": "a cat", "rule": r"\b{pets}\b"}
+    file = tmp_path / "names.json"
+
+    def read(*rows, **more):
+        file.write_text(json.dumps({"names": rows, **more}), encoding="utf-8")
+        return naming.read_names(file)
+
+    name = read(row, words={"pets": "cat dog"})[3]
+    assert name("My DOG runs.") and not name("The dogma.") and not name("pets")
+    with pytest.raises(ValueError, match="names feature 3 twice"):
+        read(row, row)
+    with pytest.raises(ValueError, match=r"rule of feature 3, '\(', is no regular expression"):
+        read({**row, "rule": "("})
+    with pytest.raises(ValueError, match="must hold"):
+        read({"feature": 3})

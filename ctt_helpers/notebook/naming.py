@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -292,6 +293,67 @@ def _as_answer(answer: Any, where: str) -> bool | float:
             f"{where}: the answer is {shown}; write yes or no, or a probability from 0 to 1."
         )
     return number
+
+
+# ---- names that imply a rule
+
+
+@dataclass(frozen=True)
+class Name:
+    """What somebody calls a feature, and what follows for a sentence.
+
+    Attributes:
+        feature: which.
+        name: in words, after all of its page was read.
+        first: what it was called after the strongest examples alone.
+        rule: a regular expression; the feature should be active where it is found, in either case.
+    """
+
+    feature: int
+    name: str
+    first: str
+    rule: str
+
+    def __call__(self, sentence: str) -> bool:
+        """Whether the name says that the feature is active somewhere in this sentence."""
+        return re.search(self.rule, sentence, re.IGNORECASE) is not None
+
+
+def read_names(path: str | Path) -> dict[int, Name]:
+    """Names of features, from a JSON file.
+
+    It holds "names", a list of {"feature", "name", "first", "rule"}, and may hold "words": name of
+    a list -> words with blanks between, which {name} in a rule stands for.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such file, a feature comes twice, or a rule is no regular expression.
+    """
+    given = read_json(expanded(path))
+    keys = {"feature", "name", "first", "rule"}
+    rows = given.get("names") if isinstance(given, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and keys <= set(r) for r in rows):
+        raise ValueError(
+            f'{path} must hold {{"names": [{{"feature": ..., "name": ..., "first": ..., "rule": '
+            "...}, ...]}."
+        )
+    lists = {name: "|".join(words.split()) for name, words in given.get("words", {}).items()}
+    found: dict[int, Name] = {}
+    for row in rows:
+        feature, rule = row["feature"], row["rule"]
+        if feature in found:
+            raise ValueError(f"{path} names feature {feature} twice.")
+        for name, words in lists.items():
+            rule = rule.replace(f"{{{name}}}", f"(?:{words})")
+        try:
+            re.compile(rule)
+        except re.error as error:
+            raise ValueError(
+                f"{path}: the rule of feature {feature}, {row['rule']!r}, is no regular expression "
+                f"({error})."
+            ) from error
+        found[feature] = Name(feature, row["name"], row["first"], rule)
+    return found
 
 
 # ---- the score
