@@ -313,3 +313,23 @@ def test_rules_stand_for_lists_of_words_and_are_checked(tmp_path):
         read({**row, "rule": "("})
     with pytest.raises(ValueError, match="must hold"):
         read({"feature": 3})
+
+
+def test_shares_of_words_by_counting(setting):
+    ckpts, crosscoder, text, _ = setting
+    decode = ckpts.tokenizer.decode
+    f = crosscoder.encode(ctt.activations.stacked_activations(ckpts, text)).detach().numpy()
+    places = ctt.active_places(crosscoder, ckpts, text, [501, 437])
+    found = naming.word_shares(places, ckpts.tokenizer, text)
+    for feature, shares in found.items():
+        fired, seen = {}, {}
+        for row, ids in enumerate(text.tolist()):
+            for at, token in list(enumerate(ids))[1:]:
+                word = decode([token]).strip().lower()
+                seen[word] = seen.get(word, 0) + 1
+                fired[word] = fired.get(word, 0) + (f[row, at, feature] > 0)
+        expected = {word: fired[word] / seen[word] for word in seen if fired[word]}
+        assert shares.to_dict() == pytest.approx(expected, abs=0.01)
+        assert (np.diff(shares) <= 0).all()
+    said = naming.words_in(ckpts.tokenizer, "The dogs run.")
+    assert said == {"the", "dogs", "run", "."}

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ctt_helpers.evaluation import active_places
+from ctt_helpers.evaluation import ActivePlaces, active_places
 from ctt_helpers.files import atomic_path, expanded, read_json, read_text
 from ctt_helpers.messages import abridged, choose, whole_number
 
@@ -293,6 +293,45 @@ def _as_answer(answer: Any, where: str) -> bool | float:
             f"{where}: the answer is {shown}; write yes or no, or a probability from 0 to 1."
         )
     return number
+
+
+# ---- words
+
+
+def words_in(tokenizer: Any, sentence: str) -> set[str]:
+    """The tokens of a sentence, without blanks and capitals."""
+    return {_word(tokenizer, i) for i in tokenizer(sentence, add_special_tokens=False)["input_ids"]}
+
+
+def _word(tokenizer: Any, token: int) -> str:
+    return tokenizer.decode([token]).strip().lower()
+
+
+def word_shares(
+    places: ActivePlaces, tokenizer: Any, text: Int[Tensor, "sequences length"]
+) -> dict[int, pd.Series]:
+    """On which words a feature is active: for each, the share of its occurrences in a text.
+
+    A token with and without a blank or a capital is one word. First tokens of a row do not count.
+
+    Args:
+        places: `active_places` of this text.
+
+    Returns:
+        feature -> word -> share, of words on which it is active at all, the largest first.
+    """
+    ids = text.cpu().numpy()
+    token, seen = np.unique(ids[:, 1:], return_counts=True)
+    words = [_word(tokenizer, i) for i in token.tolist()]
+    found = {}
+    for column, feature in enumerate(places.features):
+        active = ids[places.sequence[column], places.position[column]]
+        fired = np.zeros(len(token), int)
+        np.add.at(fired, np.searchsorted(token, active), 1)
+        counts = pd.DataFrame({"fired": fired, "seen": seen}, index=words).groupby(level=0).sum()
+        share = counts["fired"] / counts["seen"]
+        found[feature] = share[share > 0].sort_values(ascending=False, kind="stable")
+    return found
 
 
 # ---- names that imply a rule
