@@ -211,6 +211,7 @@ class Crosscoder(nn.Module):
         other.W_dec.copy_(self.W_dec[features])
         other.b_enc.copy_(self.b_enc[features])
         other.b_dec.copy_(self.b_dec)
+        other.scales.copy_(self.scales)  # in its own precision
         other.threshold.copy_(self.threshold)
         if self.scaled_norms is not None:
             other.scaled_norms = self.scaled_norms[:, features].clone()

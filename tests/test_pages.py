@@ -263,6 +263,33 @@ def test_links_resolve_and_nothing_comes_from_elsewhere(made):
     assert f'<a href="{pages.file_name(FEATURES[1])}">next</a>' in first and "previous" not in first
 
 
+@pytest.mark.parametrize("n", [2, 5])
+def test_other_numbers_of_checkpoints(tmp_path, n):
+    ckpts = random_suite(tmp_path / "models", n).checkpoints(device="cpu")
+    crosscoder = ctt.Crosscoder(n, 32, 24, k=4, seed=1)
+    pairs = some_pairs()
+    effects = ctt.indirect_effects(crosscoder, ckpts, pairs)
+    given = (crosscoder, ckpts, some_text(), {"t": effects}, {"t": pairs})
+    written = pages.write(tmp_path / "site", *given)
+    strongest = next(iter(written.pages))
+    outline = Outline(written.pages[strongest].read_text(encoding="utf-8"))
+    assert [row[0] for row in outline.rows if row[0].startswith("step")] == ckpts.labels * 2
+    document = written.index.read_text(encoding="utf-8")
+    rows = json.loads(re.search(r"id=data>(.*?)</script>", document, re.S)[1])["rows"]
+    assert all(len(row[1]) == len(row[2]) == n for row in rows)
+    if n > 3:  # classes of more than three: where it is largest
+        peak = ckpts.labels[int(np.abs(effects.mean[:, strongest]).argmax())]
+        assert f"peak {peak}" in rows[0][4]
+
+
+def test_without_effects_there_are_examples_tokens_and_neighbours(made, tmp_path):
+    given = (made.crosscoder, made.ckpts, made.text)
+    written = pages.write(tmp_path / "site", *given, features=[283])
+    text = written.pages[283].read_text(encoding="utf-8")
+    assert "The strongest" in text and "fire together" in text and "RelIE" not in text
+    assert "No effects were given" in written.index.read_text(encoding="utf-8")
+
+
 # ---- what comes from data does nothing
 
 HOSTILE = "<script>alert(1)</script>\"'&\u2028"

@@ -151,7 +151,7 @@ def write(
     """
     check_match(crosscoder, ckpts)
     shard = whole_number("shard", shard)
-    tasks = _tasks(crosscoder, ckpts, effects or {}, pairs or {}, null or {}, seed)
+    tasks = _tasks(crosscoder, ckpts, effects or {}, pairs or {}, null or {})
     chosen = _chosen(features, crosscoder.n_latents, tasks)
     notes = read_notes(notes) if isinstance(notes, str | Path) else dict(notes or {})
     folder = expanded(folder)
@@ -253,7 +253,6 @@ def _tasks(
     effects: Mapping[str, Effects],
     pairs: Mapping[str, MinimalPairs],
     null: Mapping[str, Effects],
-    seed: int,
 ) -> list[_Task]:
     """Raises ValueError where effects, pairs and crosscoder do not belong together."""
     if missing := [name for name in effects if name not in pairs]:
@@ -324,13 +323,12 @@ class _Together:
     @torch.no_grad()
     def count(cls, crosscoder: Crosscoder, held: _Held, shard: int) -> _Together:
         n_latents, rows, n_tokens = crosscoder.n_latents, [], 0
-        parts = [
-            crosscoder.part(range(start, min(start + shard, n_latents)))
-            for start in range(0, n_latents, shard)
-        ]
+        starts = range(0, n_latents, shard)
         for x in held:
-            inner = x[:, 1:].flatten(0, 1)[: COUNTED - n_tokens]
-            bits = [np.packbits((part.encode(inner) > 0).T.cpu().numpy(), 1) for part in parts]
+            inner, bits = x[:, 1:].flatten(0, 1)[: COUNTED - n_tokens], []
+            for start in starts:  # made anew each time: all together are the crosscoder once more
+                part = crosscoder.part(range(start, min(start + shard, n_latents)))
+                bits.append(np.packbits((part.encode(inner) > 0).T.cpu().numpy(), 1))
             # a batch is padded to whole bytes, and a padded token is nobody's
             rows.append(np.concatenate(bits))
             n_tokens += len(inner)
