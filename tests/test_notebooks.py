@@ -170,7 +170,7 @@ def check_small(name: str, folder: Path, **given) -> None:
 
 
 @pytest.mark.long  # 04 on a crosscoder of one's own, of another suite, is in test_real_path
-@pytest.mark.parametrize("after", ["05", "06"])
+@pytest.mark.parametrize("after", ["05", "06", "07"])
 def test_a_crosscoder_of_ones_own_goes_through(after, tmp_path, monkeypatch):
     """03 with two checkpoints and another layer, then another notebook on what it made."""
     check_small("03", tmp_path)

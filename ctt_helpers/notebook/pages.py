@@ -175,15 +175,16 @@ def write(
                 body = page.html(examples[feature], drawn)
                 sizes[feature] = _write(folder / file_name(feature), body)
                 rows[feature] = page.row()
-        title = _title(crosscoder, ckpts)
+        title = _title(crosscoder, ckpts, len(chosen))
         _write(folder / INDEX, _index(title, ckpts.labels, tasks, [rows[i] for i in chosen]))
     files = {feature: folder / file_name(feature) for feature in chosen}
     return Pages(folder=folder, index=folder / INDEX, pages=files, sizes=sizes)
 
 
-def _title(crosscoder: Crosscoder, ckpts: Checkpoints) -> str:
-    suite = ckpts.source.get("suite", "a model")
-    return f"{crosscoder.n_latents:,} features of {suite}, layer {ckpts.layer}"
+def _title(crosscoder: Crosscoder, ckpts: Checkpoints, n_chosen: int) -> str:
+    whole = f"{crosscoder.n_latents:,} features of {ckpts.source.get('suite', 'a model')}"
+    some = "" if n_chosen == crosscoder.n_latents else f"{n_chosen:,} of "
+    return f"{some}{whole}, layer {ckpts.layer}"
 
 
 def _chosen(features: Sequence[int] | None, n_latents: int, tasks: Sequence[_Task]) -> list[int]:
@@ -731,7 +732,7 @@ HEADS = {
     "relie": "RelIE",
     "reldec": "RelDec",
     "class": "class",
-    "label": "it is about",
+    "label": "about",
     "active": "active",
     "note": "annotation",
 }
@@ -800,7 +801,7 @@ SCRIPT = """"use strict";
     if (own === null) return "\\u2013";
     if (key === "feature") return "#" + own;
     if (key === "ie") return (own > 0 ? "+" : "") + own.toFixed(3);
-    if (key === "active") return (100 * own).toPrecision(3) + " %";
+    if (key === "active") return (100 * own).toPrecision(3) + "\\u00a0%";
     return typeof own === "number" ? own.toFixed(2) : own;
   }
   function wanted(row, words) {
@@ -873,7 +874,7 @@ table { border-collapse: collapse; font-size: 14px; }
 th, td { padding: 2px 8px; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 th button { font: inherit; font-weight: bold; border: 0; background: none; color: inherit;
-  padding: 2px 0; cursor: pointer; text-decoration: underline; }
+  padding: 2px 0; text-align: left; cursor: pointer; text-decoration: underline; }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
 :focus-visible { outline: 3px solid var(--link); outline-offset: 1px; }

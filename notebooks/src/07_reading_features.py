@@ -80,7 +80,7 @@ text = suite.text(n_tokens, split="validation", seed=seed + 2, path=text_path)
 given = (dictionary, ckpts, text, effects, pairs)
 more = {"null": null, "notes": {i: name.name for i, name in named.items()}, "seed": seed}
 written = ctt.pages.write(Path(out) / "pages", *given, features=chosen, **more)
-print(written)
+print(f"{', '.join(ckpts.labels)}; {written}")
 link = Path(os.path.relpath(written.index)).as_posix()
 HTML(f'<a href="{link}" target="_blank">Open the index of all pages</a> (once you have run this)')
 
