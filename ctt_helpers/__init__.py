@@ -22,7 +22,10 @@ _EXPORTS = {
     "activations": ["ActivationStream", "TensorStream"],
     "crosscoder": ["Crosscoder"],
     "training": ["TrainConfig", "TrainResult", "train"],
-    "evaluation": ["Report", "evaluate", "pca_baseline", "promoted_tokens", "top_examples"],
+    "evaluation": [
+        "Report", "active_places", "evaluate", "examples_by_band", "pca_baseline",
+        "promoted_tokens", "top_examples",
+    ],
     "attribution": ["effects_from_gradient"],
     "effects": [
         "Effects", "Metric", "ablate", "ablation_curve", "indirect_effects", "readout_of",
@@ -50,6 +53,8 @@ _MODULES = {name.rpartition(".")[2]: name for name in _EXPORTS} | {
     "hub": "sources.hub",
     "messages": "messages",
     "notebook": "notebook",
+    "naming": "notebook.naming",
+    "pages": "notebook.pages",
     "planted": "planted",
     "plots": "notebook.plots",
     "presets": "sources.presets",

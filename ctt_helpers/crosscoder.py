@@ -93,7 +93,9 @@ class Crosscoder(nn.Module):
         W_dec = torch.randn(n_latents, n_checkpoints, d_model, generator=draw)
         W_dec *= decoder_norm / W_dec.norm(dim=-1, keepdim=True)
         self.W_dec = nn.Parameter(W_dec)
-        self.W_enc = nn.Parameter(W_dec.permute(1, 2, 0).contiguous())
+        # a copy: of a single latent the transpose would be the same memory
+        transpose = W_dec.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+        self.W_enc = nn.Parameter(transpose)
         self.b_enc = nn.Parameter(torch.zeros(n_latents))
         self.b_dec = nn.Parameter(torch.zeros(n_checkpoints, d_model))
         self.register_buffer("scales", _checked_scales(scales, n_checkpoints))
@@ -191,6 +193,28 @@ class Crosscoder(nn.Module):
         other.W_dec.div_(self.scales[:, None])
         other.b_dec.div_(self.scales[:, None])
         other.scales.fill_(1)
+        return other
+
+    def part(self, features: Sequence[int]) -> "Crosscoder":
+        """A crosscoder of some of the latents, in this order, in evaluation mode.
+
+        Its latents are those of the whole, for in evaluation mode none depends on another. It is
+        for reading: what it rebuilds lacks the others.
+        """
+        features = list(features)
+        settings = {**self.config, "n_latents": len(features)}
+        if self.k is not None:
+            settings["k"] = min(self.k, len(features))
+        other = Crosscoder(**settings, scales=self.scales.tolist(), source=self.source)
+        other = other.to(self.W_enc).requires_grad_(False).eval()
+        other.W_enc.copy_(self.W_enc[:, :, features])
+        other.W_dec.copy_(self.W_dec[features])
+        other.b_enc.copy_(self.b_enc[features])
+        other.b_dec.copy_(self.b_dec)
+        other.scales.copy_(self.scales)  # in its own precision
+        other.threshold.copy_(self.threshold)
+        if self.scaled_norms is not None:
+            other.scaled_norms = self.scaled_norms[:, features].clone()
         return other
 
     # ---- where it belongs

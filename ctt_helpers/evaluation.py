@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ NUMBERS_AT_ONCE = 2**28
 # to recover, and a share of it means nothing.
 CE_FLOOR = 0.05
 WIDE = 4096  # dimensions above which principal components are found by random projections
+BEFORE = 14  # tokens of an example before its place
 
 
 @dataclass
@@ -324,17 +325,172 @@ def top_examples(
         activations[:, 1:] = crosscoder.encode(x[:, 1:])[..., feature].cpu()
         for row, shown in zip(rows, activations, strict=True):
             position = int(where[row, column])
-            window = slice(max(0, position - 14), position + 4)
-            examples.append(
-                {
-                    "tokens": [ckpts.tokenizer.decode([i]) for i in text[row, window].tolist()],
-                    "activations": shown[window].tolist(),
-                    "value": float(value[row, column]),
-                    "sequence": row,
-                    "position": position,
-                }
-            )
+            example = _example(ckpts, text[row], shown, row, position)
+            examples.append({**example, "value": float(value[row, column])})
     return found
+
+
+def _example(
+    ckpts: Checkpoints,
+    ids: Int[Tensor, " length"],
+    activations: Float[Tensor, " length"],
+    sequence: int,
+    position: int,
+) -> dict[str, Any]:
+    """A place in the text with the tokens around it, as `top_examples` gives it."""
+    window = slice(max(0, position - BEFORE), position + 4)
+    return {
+        "tokens": [ckpts.tokenizer.decode([i]) for i in ids[window].tolist()],
+        "activations": activations[window].tolist(),
+        "value": float(activations[position]),
+        "sequence": sequence,
+        "position": position,
+    }
+
+
+def streams(
+    ckpts: Checkpoints, text: Int[Tensor, "sequences length"]
+) -> Iterator[Float[Tensor, "sequences length checkpoints d_model"]]:
+    """The raw activations of a text at all checkpoints, in batches, in its order."""
+    for group in progress(list(_groups(ckpts, text)), "reading"):
+        yield from _read(ckpts, group)
+
+
+@dataclass(frozen=True)
+class ActivePlaces:
+    """Where some latents are active in a text, and how strongly; see `active_places`.
+
+    Attributes:
+        features: which latents.
+        sequence, position: where, one list a latent, in the order of the text.
+        value: the activations there, above 0.
+        n_tokens: how many tokens were read, first tokens left out.
+    """
+
+    features: list[int]
+    sequence: list[Int[np.ndarray, " places"]] = field(repr=False)
+    position: list[Int[np.ndarray, " places"]] = field(repr=False)
+    value: list[Float[np.ndarray, " places"]] = field(repr=False)
+    n_tokens: int
+
+    @property
+    def frequency(self) -> Float[np.ndarray, " features"]:
+        """Share of tokens on which each latent is active."""
+        return np.array([len(value) for value in self.value]) / self.n_tokens
+
+
+@torch.no_grad()
+def active_places(
+    crosscoder: Crosscoder,
+    ckpts: Checkpoints,
+    text: Int[Tensor, "sequences length"],
+    features: Sequence[int],
+    stream: Iterable[Float[Tensor, "sequences length checkpoints d_model"]] | None = None,
+) -> ActivePlaces:
+    """Every place where latents are active; of the others nothing is computed or kept.
+
+    So a large dictionary can be gone through in parts. It takes 12 bytes a place.
+
+    Args:
+        stream: the raw activations of the text, in batches (`streams`), where they are at hand;
+            None: the models are run.
+
+    Raises:
+        ValueError: a feature that does not exist, or a crosscoder or text that does not belong
+            here.
+    """
+    _check_text(crosscoder, ckpts, text, least=2)
+    features = check_features(list(features), crosscoder.n_latents)
+    some = crosscoder.part(features)
+    rows, places, values, columns = [], [], [], []
+    done = 0
+    for x in streams(ckpts, text) if stream is None else stream:
+        f = some.encode(x[:, 1:]).cpu()
+        row, place, column = f.nonzero().T.int()
+        values.append(f[row, place, column].numpy())
+        rows.append((row + done).numpy())
+        places.append((place + 1).numpy())
+        columns.append(column.numpy())
+        done += len(x)
+    column = np.concatenate(columns)
+    order = np.argsort(column, kind="stable")
+    ends = np.searchsorted(column[order], np.arange(1, len(features)))
+
+    def by_feature(parts: list[np.ndarray]) -> list[np.ndarray]:
+        return np.split(np.concatenate(parts)[order], ends)
+
+    return ActivePlaces(
+        features=features,
+        sequence=by_feature(rows),
+        position=by_feature(places),
+        value=by_feature(values),
+        n_tokens=text.shape[0] * (text.shape[1] - 1),
+    )
+
+
+BANDS = ("top", "middle", "bottom", "random")
+
+
+def examples_by_band(
+    places: ActivePlaces,
+    ckpts: Checkpoints,
+    text: Int[Tensor, "sequences length"],
+    k: int = 5,
+    seed: int = 0,
+) -> dict[int, dict[str, list[dict[str, Any]]]]:
+    """Examples from all over the range of a latent's activations, not the strongest alone.
+
+    Of all places where the latent is active: "top" has the strongest (those of `top_examples`),
+    "middle" those around the median, "bottom" the weakest, "random" some that are drawn. One place
+    a sequence in each; a place that one of the first three shows is not shown again by them.
+
+    Args:
+        places: from `active_places`, of the same text.
+        k: examples a band, at most.
+        seed: of the draw; with it a latent has the same random examples whichever others there are.
+
+    Returns:
+        latent -> band -> examples as those of `top_examples`.
+    """
+    k = whole_number("k", k)
+    found = {}
+    for column, feature in enumerate(places.features):
+        row, position = places.sequence[column], places.position[column]
+        value = places.value[column]
+        # equal values in the order of the text
+        order = np.argsort(-value, kind="stable")
+        from_median = np.argsort(np.abs(np.arange(len(order)) - len(order) // 2), kind="stable")
+        drawn = np.random.default_rng([seed, feature]).permutation(len(order))
+        orders = (order, order[from_median], order[::-1], drawn)
+        taken: set[int] = set()
+        found[feature] = bands = {}
+        for band, of_band in zip(BANDS, orders, strict=True):
+            left_out = set() if band == "random" else taken
+            chosen = _one_a_sequence(of_band, row, left_out, k)
+            taken |= set(chosen)
+            bands[band] = []
+            for place in chosen:
+                shown = torch.zeros(text.shape[1])
+                here = row == row[place]
+                shown[position[here]] = torch.from_numpy(value[here])
+                at = (int(row[place]), int(position[place]))
+                bands[band].append(_example(ckpts, text[at[0]], shown, *at))
+    return found
+
+
+def _one_a_sequence(
+    order: Int[np.ndarray, " places"], row: Int[np.ndarray, " places"], left_out: set[int], k: int
+) -> list[int]:
+    """The first k places of an order, one a sequence."""
+    chosen: list[int] = []
+    rows: set[int] = set()
+    for place in order.tolist():
+        if len(chosen) == k:
+            break
+        if place not in left_out and row[place] not in rows:
+            rows.add(row[place])
+            chosen.append(place)
+    return chosen
 
 
 @torch.no_grad()
@@ -352,9 +508,10 @@ def promoted_tokens(
     """
     check_match(crosscoder, ckpts)
     (feature,) = check_features([feature], crosscoder.n_latents)
-    W_dec, rows = crosscoder.raw_decoder()[0], []
+    # of this latent alone: all of a large dictionary would be divided for nothing
+    W_dec, rows = crosscoder.W_dec[feature] / crosscoder.scales[:, None], []
     for c, model in enumerate(ckpts):
-        direction = W_dec[feature, c].to(model.device)
+        direction = W_dec[c].to(model.device)
         if model.norm_centres:
             direction = direction - direction.mean()
         scores = model.unembedding.weight.to(direction) @ (direction * model.norm_gain)

@@ -53,6 +53,14 @@ SMALL = {
         "n_tokens": 20_000,
         "seed": 1,
     },
+    "07": {
+        "n_pairs": 24,
+        "n_tokens": 12_000,
+        "task": "agreement/subj_rel",
+        "n_features": 6,
+        "n_sentences": 10,
+        "seed": 1,
+    },
     "08": {
         "revisions": ["step192", "step320", "step600", "step1400", "step3000"],
         "n_latents": 96,
@@ -144,7 +152,7 @@ def test_at_full_size(notebook, tmp_path):
 
 
 @pytest.mark.long  # beside the other runs with parameters, here and in test_real_path
-@pytest.mark.parametrize("name", ["00", "01", "02", "04", "08", "09"])
+@pytest.mark.parametrize("name", ["00", "01", "02", "04", "07", "08", "09"])
 def test_at_a_small_size_with_other_parameters(name, tmp_path):
     check_small(name, tmp_path)
 
@@ -162,7 +170,7 @@ def check_small(name: str, folder: Path, **given) -> None:
 
 
 @pytest.mark.long  # 04 on a crosscoder of one's own, of another suite, is in test_real_path
-@pytest.mark.parametrize("after", ["05", "06"])
+@pytest.mark.parametrize("after", ["05", "06", "07"])
 def test_a_crosscoder_of_ones_own_goes_through(after, tmp_path, monkeypatch):
     """03 with two checkpoints and another layer, then another notebook on what it made."""
     check_small("03", tmp_path)

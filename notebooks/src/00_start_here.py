@@ -19,6 +19,7 @@
 # | **04 RelIE and RelDec** | Which features matter for a task, and when? | 40 |
 # | **05 Does it hold?** | What happens if I switch them off? | 40 |
 # | **06 Testing causes** | How far can these numbers be trusted? | 45 |
+# | **07 Reading features** | What is a feature about, and how good is its name? | 40 |
 # | **08 Scaling up** | What of many checkpoints, other models, other languages? | 45 |
 #
 # Each notebook runs on its own. In each, the cell called *parameters* holds everything you may want to change. (There is no

@@ -221,7 +221,10 @@ def feature_card_html(
 
 
 def tokens_html(
-    tokens: Sequence[str], activations: Sequence[float], max_activation: float | None = None
+    tokens: Sequence[str],
+    activations: Sequence[float],
+    max_activation: float | None = None,
+    marked: int | None = None,
 ) -> str:
     """Tokens in a row, shaded by activation.
 
@@ -232,6 +235,7 @@ def tokens_html(
         tokens: decoded tokens, spaces included.
         activations: [tokens] numbers of at least 0.
         max_activation: the value of the full shade; None: the largest here.
+        marked: which token to underline; None: none.
 
     Raises:
         ValueError: the two differ in length.
@@ -245,13 +249,15 @@ def tokens_html(
     if max_activation is None:
         max_activation = max((value for value in values if math.isfinite(value)), default=0.0)
     spans = []
-    for token, value in zip(tokens, values, strict=True):
+    for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
         share = 0.0
         if max_activation > 0 and math.isfinite(value):
             share = min(max(value / max_activation, 0.0), 1.0)
         word = html.escape(token.replace("\n", "\u21b5"))
         if share >= 0.5:
             word = f"<b>{word}</b>"
+        if i == marked:
+            word = f"<u>{word}</u>"
         shade = f"background-color:rgba(213,94,0,{0.75 * share:.2f})"
         spans.append(f'<span title="{value:.3f}" style="{shade}">{word}</span>')
     return f'<span style="white-space:pre-wrap;line-height:1.7">{"".join(spans)}</span>'
