@@ -11,6 +11,7 @@ time; an error tells it, so that the same numbers can be drawn again.
 
 from __future__ import annotations
 
+import itertools
 import math
 import secrets
 from collections.abc import Callable, Sequence
@@ -82,6 +83,8 @@ def _shown(value: Any) -> str:
 
 def _array(value: Any) -> np.ndarray | None:
     """A value as numbers, or None where it is none."""
+    if value is None:
+        return None
     try:
         return np.asarray(metrics.to_numpy(value), dtype=np.float64)
     except (TypeError, ValueError):
@@ -172,16 +175,32 @@ def _check(
     """
     seed = _seed(seed)
     rng = np.random.default_rng(seed)
-    for _ in range(draws):
-        for _ in range(TRIES):
-            arguments = draw(rng)
-            expected = truth(*arguments)
-            known = {told: mistake(*arguments) for told, mistake in mistakes.items()}
-            if not any(_same(value, expected) for value in known.values()):
-                break
-        else:
-            raise RuntimeError(f"{name}: no inputs on which every known mistake shows.")
-        _judge(name, seed, _call(student, name, seed, arguments), expected, known, axes)
+    asked = [_drawn(name, rng, draw, truth, mistakes) for _ in range(draws)]
+    came = [_call(student, name, seed, arguments) for arguments, _, _ in asked]
+    wrong = [i for i, (_, expected, _) in enumerate(asked) if not _same(came[i], expected)]
+    # a mistake is named where it explains every draw that went wrong
+    fits = [told for told in mistakes if all(_same(came[i], asked[i][2][told]) for i in wrong)]
+    for i in wrong:
+        _, expected, known = asked[i]
+        _judge(name, seed, came[i], expected, {told: known[told] for told in fits}, axes)
+
+
+def _drawn(
+    name: str,
+    rng: np.random.Generator,
+    draw: Callable[[np.random.Generator], tuple],
+    truth: Callable[..., Any],
+    mistakes: Mistakes,
+) -> tuple[tuple, Any, dict[str, Any]]:
+    """Arguments on which truth and mistakes all differ, what should come, and what each gives."""
+    for _ in range(TRIES):
+        arguments = draw(rng)
+        expected = truth(*arguments)
+        known = {told: mistake(*arguments) for told, mistake in mistakes.items()}
+        values = [expected, *known.values()]
+        if not any(_same(a, b) for a, b in itertools.combinations(values, 2)):
+            return arguments, expected, known
+    raise RuntimeError(f"{name}: no inputs on which every known mistake shows.")
 
 
 def _passed(name: str) -> None:
@@ -198,7 +217,7 @@ def unwrap(student: Callable, seed: int | None = None) -> None:
     x = _normal(rng, *_sizes(rng, (2, 4), (5, 7), (8, 9)))
     more = _normal(rng, 3, 4)
     axes = "the stream, [batch, tokens, d_model]"
-    for output in ((x, None), (x, more), (x,), x):
+    for output in ((x, more), (x, None), (x,), x):
         came = _call(student, name, seed, [output])
         kind = "tensor" if isinstance(output, Tensor) else f"tuple of {len(output)}"
         if isinstance(came, tuple):
@@ -418,8 +437,11 @@ def onset(student: Callable, seed: int | None = None) -> None:
 
     def draw(rng):
         cells, n = _sizes(rng, (3, 4), (8, 12))
-        rise = np.linspace(0.4, 1.1, n) + rng.normal(0, 0.17, (cells, n))
-        return (np.clip(rise, 0, 1).round(2),)
+        while True:
+            rise = np.linspace(0.4, 1.1, n) + rng.normal(0, 0.17, (cells, n))
+            accuracy = np.clip(rise, 0, 1).round(2)
+            if first(accuracy) < n:  # never is asked for below
+                return (accuracy,)
 
     def first(accuracy, worst=np.min, ever=True):
         line = worst(accuracy, axis=0)
@@ -567,7 +589,7 @@ def batch_topk(student: Callable, seed: int | None = None) -> None:
         return f * (sizes >= sizes.topk(k, dim=0).values[-1:])
 
     mistakes: Mistakes = {
-        "these are the k largest of each token: take k * tokens over the whole batch": of_each_token,
+        "these are the k largest of each token: take k * tokens over the batch": of_each_token,
         "these are the k largest of each latent: take k * tokens over the batch": of_each_latent,
         "these are the largest f: compare sizes, f_i u_i": lambda f, u, k: _kept(
             f, torch.ones_like(u), k
@@ -948,8 +970,8 @@ def feature_class(student: Callable, seed: int | None = None) -> None:
     """`feature_class(shares)`: "specific", "shared" or "other", of one feature's shares."""
     name, seed = "feature_class", _seed(seed)
     rng = np.random.default_rng(seed)
-    cases = [np.array(shares) for shares in ([0.7, 0.2, 0.1], [0.69, 0.2, 0.11], [0.3, 0.3, 0.4])]
-    cases += [np.array([0.35, 0.05, 0.6]), np.array([0.1, 0.75, 0.15]), np.array([0.5, 0.5])]
+    cases = [[0.69, 0.2, 0.11], [0.3, 0.3, 0.4], [0.35, 0.05, 0.6], [0.1, 0.75, 0.15], [0.5, 0.5]]
+    cases = [np.array(shares) for shares in (*cases, [0.7, 0.2, 0.1])]
     cases += list(rng.dirichlet([0.8] * 3, 60)) + list(rng.dirichlet([0.8] * 2, 20))
     for shares in cases:
         labels = [f"checkpoint {c}" for c in range(len(shares))]
@@ -999,9 +1021,7 @@ def factorial(student: Callable, seed: int | None = None) -> None:
         return ie * np.array([[-1], [1]])
 
     mistakes: Mistakes = {
-        "IE is towards the right answer: turn it first, times -1 where the subject is singular": lambda ie: (
-            of(ie)
-        ),
+        "IE is towards the right answer: turn it first, where the subject is singular": of,
         "these are whole differences: the coefficient is half of what changes from -1 to +1": (
             lambda ie: of(turned(ie), np.array([4, 2, 2, 2]))
         ),
