@@ -25,6 +25,7 @@ from torch import Tensor
 from ctt_helpers import metrics
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.hooks import HookedModel, residual_stream
+from ctt_helpers.uncertainty import resample
 
 Mistakes = dict[str, Callable[..., Any]]  # what it is likely to be -> what it gives
 TRIES = 1000  # draws, until every known mistake gives something else than the truth
@@ -91,10 +92,13 @@ def _array(value: Any) -> np.ndarray | None:
         return None
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: Any, other: Any, within: float | None = None) -> bool:
+    """Equal to rounding, or, for what is sampled, to `within`."""
     one, other = _array(one), _array(other)
     if one is None or other is None or one.shape != other.shape:
         return False
+    if within is not None:
+        return np.allclose(one, other, rtol=0, atol=within)
     size = np.nanmax(np.abs(other), initial=0)
     size = size if np.isfinite(size) else 1.0
     return np.allclose(one, other, rtol=1e-3, atol=1e-4 * size + 1e-9, equal_nan=True)
@@ -127,12 +131,19 @@ def _call(student: Callable, name: str, seed: int, arguments: Sequence) -> Any:
 
 
 def _judge(
-    name: str, seed: int, came: Any, expected: Any, mistakes: dict[str, Any], axes: str
+    name: str,
+    seed: int,
+    came: Any,
+    expected: Any,
+    mistakes: dict[str, Any],
+    axes: str,
+    within: float | None = None,
 ) -> None:
     """Pass over what is right; raise CheckFailed for all else."""
-    if _same(came, expected):
+    if _same(came, expected, within):
         return
-    likely = next((told for told, value in mistakes.items() if _same(came, value)), None)
+    fits = (told for told, value in mistakes.items() if _same(came, value, within))
+    likely = next(fits, None)
     got, true = _array(came), _array(expected)
     if came is None or got is None:
         _fail(name, seed, f"{axes}, {_shown(expected)}", _shown(came), likely)
@@ -494,6 +505,44 @@ def _crosscoder(scales: Tensor, W_dec: Tensor, **weights: Tensor) -> Crosscoder:
     return made.requires_grad_(False).eval()
 
 
+def scales_of(student: Callable, seed: int | None = None) -> None:
+    """`scales_of(x)`: the factors that bring each checkpoint's mean norm to the root of d_model."""
+
+    def draw(rng):
+        tokens, n, d = _sizes(rng, (8, 12), (2, 3), (4, 6))
+        return (_normal(rng, tokens, n, d) * _tensor(rng.uniform(0.5, 3, (n, 1))) + 0.5,)
+
+    def truth(x):
+        out = []
+        for c in range(x.shape[1]):
+            norms = [math.sqrt(sum(float(v) ** 2 for v in row)) for row in x[:, c]]
+            out.append(math.sqrt(x.shape[2]) / (sum(norms) / len(norms)))
+        return np.array(out)
+
+    mistakes: Mistakes = {
+        "the mean was taken before the norm: first each token's length, then their mean": (
+            lambda x: x.shape[2] ** 0.5 / x.mean(0).norm(dim=-1)
+        ),
+        "that is upside down: the mean norm times its scale is the root of d_model": (
+            lambda x: x.norm(dim=-1).mean(0) / x.shape[2] ** 0.5
+        ),
+        "the mean norm should become the square root of d_model, not 1": (
+            lambda x: 1 / x.norm(dim=-1).mean(0)
+        ),
+        "the mean norm should become the square root of d_model, not d_model": (
+            lambda x: x.shape[2] / x.norm(dim=-1).mean(0)
+        ),
+        "that is the root of the mean square, not the mean norm": (
+            lambda x: (x.shape[2] / x.pow(2).sum(-1).mean(0)).sqrt()
+        ),
+        "that is one factor for all: each checkpoint has its own": (
+            lambda x: x.shape[2] ** 0.5 / x.norm(dim=-1).mean()
+        ),
+    }
+    _check(student, "scales_of", seed, draw, truth, mistakes, "the scales, [checkpoints]")
+    _passed("scales_of")
+
+
 def encode(student: Callable, seed: int | None = None) -> None:
     """`encode(x, scales, W_enc, b_enc)`: the code of raw activations, [tokens, latents]."""
 
@@ -764,6 +813,73 @@ def explained_variance(student: Callable, seed: int | None = None) -> None:
     told = "explained variance, [checkpoints]"
     _check(student, "explained_variance", seed, draw, truth, mistakes, told)
     _passed("explained_variance")
+
+
+def ce_recovered(student: Callable, seed: int | None = None) -> None:
+    """`ce_recovered(clean, rebuilt, zeros)`: the share of the model's skill that is left."""
+
+    def draw(rng):
+        clean = rng.uniform(1, 3)
+        return clean, clean + rng.uniform(0.05, 0.4), clean + rng.uniform(1, 4)
+
+    def truth(clean, rebuilt, zeros):
+        return float(np.interp(rebuilt, [clean, zeros], [1.0, 0.0]))  # 1 at clean, 0 at zeros
+
+    mistakes: Mistakes = {
+        "that is the share that is lost: with zeros instead it must be 0": (
+            lambda clean, rebuilt, zeros: (rebuilt - clean) / (zeros - clean)
+        ),
+        "that compares with a cross-entropy of 0: compare with zeros in place of the stream": (
+            lambda clean, rebuilt, zeros: clean / rebuilt
+        ),
+        "that is in nats: divide by what is lost with zeros": (
+            lambda clean, rebuilt, zeros: zeros - rebuilt
+        ),
+        "divide by zeros - clean, all that there is to lose": (
+            lambda clean, rebuilt, zeros: (zeros - rebuilt) / zeros
+        ),
+    }
+    _check(student, "ce_recovered", seed, draw, truth, mistakes, "a share")
+    _passed("ce_recovered")
+
+
+def pca_explained(student: Callable, seed: int | None = None) -> None:
+    """`pca_explained(seen, probe, rank)`: the share of `probe` on the first directions of `seen`.
+
+    Both are [tokens, d_model]; compared with projections onto the eigenvectors of a covariance.
+    """
+
+    def draw(rng):
+        d = int(rng.integers(6, 9))
+        shape = np.diag(rng.uniform(0.2, 3, d)) @ np.linalg.qr(rng.normal(size=(d, d)))[0]
+        mean = rng.normal(size=d) * 3
+        seen, probe = (_tensor(rng.normal(size=(n, d)) @ shape + mean) for n in (40, 30))
+        return seen, probe, int(rng.integers(2, d - 2))
+
+    def share(seen, probe, rank, centre=True, last=False, of="probe"):
+        seen, probe = seen.double().numpy(), probe.double().numpy()
+        mean = seen.mean(0) if centre else 0 * seen[0]
+        values, vectors = np.linalg.eigh((seen - mean).T @ (seen - mean))
+        order = np.argsort(values if last else -values)[:rank]
+        x = probe if of == "probe" else seen
+        kept = ((x - mean) @ vectors[:, order]) @ vectors[:, order].T + mean
+        return float(1 - ((x - kept) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())
+
+    mistakes: Mistakes = {
+        "the mean was not taken off before the directions were fitted": lambda s, p, r: share(
+            s, p, r, centre=False
+        ),
+        "that is the share of the text on which the directions were fitted: take the other": (
+            lambda s, p, r: share(s, p, r, of="seen")
+        ),
+        "the directions were fitted on the text that they are tested on": (
+            lambda s, p, r: share(p, p, r)
+        ),
+        "these are the last directions, not the first": lambda s, p, r: share(s, p, r, last=True),
+        "that is the share left unexplained: 1 minus it": lambda s, p, r: 1 - share(s, p, r),
+    }
+    _check(student, "pca_explained", seed, draw, share, mistakes, "explained variance, a share")
+    _passed("pca_explained")
 
 
 def rel_dec(student: Callable, seed: int | None = None) -> None:
@@ -1039,3 +1155,270 @@ def factorial(student: Callable, seed: int | None = None) -> None:
     told = "mean, subject, attractor, both"
     _check(student, "factorial", seed, draw, truth, mistakes, told)
     _passed("factorial")
+
+
+def null_bar(student: Callable, seed: int | None = None) -> None:
+    """`null_bar(null)`: what 95 % of random directions do not exceed, [checkpoints]."""
+
+    def draw(rng):
+        n, latents = _sizes(rng, (2, 4), (150, 250))
+        null = rng.normal(size=(n, latents)) * rng.uniform(0.5, 2, (n, 1)) - 0.3
+        null[:, rng.random(latents) < 0.4] = 0  # never active on the task
+        return (null,)
+
+    def truth(null):
+        out = []
+        for row in null:
+            ranked = sorted(
+                abs(v) for v, any_effect in zip(row, null.any(0), strict=True) if any_effect
+            )
+            at = 0.95 * (len(ranked) - 1)
+            low = int(at)
+            out.append(ranked[low] + (at - low) * (ranked[low + 1] - ranked[low]))
+        return np.array(out)
+
+    def of(values, q=0.95):
+        return np.quantile(values, q, axis=1)
+
+    def active(null):
+        return null[:, null.any(0)]
+
+    mistakes: Mistakes = {
+        "directions without any effect on the task are counted: leave them out": lambda v: of(
+            np.abs(v)
+        ),
+        "take sizes: the absolute value comes before the percentile": lambda v: of(active(v)),
+        "that is the largest one: the bar lies at 95 %": lambda v: of(np.abs(active(v)), 1.0),
+        "that is the 5th percentile: 95 % must lie below the bar": lambda v: of(
+            np.abs(active(v)), 0.05
+        ),
+        "that is one bar for all checkpoints: each has its own": lambda v: np.quantile(
+            np.abs(active(v)), 0.95
+        ),
+    }
+    _check(student, "null_bar", seed, draw, truth, mistakes, "the bar, [checkpoints]")
+    _passed("null_bar")
+
+
+# ---- 05 and 09: together, sampled, along a line
+
+
+def beyond_the_parts(student: Callable, seed: int | None = None) -> None:
+    """`beyond_the_parts(m, x, f, W_dec, group)`: what a group does more than its members alone."""
+
+    def draw(rng):
+        m, x, f, W_dec = _task(rng)
+        group = rng.permutation(f.shape[1])[:3].tolist()
+        f[:, group] += 0.3
+        return m, x, f, W_dec, group
+
+    def without(x, f, W, group, first=1):
+        stream = x.clone()
+        for i in group:
+            for t in range(first, len(x)):
+                stream[t] -= f[t, i] * W[i]
+        return stream
+
+    def parts(m, x, f, W, group):
+        return [float(m(without(x, f, W, [i])) - m(x)) for i in group]
+
+    def truth(m, x, f, W, group):
+        return float(m(without(x, f, W, group)) - m(x)) - sum(parts(m, x, f, W, group))
+
+    def all_tokens(m, x, f, W, group):
+        alone = sum(float(m(without(x, f, W, [i], 0)) - m(x)) for i in group)
+        return float(m(without(x, f, W, group, 0)) - m(x)) - alone
+
+    mistakes: Mistakes = {
+        "the sign is turned: the group's effect minus the sum of the single ones": (
+            lambda *a: -truth(*a)
+        ),
+        "that is the group's effect: take the single ones off": lambda m, x, f, W, g: float(
+            m(without(x, f, W, g)) - m(x)
+        ),
+        "that takes their mean off: take their sum": lambda m, x, f, W, g: (
+            float(m(without(x, f, W, g)) - m(x)) - np.mean(parts(m, x, f, W, g))
+        ),
+        "m of the clean stream must be taken off every single effect, too": lambda m, x, f, W, g: (
+            float(m(without(x, f, W, g)) - m(x)) - sum(float(m(without(x, f, W, [i]))) for i in g)
+        ),
+        "the first token was changed, too: leave it as it is": all_tokens,
+    }
+    _check(student, "beyond_the_parts", seed, draw, truth, mistakes, "one number")
+    _passed("beyond_the_parts")
+
+
+def bootstrap_interval(student: Callable, seed: int | None = None) -> None:
+    """`bootstrap_interval(values, groups, rng)`: low and high end for the mean, groups together.
+
+    Sampled: held to the package's draws within a fourteenth of the interval's width.
+    """
+    name, seed = "bootstrap_interval", _seed(seed)
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(6, 12, 40)
+    groups = np.repeat(rng.permutation(40), sizes)
+    values = rng.normal(size=40)[groups] + 0.1 * rng.normal(size=len(groups)) + 2
+
+    def ends(draws, outside=0.05):
+        return np.quantile(draws, [outside / 2, 1 - outside / 2])
+
+    def means(clusters):
+        drawn = resample(values[None, :, None], 20_000, seed, clusters)
+        return drawn[:, 0, 0].astype(float)
+
+    draws, alone = means(groups), means(None)
+    centre, spread = draws.mean(), draws.std()
+    mistakes = {
+        "pairs were drawn one by one: those of a group are drawn together": ends(alone),
+        "that is where 95 % of the values lie: draw means, and see where 95 % of these lie": ends(
+            values
+        ),
+        "that leaves 10 % outside: 2.5 % on each side": ends(draws, 0.1),
+        "that is one standard error to each side, 68 %": [centre - spread, centre + spread],
+        "every draw gives the same: draw with replacement": [values.mean(), values.mean()],
+    }
+    expected = ends(draws)
+    within = 0.07 * float(expected[1] - expected[0])
+    generator = np.random.default_rng(seed + 1)
+    came = _call(student, name, seed, [values, groups, generator])
+    told = "low and high end of the interval"
+    _judge(name, seed, came, expected, mistakes, told, within)
+    _passed(name)
+
+
+def shapley(student: Callable, seed: int | None = None) -> None:
+    """`shapley(m_without, players, n_orders, rng)`: sampled Shapley values, in the players' order.
+
+    `m_without(gone)` gives m when the players in the set `gone` are taken away. Held to the exact
+    values, from all orders; together they must add up to what is lost when all go.
+    """
+    name, seed = "shapley", _seed(seed)
+    rng = np.random.default_rng(seed)
+    players = [int(i) for i in rng.permutation(90)[:4] + 10]
+    subsets = [frozenset(g) for r in range(5) for g in itertools.combinations(players, r)]
+    table = {gone: 2 * len(gone) ** 0.5 + 2 * float(rng.normal()) for gone in subsets}
+
+    def m_without(gone):
+        return table[frozenset(int(i) for i in gone)]
+
+    orders = list(itertools.permutations(players))
+    credit = np.zeros((len(orders), 4))
+    for k, order in enumerate(orders):
+        for place, player in enumerate(order):
+            after, before = m_without(order[: place + 1]), m_without(order[:place])
+            credit[k, players.index(player)] = after - before
+    exact, whole = credit.mean(0), m_without(players) - m_without([])
+    n_orders = 2000
+    within = 5 * float(credit.std(0).max()) / n_orders**0.5
+    came = _call(student, name, seed, [m_without, players, n_orders, np.random.default_rng(seed)])
+    rest = [[j for j in players if j != i] for i in players]
+    mistakes = {
+        "that is each player taken away alone: go through orders, in which others have gone": (
+            np.array([m_without([i]) - m_without([]) for i in players])
+        ),
+        "that is each player taken away last: its place in the order must vary": (
+            np.array([m_without(players) - m_without(others) for others in rest])
+        ),
+        "the sign is turned: m after it has gone, minus m before": -exact,
+        "these are sums over orders: take the mean": exact * n_orders,
+        "the values stand in the order in which they were drawn: credit each to its player": (
+            np.full(4, whole / 4)
+        ),
+    }
+    _judge(name, seed, came, exact, mistakes, "a value for each player", within)
+    told = "their sum, what is lost when all go"
+    _judge(name, seed, float(np.sum(_array(came))), whole, {}, told)
+    _passed(name)
+
+
+def _line(rng: np.random.Generator) -> tuple:
+    """A task, a bias where the line ends, and the code; x is far from what the features rebuild."""
+    m, x, f, W_dec = _task(rng)
+    return m, x, f, W_dec / 2, _normal(rng, x.shape[1]) / 2
+
+
+def _mean_gradient(m, x, b_dec, until=1.0, first=1, at=None) -> Tensor:
+    """dm/dx averaged from x to b_dec with 40 nodes, in double precision; or at one place."""
+    x, end = x.double(), x.double().clone()
+    end[first:] = b_dec.double()
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    places = [(at, 1.0)] if at is not None else zip((nodes + 1) / 2, weights / 2, strict=True)
+    total = torch.zeros_like(x)
+    for a, weight in places:
+        stream = (x + float(a) * until * (end - x)).requires_grad_()
+        total += weight * torch.autograd.grad(m(stream), stream)[0]
+    return total
+
+
+def integrated_gradients(student: Callable, seed: int | None = None) -> None:
+    """`integrated_gradients(m, x, f, W_dec, b_dec)`: effects from the averaged gradient, [latents].
+
+    Held to forty nodes in double precision, within one percent of the largest effect.
+    """
+    name, seed = "integrated_gradients", _seed(seed)
+    rng = np.random.default_rng(seed)
+    for _ in range(TRIES):
+        m, x, f, W_dec, b_dec = _line(rng)
+
+        def effects(gradient, first=1, f=f, W_dec=W_dec):
+            return -(f.double() * (gradient @ W_dec.double().T))[first:].sum(0)
+
+        right = _mean_gradient(m, x, b_dec)
+        expected = effects(right)
+        within = 0.01 * float(expected.abs().max())
+        mistakes = {
+            "that is the gradient at the clean stream alone: average it along the line": effects(
+                _mean_gradient(m, x, b_dec, at=0.0)
+            ),
+            "that is the gradient at the end of the line alone: average it along the line": effects(
+                _mean_gradient(m, x, b_dec, at=1.0)
+            ),
+            "the line ends at 0: it must end at b_dec": effects(
+                _mean_gradient(m, x, torch.zeros_like(b_dec))
+            ),
+            "the first token moves along, too: leave it as it is": effects(
+                _mean_gradient(m, x, b_dec, first=0)
+            ),
+            "the first token is counted: leave it out": effects(right, first=0),
+            "the sign is turned: taking a feature away moves x by minus f_i W_dec": -expected,
+        }
+        values = [expected, *mistakes.values()]
+        if not any(_same(a, b, 2 * within) for a, b in itertools.combinations(values, 2)):
+            break
+    came = _call(student, name, seed, [m, x, f, W_dec, b_dec])
+    _judge(name, seed, came, expected, mistakes, "the effects, [latents]", within)
+    _passed(name)
+
+
+def error_effect(student: Callable, seed: int | None = None) -> None:
+    """`error_effect(gradient, x, f, W_dec, b_dec)`: what the error adds, so that all adds up.
+
+    The truth is what is missing: m(all gone) - m(clean), minus the effects of all features.
+    """
+    name, seed = "error_effect", _seed(seed)
+    rng = np.random.default_rng(seed)
+    m, x, f, W_dec, b_dec = _line(rng)
+    gradient = _mean_gradient(m, x, b_dec).float()
+    gone = x.clone()
+    gone[1:] = b_dec
+    effects = -(f * (gradient @ W_dec.T))[1:].sum()
+    expected = float(m(gone) - m(x) - effects)
+    error = x - b_dec - f @ W_dec
+    mistakes = {
+        "the sign is turned: the error goes, so the stream moves by minus the error": float(
+            (error * gradient)[1:].sum()
+        ),
+        "the first token is counted: leave it out": float(-(error * gradient).sum()),
+        "b_dec is no error: x = f W_dec + b_dec + error": float(
+            -((x - f @ W_dec) * gradient)[1:].sum()
+        ),
+        "that is the effect of everything, features and error: take off what features write": (
+            float(-((x - b_dec) * gradient)[1:].sum())
+        ),
+        "that is the effect of the features": float(effects),
+        "that is a mean: add up over tokens and dimensions": float(-(error * gradient)[1:].mean()),
+    }
+    came = _call(student, name, seed, [gradient, x, f, W_dec, b_dec])
+    within = 1e-3 * max(1.0, abs(expected), abs(float(effects)))
+    _judge(name, seed, came, expected, mistakes, "one number", within)
+    _passed(name)

@@ -75,6 +75,36 @@ if suite.name != "tiny":
 # The checkpoints' vectors differ in length. We bring each to the same mean norm, the square root of `d_model`, so that no
 # checkpoint dominates. Those factors are the **scales** $s_c$.
 
+# %% [markdown]
+# ### Exercise · The scales
+# *Difficulty 2 of 5 · importance 3 of 5 · 4 minutes*
+#
+# Write `scales_of(x)` for activations `[tokens, checkpoints, d_model]`: the factors that bring the *mean norm* of each
+# checkpoint to $\sqrt{d_{model}}$.
+#
+# <details><summary>Hint 1</summary>
+#
+# `x.norm(dim=-1)` is the length of every vector, `[tokens, checkpoints]`.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# A mean of norms is not the norm of a mean. And scale times mean norm is to be $\sqrt{d_{model}}$.
+#
+# </details>
+
+
+# %% exercise="scales_of"
+def scales_of(x):
+    """The factor of each checkpoint, [checkpoints]."""
+    ### BEGIN SOLUTION divide the square root of d_model by each checkpoint's mean norm
+    return x.shape[-1] ** 0.5 / x.norm(dim=-1).mean(0)
+    ### END SOLUTION
+
+
+# %% check="scales_of"
+checks.scales_of(scales_of)
+
 # %%
 text = suite.text(n_tokens, split="train", seed=seed, path=text_path)
 stream = ctt.ActivationStream(ckpts, text, batch_size=batch_size, seed=seed)
@@ -380,6 +410,36 @@ def explained_variance(x, rebuilt):
 checks.explained_variance(explained_variance)
 
 # %% [markdown]
+# ### Exercise · CE recovered
+# *Difficulty 1 of 5 · importance 3 of 5 · 3 minutes*
+#
+# Write `ce_recovered(clean, rebuilt, zeros)`, three cross-entropies: of the model as it is, with the rebuilt stream, and with
+# zeros in its place. 1 means that nothing is lost, 0 that all is.
+#
+# <details><summary>Hint 1</summary>
+#
+# All that there is to lose is `zeros - clean`.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Put in `rebuilt = clean`, then `rebuilt = zeros`. Are they 1 and 0?
+#
+# </details>
+
+
+# %% exercise="ce_recovered"
+def ce_recovered(clean, rebuilt, zeros):
+    """The share of the model's skill that is left."""
+    ### BEGIN SOLUTION divide what is kept by all that there is to lose
+    return (zeros - rebuilt) / (zeros - clean)
+    ### END SOLUTION
+
+
+# %% check="ce_recovered"
+checks.ce_recovered(ce_recovered)
+
+# %% [markdown]
 # All four, from the package, on held-out text:
 
 # %%
@@ -402,6 +462,41 @@ report.to_frame().round(3)
 # the crosscoder does. A **separate** PCA has a checkpoint, and as many numbers, to itself.
 #
 # **Question.** Which of the three should win, if the stream is a sum of a few things out of many? And if it is not?
+
+# %% [markdown]
+# ### Exercise · What PCA explains
+# *Difficulty 4 of 5 · importance 3 of 5 · 10 minutes*
+#
+# Write `pca_explained(seen, probe, rank)`, for one checkpoint: both are `[tokens, d_model]`. Fit the mean and the first `rank`
+# directions on `seen`. Project `probe` onto them, and give its explained variance, one number.
+#
+# <details><summary>Hint 1</summary>
+#
+# `torch.linalg.svd(seen - mean, full_matrices=False)` gives U, S, Vh. The rows of `Vh` are the directions, the strongest
+# first.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `Vh[:rank]` is `[rank, d_model]`. A projection goes there and back: `(probe - mean) @ V.T @ V + mean`.
+#
+# </details>
+
+
+# %% exercise="pca_explained"
+def pca_explained(seen, probe, rank):
+    """Explained variance of probe by the first principal components of seen."""
+    ### BEGIN SOLUTION fit mean and directions on seen, project probe, and compare
+    mean = seen.mean(0)
+    V = torch.linalg.svd(seen - mean, full_matrices=False)[2][:rank]
+    rebuilt = (probe - mean) @ V.T @ V + mean
+    error = (probe - rebuilt).pow(2).sum()
+    return 1 - error / (probe - probe.mean(0)).pow(2).sum()
+    ### END SOLUTION
+
+
+# %% check="pca_explained" points=2
+checks.pca_explained(pca_explained)
 
 # %%
 sequences = max(1, 25_600 // text.shape[1])

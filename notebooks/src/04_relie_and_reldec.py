@@ -194,6 +194,37 @@ table.set_index(pd.Index(strongest, name="feature")).round(2) + 0.0
 # ## All of them, and the bar
 # `indirect_effects` does this for every active feature and pair, in batches. The random directions go the same way.
 
+# %% [markdown]
+# ### Exercise · The bar
+# *Difficulty 2 of 5 · importance 4 of 5 · 5 minutes*
+#
+# Write `null_bar(null)` for the effects of random directions, `[checkpoints, latents]`: rule 2. Latents that are never active
+# on the task have an effect of 0 at all checkpoints, whatever their direction: leave them out. Why?
+#
+# <details><summary>Hint 1</summary>
+#
+# `null.any(0)` is True for a latent that has an effect at some checkpoint.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `np.quantile(..., 0.95, axis=1)`, of sizes.
+#
+# </details>
+
+
+# %% exercise="null_bar"
+def null_bar(null):
+    """The size of effect that 95 % of random directions stay below, [checkpoints]."""
+    ### BEGIN SOLUTION take the 95th percentile of the sizes at each checkpoint, without idle latents
+    size = np.abs(null[:, null.any(0)])
+    return np.quantile(size, 0.95, axis=1)
+    ### END SOLUTION
+
+
+# %% check="null_bar"
+checks.null_bar(null_bar)
+
 # %%
 directions = ctt.random_directions(dictionary, seed)
 effects, null, bar = {}, {}, {}
