@@ -15,6 +15,7 @@ from models import random_model, word_tokenizer
 
 from ctt_helpers.hooks import HookedModel
 from ctt_helpers.notebook import checks
+from ctt_helpers.sources.suites import load_suite
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2, 3, 4)
@@ -58,11 +59,9 @@ def model() -> HookedModel:
     return HookedModel(random_model("gpt_neox"), word_tokenizer(), layer=1)
 
 
-NEEDS_A_MODEL = {"from_hidden_states"}
-
-
 def check(name: str, student, seed: int | None = None) -> None:
-    more = [model()] if name in NEEDS_A_MODEL else []
+    given = {"from_hidden_states": model, "own_task": lambda: load_suite("tiny").tokenizer}
+    more = [given[name]()] if name in given else []
     getattr(checks, name)(student, *more, seed=seed)
 
 
@@ -146,9 +145,6 @@ WRONG: dict[str, dict[str, str]] = {
         "return f * norms * (f * norms > threshold)": "give f itself",
         "return torch.relu(f * norms - threshold) / norms": "was taken off",
     },
-    "training_step": {
-        # each is the solution with one line changed: see wrong_steps
-    },
     "explained_variance": {
         "return 1 - (x - rebuilt).pow(2).sum((0, 2)) / x.pow(2).sum((0, 2))": "not taken off",
         "return 1 - (x - rebuilt).pow(2).sum() / (x - x.mean(0)).pow(2).sum()": "all checkpoints",
@@ -218,19 +214,127 @@ WRONG: dict[str, dict[str, str]] = {
         "s, t = np.array([[-1], [1]]), np.array([[-1, 1]])\ne = ie * s\n"
         "return e.sum(), (e * s).sum(), (e * t).sum(), (e * s * t).sum()": "a mean over the four",
     },
+    "scales_of": {
+        "return x.shape[-1] ** 0.5 / x.mean(0).norm(dim=-1)": "before the norm",
+        "return x.norm(dim=-1).mean(0) / x.shape[-1] ** 0.5": "upside down",
+        "return 1 / x.norm(dim=-1).mean(0)": "not 1",
+        "return x.shape[-1] ** 0.5 / x.norm(dim=-1).mean()": "one factor for all",
+    },
+    "ce_recovered": {
+        "return (rebuilt - clean) / (zeros - clean)": "share that is lost",
+        "return clean / rebuilt": "cross-entropy of 0",
+        "return (zeros - rebuilt) / zeros": "all that there is to lose",
+    },
+    "pca_explained": {
+        "V = torch.linalg.svd(seen, full_matrices=False)[2][:rank]\n"
+        "rebuilt = probe @ V.T @ V\n"
+        "return 1 - (probe - rebuilt).pow(2).sum() / (probe - probe.mean(0)).pow(2).sum()": (
+            "mean was not taken off"
+        ),
+        "mean = probe.mean(0)\n"
+        "V = torch.linalg.svd(probe - mean, full_matrices=False)[2][:rank]\n"
+        "rebuilt = (probe - mean) @ V.T @ V + mean\n"
+        "return 1 - (probe - rebuilt).pow(2).sum() / (probe - mean).pow(2).sum()": (
+            "fitted on the text that they are tested on"
+        ),
+        "mean = seen.mean(0)\n"
+        "V = torch.linalg.svd(seen - mean, full_matrices=False)[2][-rank:]\n"
+        "rebuilt = (probe - mean) @ V.T @ V + mean\n"
+        "return 1 - (probe - rebuilt).pow(2).sum() / (probe - probe.mean(0)).pow(2).sum()": (
+            "last directions"
+        ),
+    },
+    "null_bar": {
+        "return np.quantile(np.abs(null), 0.95, axis=1)": "leave them out",
+        "return np.quantile(null[:, null.any(0)], 0.95, axis=1)": "before the percentile",
+        "return np.quantile(np.abs(null[:, null.any(0)]), 0.95)": "one bar for all",
+        "return np.abs(null).max(1)": "largest one",
+    },
+    "beyond_the_parts": {
+        "def effect(features):\n    without = x.clone()\n"
+        "    without[1:] -= f[1:, features] @ W_dec[features]\n"
+        "    return float(m(without) - m(x))\n"
+        "return sum(effect([i]) for i in group) - effect(group)": "sign is turned",
+        "without = x - f[:, group] @ W_dec[group]\n"
+        "alone = [m(x - f[:, [i]] @ W_dec[[i]]) - m(x) for i in group]\n"
+        "return float(m(without) - m(x) - sum(alone))": "first token was changed",
+        "without = x.clone()\nwithout[1:] -= f[1:, group] @ W_dec[group]\n"
+        "return float(m(without) - m(x))": "take the single ones off",
+    },
+    "bootstrap_interval": {
+        "n = len(values)\nmeans = values[rng.integers(n, size=(4000, n))].mean(1)\n"
+        "return np.quantile(means, [0.025, 0.975])": "drawn one by one",
+        "return np.quantile(values, [0.025, 0.975])": "where 95 % of the values lie",
+        "names, of = np.unique(groups, return_inverse=True)\n"
+        "total, count = np.bincount(of, weights=values), np.bincount(of)\n"
+        "picked = rng.integers(len(names), size=(4000, len(names)))\n"
+        "means = total[picked].sum(1) / count[picked].sum(1)\n"
+        "return np.quantile(means, [0.05, 0.95])": "leaves 10 % outside",
+        "means = np.array([rng.permutation(values).mean() for _ in range(400)])\n"
+        "return np.quantile(means, [0.025, 0.975])": "draw with replacement",
+    },
+    "shapley": {
+        "return np.array([m_without([i]) - m_without([]) for i in players])": "taken away alone",
+        "return np.array([m_without(players) - m_without([j for j in players if j != i])\n"
+        "                 for i in players])": "taken away last",
+    },
+    "integrated_gradients": {
+        "stream = x.clone().requires_grad_()\n"
+        "gradient = torch.autograd.grad(m(stream), stream)[0]\n"
+        "return -(f * (gradient @ W_dec.T))[1:].sum(0)": "clean stream alone"
+    },
+    "error_effect": {
+        "return ((x - b_dec - f @ W_dec) * gradient)[1:].sum()": "sign is turned",
+        "return -((x - b_dec - f @ W_dec) * gradient).sum()": "first token is counted",
+        "return -((x - f @ W_dec) * gradient)[1:].sum()": "b_dec is no error",
+        "return -((x - b_dec) * gradient)[1:].sum()": "features and error",
+    },
 }
 
-STEP = tool().solution(EXERCISES["training_step"])
-for line, instead, told in (
-    ("optimiser.zero_grad()\n", "", "pile up"),
-    ("optimiser.step()\n", "", "did not move"),
-    ("target = x * scales[:, None]", "target = x", "not raw"),
-    (".topk(k * len(x)).values[-1])", ".topk(sizes.numel()).values[-1])", "BatchTopK is missing"),
-    (".sum((1, 2)).mean()", ".mean()", "a mean over tokens"),
-    ("sizes.flatten().topk(k * len(x)).values[-1]", "sizes.topk(k).values[:, -1:]", "each token"),
-):
-    assert line in STEP, line
-    WRONG["training_step"][STEP.replace(line, instead)] = told
+# name -> line of the solution, what stands there instead, what the check says
+CHANGED = {
+    "training_step": [
+        ("optimiser.zero_grad()\n", "", "pile up"),
+        ("optimiser.step()\n", "", "did not move"),
+        ("target = x * scales[:, None]", "target = x", "not raw"),
+        (
+            ".topk(k * len(x)).values[-1])",
+            ".topk(sizes.numel()).values[-1])",
+            "BatchTopK is missing",
+        ),
+        (".sum((1, 2)).mean()", ".mean()", "a mean over tokens"),
+        (
+            "sizes.flatten().topk(k * len(x)).values[-1]",
+            "sizes.topk(k).values[:, -1:]",
+            "each token",
+        ),
+    ],
+    "shapley": [
+        ("after - before", "before - after", "sign is turned"),
+        ("credit[player] / n_orders", "credit[player]", "take the mean"),
+    ],
+    "integrated_gradients": [
+        ("end = b_dec.expand_as(x).clone()", "end = torch.zeros_like(x)", "the line ends at 0"),
+        ("end[0] = x[0]\n", "", "the first token moves along"),
+        ("[1:].sum(0)", ".sum(0)", "first token is counted"),
+        ("return -(f", "return (f", "sign is turned"),
+    ],
+}
+CHANGED["own_task"] = [
+    (
+        '"right": f" {run}", "wrong": f" {runs}"',
+        '"right": f" {runs}", "wrong": f" {run}"',
+        "one half",
+    ),
+    ('"cat", "cats"', '"unicorn", "unicorns"', "get_vocab"),
+    ('"right": f" {runs}"', '"right": runs', "blank before them"),
+    ("return rows", "return rows[:8]", "pairs multiply"),
+]
+for name, changes in CHANGED.items():
+    solution = tool().solution(EXERCISES[name])
+    for line, instead, told in changes:
+        assert line in solution, line
+        WRONG.setdefault(name, {})[solution.replace(line, instead)] = told
 
 
 def with_lines(name: str, lines: str) -> str:
@@ -243,7 +347,7 @@ def with_lines(name: str, lines: str) -> str:
 
 
 def test_every_exercise_has_a_check_and_wrong_answers():
-    assert len(EXERCISES) >= 17
+    assert len(EXERCISES) >= 28
     written = {
         name
         for name, member in inspect.getmembers(checks, inspect.isfunction)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from ctt_helpers import metrics
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.hooks import HookedModel, residual_stream
+from ctt_helpers.pairs import make_pairs
 from ctt_helpers.uncertainty import resample
 
 Mistakes = dict[str, Callable[..., Any]]  # what it is likely to be -> what it gives
@@ -475,6 +477,56 @@ def onset(student: Callable, seed: int | None = None) -> None:
         return (0.7 * draw(rng)[0],)
 
     _check(student, name, seed, low, first, never, f"{axes}, or their number where it is never")
+    _passed(name)
+
+
+def own_task(student: Callable, tokenizer: Any, seed: int | None = None) -> None:
+    """`own_task()`: rows with prefix, right and wrong, for a task of one's own.
+
+    Nothing is drawn here. Twelve pairs or more, of known words, each right as often as wrong.
+
+    Args:
+        student: the function.
+        tokenizer: of the suite.
+        seed: is not used.
+    """
+    name, seed = "own_task", seed or 0
+    rows = _call(student, name, seed, [])
+    keys = ("prefix", "right", "wrong")
+    axes = "a list of at least 12 dicts with the texts 'prefix', 'right' and 'wrong'"
+    if not isinstance(rows, list | tuple) or len(rows) < 12:
+        came = f"{len(rows)} of them" if isinstance(rows, list | tuple) else _shown(rows)
+        _fail(name, seed, axes, came, "more nouns, more verbs, both numbers: pairs multiply")
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict) or any(not isinstance(row.get(key), str) for key in keys):
+            _fail(name, seed, axes, f"row {i} is {_shown(row)}", None)
+        for key in ("right", "wrong"):
+            if not row[key].startswith(" "):
+                told = "words have their blank before them: ' laughs', and no blank ends a prefix"
+                _fail(name, seed, "a continuation that begins with a blank", repr(row[key]), told)
+        for word in (row["prefix"] + row["right"] + row["wrong"]).split():
+            forms = [
+                tokenizer.encode(form, add_special_tokens=False) for form in (word, f" {word}")
+            ]
+            unknown = tokenizer.unk_token_id
+            if unknown is not None and all(unknown in form for form in forms):
+                told = "this model was trained on few words: tokenizer.get_vocab() lists them"
+                _fail(name, seed, "words that the model knows", repr(word), told)
+    try:
+        left_out = make_pairs(rows, tokenizer, name).left_out
+    except ValueError as error:
+        _fail(name, seed, "rows that can be used", str(error), None)
+    if left_out:
+        came = "; ".join(f"{reason} ({count})" for reason, count in left_out.items())
+        _fail(name, seed, "rows that can all be used, once each", came, None)
+    right, wrong = (Counter(row[key].strip() for row in rows) for key in ("right", "wrong"))
+    for word in right | wrong:
+        if right[word] != wrong[word]:
+            told = (
+                "a model that always says one of the two words must get one half: give both sides"
+            )
+            came = f"{word!r} is right {right[word]} times and wrong {wrong[word]} times"
+            _fail(name, seed, "each word right as often as it is wrong", came, told)
     _passed(name)
 
 
@@ -1320,11 +1372,13 @@ def shapley(student: Callable, seed: int | None = None) -> None:
             np.array([m_without(players) - m_without(others) for others in rest])
         ),
         "the sign is turned: m after it has gone, minus m before": -exact,
-        "these are sums over orders: take the mean": exact * n_orders,
         "the values stand in the order in which they were drawn: credit each to its player": (
             np.full(4, whole / 4)
         ),
     }
+    got = _array(came)
+    if got is not None and got.shape == (4,) and _same(got / n_orders, exact, within):
+        mistakes["these are sums over orders: take the mean"] = got
     _judge(name, seed, came, exact, mistakes, "a value for each player", within)
     told = "their sum, what is lost when all go"
     _judge(name, seed, float(np.sum(_array(came))), whole, {}, told)

@@ -228,6 +228,61 @@ plots.onset_dots(onsets, looked_at, marked=crossed, title=found)
 plots.show("Dot chart of onsets by task. Circles: nothing misleads there; diamonds: something may.")
 
 # %% [markdown]
+# ### Exercise · A task of your own
+# *Difficulty 5 of 5 · importance 4 of 5 · 25 minutes*
+#
+# What else might a model learn, and when? Write `own_task()`: a list of at least 12 dicts, each with the texts `prefix`, `right`
+# and `wrong`. Mind three things. Right and wrong begin with a blank. The model must know your words (`suite.tokenizer
+# .get_vocab()`; `suite.pairs(name).text` shows sentences). And every word is right as often as it is wrong: who always says the
+# same then gets one half. Before you look at the curve, write down where it will rise, and whether it will dip.
+#
+# Then five sentences: what you asked; what you expected and why; what came; what speaks against your reading; what you would do
+# next.
+#
+# <details><summary>Hint 1</summary>
+#
+# Take a task that is there and change one thing: another word in between, another place, another phenomenon.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Two loops, over nouns and over verbs, and two rows in each round: one singular, one plural.
+#
+# </details>
+# <details><summary>How to judge the five sentences</summary>
+#
+# A point for each: the question can be answered by a curve; the expectation was there first, with a reason; what came is told
+# in numbers, with a checkpoint; another explanation is named that the same curve would fit; the next step could tell the two
+# apart.
+#
+# </details>
+
+
+# %% exercise="own_task"
+def own_task():
+    """Rows of a task of my own: dicts with prefix, right and wrong."""
+    ### BEGIN SOLUTION give back a list of at least 12 rows, in which each word is right as often as wrong
+    nouns = [("cat", "cats"), ("sailor", "sailors"), ("frog", "frogs"), ("lawyer", "lawyers")]
+    rows = []
+    for one, many in nouns:
+        for runs, run in (("laughs", "laugh"), ("arrives", "arrive")):
+            rows.append({"prefix": f"The {one} usually", "right": f" {runs}", "wrong": f" {run}"})
+            rows.append({"prefix": f"The {many} usually", "right": f" {run}", "wrong": f" {runs}"})
+    return rows
+    ### END SOLUTION
+
+
+# %% check="own_task" points=5
+checks.own_task(own_task, suite.tokenizer)
+mine = ctt.make_pairs(own_task(), suite.tokenizer, name="mine")
+own_curve = ctt.accuracy_curve(suite, {"mine": mine}, revisions, device=device)
+plots.accuracy_curves(own_curve, title=f"{mine.text[0]} and {len(mine) - 1} others")
+plots.show("Line chart of the accuracy over tokens seen on the task that was made here.")
+
+# %% [markdown]
+# (Our solution puts *usually* before the verb, and is learned early. Put *slowly* there instead: the same model ends at one half.
+# In the text that it was trained on, *slowly* never stands before a verb. What does it do with a word in a new place?)
+#
 # ## Looking inside: similarity of activations
 # Accuracy tells *when* behaviour changes. To see when the *inside* changes, we run two checkpoints on the same sentences
 # and take the cosine of their activations, token by token. The mean is their **similarity**: 1 for the same directions, 0
