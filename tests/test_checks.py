@@ -387,6 +387,7 @@ def test_a_wrong_answer_is_named(name, lines, told, capsys):
         message = str(caught.value)
         assert "expected:" in message and "came:" in message and "likely:" in message
         assert f"seed={seed}" in message
+        assert caught.value._render_traceback_() == message.splitlines()
     assert "passed" not in capsys.readouterr().out
 
 

@@ -37,6 +37,10 @@ DRAWS = 3  # inputs that a check goes through
 class CheckFailed(AssertionError):
     """An answer that is not right yet."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the message alone, for the fault is not in the lines of the check."""
+        return str(self).splitlines()
+
 
 # ---- how a check works
 

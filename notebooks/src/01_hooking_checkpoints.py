@@ -365,3 +365,40 @@ assert torch.allclose(before, after, atol=1e-4)
 # **Next:** 02 · Picking a triplet: which checkpoints are worth comparing? · All words are in the [glossary](GLOSSARY.md). ·
 # To read more: the documentation of nnsight; Elhage et al., *A Mathematical Framework for Transformer Circuits* (2021), on
 # the residual stream.
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. A hook is wrong, but all shapes fit and nothing fails. Which single test finds most such mistakes?
+#
+# <details><summary>Answer</summary>
+#
+# Splice in exactly what was read. If any logit changes, reading or replacing is wrong.
+#
+# </details>
+#
+# 2. Why is `output[0]` of a block a dangerous line?
+#
+# <details><summary>Answer</summary>
+#
+# Of a tuple it is the stream. Of a tensor it is the first sequence of the batch alone, with one axis less; much of what
+# follows runs with that, too.
+#
+# </details>
+#
+# 3. Rows are filled up on the right. Why is `logits[:, -1]` the wrong place to look for the next word?
+#
+# <details><summary>Answer</summary>
+#
+# In shorter rows the last column is padding. The next word is predicted at the last *real* token, the answer position.
+#
+# </details>
+#
+# 4. The first token's vector is large in many models. Why not simply scale it down and keep it?
+#
+# <details><summary>Answer</summary>
+#
+# It is the same in every row, so it can say nothing about the text; and other tokens rest their attention on it, so
+# changing it changes everything at once.
+#
+# </details>

@@ -475,3 +475,40 @@ table.round(2)
 #
 # **Next:** 03 · The crosscoder: one dictionary for three checkpoints. · To read more: Linzen et al., *Assessing the Ability
 # of LSTMs to Learn Syntax-Sensitive Dependencies* (2016); Warstadt et al., *BLiMP* (2020).
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. A model is right in 50 % of all pairs. Name two models that are very different and both do this.
+#
+# <details><summary>Answer</summary>
+#
+# One that guesses in every cell; and one that always agrees with the neighbour: right in both congruent cells, wrong in the
+# two others.
+#
+# </details>
+#
+# 2. Why does onset ask for the *worst* cell, and for *from which on*?
+#
+# <details><summary>Answer</summary>
+#
+# A habit such as always saying *herself* is right in half of the cells, and a curve may be good by chance once and fall
+# again.
+#
+# </details>
+#
+# 3. Two checkpoints have a similarity of 0.4, and their unrelated tokens 0.38. What have you learned?
+#
+# <details><summary>Answer</summary>
+#
+# Next to nothing: tokens that have nothing to do with each other are nearly as alike. All share one direction.
+#
+# </details>
+#
+# 4. A similarity near 0 between two checkpoints: have they different knowledge?
+#
+# <details><summary>Answer</summary>
+#
+# Not necessarily. A rotation that the layers above undo gives the same number.
+#
+# </details>

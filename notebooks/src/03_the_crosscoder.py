@@ -761,3 +761,42 @@ print(f"written: {out}")
 # **04 · RelIE and RelDec**: what each feature does for a task, at each checkpoint. · To read more: *Sparse Crosscoders for
 # Cross-Layer Features and Model Diffing* (Anthropic, 2024); Bussmann et al., *BatchTopK Sparse Autoencoders* (2024); Minder
 # et al., on sparsity artefacts in crosscoders (2025).
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. Why has the code $f$ no index for the checkpoint?
+#
+# <details><summary>Answer</summary>
+#
+# One code is read from all checkpoints and written to each. So feature 17 is the same feature everywhere, and can be
+# followed.
+#
+# </details>
+#
+# 2. BatchTopK with k = 16: does every token have 16 active features?
+#
+# <details><summary>Answer</summary>
+#
+# No, on average. A rich token may have 30, a plain one 5. After training a threshold decides, so a token's code no longer
+# depends on its batch.
+#
+# </details>
+#
+# 3. Explained variance is 0.985. Is the dictionary good?
+#
+# <details><summary>Answer</summary>
+#
+# Compared with what? A PCA of as many numbers may do as well at an early checkpoint. And the rest may hold a whole task:
+# look at CE recovered, and at what the error can do alone.
+#
+# </details>
+#
+# 4. You find 60 features that are specific to one checkpoint by their decoder norms. What do you ask first?
+#
+# <details><summary>Answer</summary>
+#
+# Whether a penalty on decoder norms was part of the loss: it saves to write a feature only where it is strong. Then, by the
+# activations, whether the feature is really absent elsewhere.
+#
+# </details>

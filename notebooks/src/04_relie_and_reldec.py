@@ -698,3 +698,47 @@ else:
 # **05 · Does it hold?** Switch the features off, singly and together. · To read more: Marks et al., *Sparse Feature
 # Circuits* (2024); Linzen et al., *Assessing the Ability of LSTMs to Learn Syntax-Sensitive Dependencies* (2016), on
 # attractors.
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. $m$ is logit(wrong) − logit(right). Without feature 7 it falls. Did the feature help?
+#
+# <details><summary>Answer</summary>
+#
+# No: without it the model is surer of the right word. Its effect is negative, it did harm.
+#
+# </details>
+#
+# 2. A feature's mean effect at the first checkpoint is zero. What are two quite different reasons?
+#
+# <details><summary>Answer</summary>
+#
+# Nothing reads it. Or it helps in two cells and does as much harm in the two others: a feature of the neighbour.
+#
+# </details>
+#
+# 3. RelIE of a feature is 0.95 at the last checkpoint. Can you say that it matters there?
+#
+# <details><summary>Answer</summary>
+#
+# No: a share of next to nothing is still a share. The effect must be above the bar, that of random directions.
+#
+# </details>
+#
+# 4. Why is the mean over pairs taken *before* the absolute value?
+#
+# <details><summary>Answer</summary>
+#
+# RelIE is about the effect on the task. With the absolute value first, noise from pair to pair would count as effect, and
+# help and harm could not cancel.
+#
+# </details>
+#
+# 5. A feature is chosen as the strongest of 512 on *find*. Why look at *far*?
+#
+# <details><summary>Answer</summary>
+#
+# The largest of many noisy numbers is too large, and what holds on the same words may hang on these words alone.
+#
+# </details>

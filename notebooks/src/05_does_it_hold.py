@@ -413,3 +413,39 @@ print(f"written: {out}")
 # ## Next
 # **06 · Testing causes**: what would noise look like, which effect is *the* effect, and what does another seed find? · To
 # read more: Makelov et al. (2023) on what ablations can fool you into; McGrath et al., *The Hydra Effect* (2023).
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. You remove ten features, and the model gets worse. What is missing before this says anything about *these* ten?
+#
+# <details><summary>Answer</summary>
+#
+# Controls: other groups that write as much, removed in the same way, on the same sentences.
+#
+# </details>
+#
+# 2. A group does twice as much as the sum of its parts. What does that say about its members?
+#
+# <details><summary>Answer</summary>
+#
+# They stand in for each other. One alone is hardly missed, for the others do its work.
+#
+# </details>
+#
+# 3. Why are pairs of the same words drawn together in a bootstrap?
+#
+# <details><summary>Answer</summary>
+#
+# They say nearly the same thing. Drawn one by one they would count as so many pieces of evidence, and the interval would be
+# too narrow.
+#
+# </details>
+#
+# 4. A feature is equally active in all four cells. Can an answer depend on it by cell?
+#
+# <details><summary>Answer</summary>
+#
+# Yes. It can decide *whose* message is heard, and carry none itself: the switch of this notebook.
+#
+# </details>
