@@ -262,12 +262,12 @@ WRONG: dict[str, dict[str, str]] = {
         "return float(m(without) - m(x))": "take the single ones off",
     },
     "bootstrap_interval": {
-        "n = len(values)\nmeans = values[rng.integers(n, size=(4000, n))].mean(1)\n"
+        "n = len(values)\nmeans = values[rng.integers(n, size=(10_000, n))].mean(1)\n"
         "return np.quantile(means, [0.025, 0.975])": "drawn one by one",
         "return np.quantile(values, [0.025, 0.975])": "where 95 % of the values lie",
         "names, of = np.unique(groups, return_inverse=True)\n"
         "total, count = np.bincount(of, weights=values), np.bincount(of)\n"
-        "picked = rng.integers(len(names), size=(4000, len(names)))\n"
+        "picked = rng.integers(len(names), size=(10_000, len(names)))\n"
         "means = total[picked].sum(1) / count[picked].sum(1)\n"
         "return np.quantile(means, [0.05, 0.95])": "leaves 10 % outside",
         "means = np.array([rng.permutation(values).mean() for _ in range(400)])\n"

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import csv
 import re
 from pathlib import Path
 
@@ -221,3 +222,43 @@ def test_run_all_goes_through_with_nothing_written(source, tmp_path, monkeypatch
     ]
     assert errors == ["NotImplementedError"] * len(EXERCISE_NAMES[source.stem])
     assert (tmp_path / "runs" / stem(source)).is_dir()  # where the project's results go
+
+
+# ---- grading
+
+
+@pytest.mark.slow
+def test_the_autograder_tells_a_solution_a_stub_and_a_wrong_answer(tmp_path, monkeypatch, capsys):
+    grader = load_tool("grade")
+    (source,) = [s for s in SOURCES if stem(s) == "01"]
+    notebook, solved = committed(source), TOOL.build(source)
+    own = {
+        cell.metadata.exercise: cell.source for cell in solved.cells if "exercise" in cell.metadata
+    }
+    kept = []
+    for cell in notebook.cells:
+        name = grader.grade_id(cell)
+        if name == "unwrap":
+            cell.source = own["unwrap"]
+        elif name == "pair_accuracy":
+            cell.source = "def pair_accuracy(logits, position, answers):\n    return 0.5"
+        elif name == "pair_accuracy_check":
+            cell.source = "print('passed: pair_accuracy')"  # an answer of another kind
+        if name != "unwrap_check":  # lost
+            kept.append(cell)
+    notebook.cells = kept
+    nbformat.write(notebook, tmp_path / "student.ipynb")
+    (tmp_path / "other.ipynb").write_text("{}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["grade.py", "student.ipynb", "other.ipynb"])
+    assert grader.main() == 1
+    told = capsys.readouterr()
+    assert "student.ipynb: 1 of 3 points" in told.out and "other.ipynb: not graded" in told.err
+    rows = {row["exercise"]: row for row in csv.DictReader(open("grades.csv", encoding="utf-8"))}
+    assert {name: row["points"] for name, row in rows.items()} == {
+        "unwrap": "1",
+        "from_hidden_states": "0",
+        "pair_accuracy": "0",
+    }
+    assert rows["from_hidden_states"]["why"].startswith("NotImplementedError")
+    assert rows["pair_accuracy"]["why"].startswith("CheckFailed: pair_accuracy is not right yet.")

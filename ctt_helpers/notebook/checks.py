@@ -1307,7 +1307,7 @@ def beyond_the_parts(student: Callable, seed: int | None = None) -> None:
 def bootstrap_interval(student: Callable, seed: int | None = None) -> None:
     """`bootstrap_interval(values, groups, rng)`: low and high end for the mean, groups together.
 
-    Sampled: held to the package's draws within a fourteenth of the interval's width.
+    Sampled: held to the package's draws within 4 % of the interval's width.
     """
     name, seed = "bootstrap_interval", _seed(seed)
     rng = np.random.default_rng(seed)
@@ -1334,7 +1334,7 @@ def bootstrap_interval(student: Callable, seed: int | None = None) -> None:
         "every draw gives the same: draw with replacement": [values.mean(), values.mean()],
     }
     expected = ends(draws)
-    within = 0.07 * float(expected[1] - expected[0])
+    within = 0.04 * float(expected[1] - expected[0])
     generator = np.random.default_rng(seed + 1)
     came = _call(student, name, seed, [values, groups, generator])
     told = "low and high end of the interval"

@@ -227,7 +227,7 @@ pd.DataFrame(rows).T[cells].round(2)
 # *Difficulty 4 of 5 · importance 4 of 5 · 10 minutes*
 #
 # Write `bootstrap_interval(values, groups, rng)`. `values` are effects, one a pair; `groups` a number for each pair, the same
-# for pairs of the same words; `rng` numpy's generator. In each of 4,000 draws take as many groups as there are, with
+# for pairs of the same words; `rng` numpy's generator. In each of 10,000 draws take as many groups as there are, with
 # replacement, and the mean of all their values. Give the two ends between which 95 % of these means lie.
 #
 # <details><summary>Hint 1</summary>
@@ -237,7 +237,7 @@ pd.DataFrame(rows).T[cells].round(2)
 # </details>
 # <details><summary>Hint 2</summary>
 #
-# `rng.integers(n, size=(4000, n))` picks groups. The mean of a draw is the sum of its sums over the sum of its counts.
+# `rng.integers(n, size=(10_000, n))` picks groups. The mean of a draw is the sum of its sums over the sum of its counts.
 #
 # </details>
 
@@ -248,7 +248,7 @@ def bootstrap_interval(values, groups, rng):
     ### BEGIN SOLUTION draw whole groups with replacement, and take percentiles of the means
     names, of = np.unique(groups, return_inverse=True)
     total, count = np.bincount(of, weights=values), np.bincount(of)
-    picked = rng.integers(len(names), size=(4000, len(names)))
+    picked = rng.integers(len(names), size=(10_000, len(names)))
     means = total[picked].sum(1) / count[picked].sum(1)
     return np.quantile(means, [0.025, 0.975])
     ### END SOLUTION
