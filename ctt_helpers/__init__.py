@@ -49,6 +49,7 @@ _EXPORTS = {
 }  # fmt: skip
 # name -> where the module is
 _MODULES = {name.rpartition(".")[2]: name for name in _EXPORTS} | {
+    "checks": "notebook.checks",
     "files": "files",
     "hub": "sources.hub",
     "messages": "messages",

@@ -1,9 +1,16 @@
-"""Make notebooks/NN_name.ipynb from notebooks/src/NN_name.py, run on the embedded suite.
+"""Make notebooks from notebooks/src/NN_name.py: complete ones, and those for students.
 
+notebooks/NN_name.ipynb is run on the embedded suite, notebooks/exercises/NN_name.ipynb is not.
 The sources (percent format) are the only hand-edited form. Equal sources give equal cells, ids and
 metadata; outputs are cleaned of what differs from machine to machine (paths, times, addresses,
 progress bars, views of live widgets). Every notebook begins with a cell that installs what is
 missing; where the project has a public home, with a badge before it that opens it on Colab.
+
+An exercise is three cells of a source: a text, a cell `# %% exercise="NAME"` with a line
+`### BEGIN SOLUTION what to write` and a line `### END SOLUTION`, and a cell `# %% check="NAME"`.
+The complete notebook has the lines between the two. The notebook for students has in their place an
+error that says what to write, and the lines folded into the text. `--nbgrader FOLDER` writes them
+with the markers, as nbgrader's `source` folder wants them.
 """
 
 import argparse
@@ -13,6 +20,7 @@ import os
 import re
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -31,6 +39,7 @@ TAG = f"v{__version__}"
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
+EXERCISES = NOTEBOOKS / "exercises"
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
@@ -60,6 +69,18 @@ if not all(importlib.util.find_spec(name) for name in ("ctt_helpers", "nnsight")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 BAR = re.compile(r"\d+%\|.*\|.*\[|\d+(it|B|tokens|/\d+) \[\d+:\d+")  # a line that tqdm drew
 CELL_SECONDS = 900
+# nbgrader's own markers; what stands behind the first is what a stub says
+SOLUTION = re.compile(
+    r"^(?P<indent> *)### BEGIN SOLUTION (?P<told>.+)\n(?P<lines>(?:.*\n)*?) *### END SOLUTION *\n?",
+    re.MULTILINE,
+)
+EFFORT = re.compile(r"Difficulty [1-5] of 5 · importance [1-5] of 5 · (\d+) minutes?\b")
+HOW = """\
+**This is the notebook to work in**: {number} exercises, about {minutes} minutes beyond the reading.
+Each has two hints and a solution, folded, and a check under it. A check draws new numbers each
+time, and says what it expected, what came, and what may have gone wrong. What you have not written
+yet raises an error that says what to write. Nothing that follows depends on it: go on whenever you
+like. (The [complete notebook](../{name}) has the solutions, and every output.)"""
 
 
 def badge(name: str) -> str | None:
@@ -82,28 +103,129 @@ def sources(folder: Path = NOTEBOOKS / "src") -> list[Path]:
     return sorted(folder.glob("[0-9][0-9]_*.py"))
 
 
-def build(source: Path) -> NotebookNode:
+def build(source: Path, form: str = "complete") -> NotebookNode:
     """The notebook of one source, after badge and set-up: same cells, no outputs.
 
     Ids come from the source only.
+
+    Args:
+        source: percent format.
+        form: "complete"; "exercises", for students; "nbgrader", for instructors.
     """
     read = jupytext.read(source, fmt="py:percent")
     light = source.stem.startswith("00")  # seconds on any CPU
     notebook = nbformat.v4.new_notebook(metadata=METADATA if light else METADATA | GPU)
-    shown = badge(source.stem)
+    shown = badge(source.stem if form == "complete" else f"exercises/{source.stem}")
     if shown is not None:
         notebook.cells.append(nbformat.v4.new_markdown_cell(shown, id="open-in-colab"))
     tags = {"tags": ["set-up"]}
-    notebook.cells.append(nbformat.v4.new_code_cell(setup(), id="set-up", metadata=tags))
+    begin = (
+        setup() if form == "complete" else setup().replace('(".", "..")', '("../..", "..", ".")')
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell(begin, id="set-up", metadata=tags))
+    minutes = check_exercises(source.name, read.cells)
     for index, cell in enumerate(read.cells):
         digest = hashlib.sha256(f"{source.stem}/{index}/{cell.source[:80]}".encode()).hexdigest()
         make = (
             nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
         )
         metadata = {k: v for k, v in cell.metadata.items() if not k.startswith("lines_to_")}
-        notebook.cells.append(make(cell.source, id=digest[:12], metadata=metadata))
+        text = cell.source
+        if form != "complete":
+            text, metadata = for_students(read.cells, index, metadata, form)
+        elif "exercise" in metadata:
+            text = completed(text)
+        notebook.cells.append(make(text, id=digest[:12], metadata=metadata))
+        if index == 0 and form != "complete":
+            told = HOW.format(
+                number=len(minutes), minutes=sum(minutes), name=f"{source.stem}.ipynb"
+            )
+            notebook.cells.append(nbformat.v4.new_markdown_cell(told, id="how-to-work"))
     nbformat.validate(notebook)
     return notebook
+
+
+# ---- exercises
+
+
+def completed(text: str) -> str:
+    """An exercise's cell with its solution and without the markers."""
+    return SOLUTION.sub(lambda found: found["lines"], text + "\n").rstrip("\n")
+
+
+def stubbed(text: str) -> str:
+    """An exercise's cell with an error that says what to write in place of the solution."""
+
+    def stub(found: re.Match) -> str:
+        told = found["told"].replace('"', "'")
+        return f'{found["indent"]}raise NotImplementedError("{told}")\n'
+
+    return SOLUTION.sub(stub, text + "\n").rstrip("\n")
+
+
+def solution(text: str) -> str:
+    """The lines of an exercise's cell between the markers, without their indent."""
+    return textwrap.dedent(SOLUTION.search(text + "\n")["lines"]).rstrip("\n")
+
+
+def check_exercises(name: str, cells: list[NotebookNode]) -> list[int]:
+    """The minutes of each exercise; raise ValueError where one is not as it should be."""
+    minutes, before = [], set()
+    for index, cell in enumerate(cells):
+        own = cell.metadata.get("exercise")
+        marks = [cell.source.count(f"### {mark} SOLUTION") for mark in ("BEGIN", "END")]
+        if marks != [len(SOLUTION.findall(cell.source + "\n"))] * 2 or (marks[0] == 1) != bool(own):
+            raise ValueError(
+                f"{name}, cell {index + 1}: a cell with exercise=NAME has one pair of lines, ### "
+                "BEGIN SOLUTION with a sentence behind it, and ### END SOLUTION; no other cell has "
+                "them."
+            )
+        if own is None:
+            continue
+        text = cells[index - 1].source if index else ""
+        check = cells[index + 1] if index + 1 < len(cells) else {"metadata": {}, "source": ""}
+        effort = EFFORT.search(text)
+        wrong = {
+            "the name is taken": own in before,
+            "no text with difficulty, importance and minutes before it": effort is None,
+            "it takes two hints": text.count("<details><summary>Hint") != 2,
+            "a hint is not closed": text.count("<details>") != text.count("</details>"),
+            "no check=NAME right under it": check["metadata"].get("check") != own,
+            "the check does not call checks.NAME": f"checks.{own}({own}" not in check["source"],
+        }
+        if any(wrong.values()):
+            told = "; ".join(what for what, is_so in wrong.items() if is_so)
+            raise ValueError(f"{name}, exercise {own!r}: {told}.")
+        minutes.append(int(effort[1]))
+        before.add(own)
+    return minutes
+
+
+def for_students(
+    cells: list[NotebookNode], index: int, metadata: dict, form: str
+) -> tuple[str, dict]:
+    """The text of a cell for students, or of what nbgrader makes theirs from; and its metadata."""
+    text = cells[index].source
+    following = cells[index + 1] if index + 1 < len(cells) else None
+    if cells[index].cell_type == "markdown":
+        text = re.sub(r"\]\((?![a-z]+:|#)", "](../", text)  # links: it lies one folder deeper
+        if form == "exercises" and following is not None and "exercise" in following.metadata:
+            lines = f"```python\n{solution(following.source)}\n```"
+            text += f"\n\n<details><summary>Solution</summary>\n\n{lines}\n\n</details>"
+        return text, metadata
+    metadata = {k: v for k, v in metadata.items() if k not in ("exercise", "check", "points")}
+    own, checked = (cells[index].metadata.get(kind) for kind in ("exercise", "check"))
+    about = {"cell_type": "code", "schema_version": 3, "task": False}
+    if own is not None:
+        about |= {"grade": False, "grade_id": own, "locked": False, "solution": True}
+        text = stubbed(text) if form == "exercises" else text
+    elif checked is not None:
+        about |= {"grade": True, "grade_id": f"{checked}_check", "locked": True, "solution": False}
+        about["points"] = int(cells[index].metadata.get("points", 1))
+    else:
+        return text, metadata
+    # so that "run all" goes on
+    return text, metadata | {"nbgrader": about, "tags": ["raises-exception"]}
 
 
 def execute(notebook: NotebookNode, folder: Path) -> None:
@@ -189,8 +311,27 @@ def drift(source: Path, committed: Path) -> str | None:
     return None
 
 
+def has_exercises(source: Path) -> bool:
+    """Whether a source has anything to do in it."""
+    return '# %% exercise="' in source.read_text(encoding="utf-8")
+
+
+def exercise_drift(source: Path, committed: Path) -> str | None:
+    """How the committed notebook for students differs from its source, or None."""
+    shown = f"exercises/{committed.name}"
+    if not has_exercises(source):
+        return f"{shown} is there, and its source has no exercise" if committed.exists() else None
+    if not committed.is_file():
+        return f"{shown} does not exist"
+    same = (
+        committed.read_text(encoding="utf-8") == nbformat.writes(build(source, "exercises")) + "\n"
+    )
+    return None if same else f"{shown} differs from its source"
+
+
 def write(notebook: NotebookNode, path: Path) -> None:
     """Write the notebook to a temporary name, then rename it."""
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     nbformat.write(notebook, temporary)
     os.replace(temporary, path)
@@ -223,6 +364,12 @@ def main() -> int:
         "--no-execute", action="store_true", help="write the notebooks without outputs"
     )
     parser.add_argument(
+        "--exercises", action="store_true", help="only the notebooks for students: seconds"
+    )
+    parser.add_argument(
+        "--nbgrader", type=Path, metavar="FOLDER", help="only write notebooks for nbgrader there"
+    )
+    parser.add_argument(
         "--only", nargs="+", metavar="NN", help="only the notebooks with these numbers"
     )
     options = parser.parse_args()
@@ -235,11 +382,23 @@ def main() -> int:
         )
     problems = 0
     for source in chosen:
-        target = NOTEBOOKS / f"{source.stem}.ipynb"
+        target, for_work = (f / f"{source.stem}.ipynb" for f in (NOTEBOOKS, EXERCISES))
         if options.check:
-            problem = drift(source, target)
-            problems += problem is not None
-            print(problem or f"{target.name} is up to date")
+            found = [] if options.exercises else [drift(source, target)]
+            found = [problem for problem in (*found, exercise_drift(source, for_work)) if problem]
+            problems += len(found)
+            print("\n".join(found) or f"{target.name} is up to date")
+            continue
+        if options.nbgrader is not None:
+            if has_exercises(source):
+                options.nbgrader.mkdir(parents=True, exist_ok=True)
+                write(build(source, "nbgrader"), options.nbgrader / target.name)
+            continue
+        if has_exercises(source):
+            write(build(source, "exercises"), for_work)
+        else:
+            for_work.unlink(missing_ok=True)
+        if options.exercises:
             continue
         print(f"{target.name} ... ", end="", flush=True)
         began = time.monotonic()

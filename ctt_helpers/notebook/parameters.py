@@ -148,5 +148,8 @@ def _listed(values: dict[str, Any]) -> str:
 
 
 def top_folder() -> Path:
-    """The project's folder: a notebook runs in notebooks/ (Jupyter) or above it (papermill)."""
-    return Path("..") if Path.cwd().name == "notebooks" else Path(".")
+    """The project's folder: a notebook runs in its own folder (Jupyter), or above (papermill)."""
+    here = Path.cwd()
+    if here.name == "exercises" and here.parent.name == "notebooks":
+        return Path("../..")
+    return Path("..") if here.name == "notebooks" else Path(".")

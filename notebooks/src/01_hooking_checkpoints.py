@@ -38,7 +38,7 @@ import pandas as pd
 import torch
 
 import ctt_helpers as ctt
-from ctt_helpers.notebook import plots
+from ctt_helpers.notebook import checks, plots
 
 suite = ctt.setup(globals(), "01", n_pairs=lambda n: None if n >= 2 else "take at least 2 pairs")
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
@@ -120,21 +120,76 @@ with (
 x.shape  # [pairs, tokens, d_model]
 
 # %% [markdown]
-# The helper `ctt.residual_stream` is these lines, for every architecture we support (some blocks return a tuple, others a
-# tensor). Is it right? We compare with a plain PyTorch hook that knows nothing of nnsight. They agree to the last bit.
+# These lines are right for some models and wrong for others: not every block gives the stream alone. Some give a tuple, the
+# stream first and behind it what the next call may want to keep.
+
+# %% [markdown]
+# ### Exercise · Unwrap a block's output
+# *Difficulty 1 of 5 · importance 4 of 5 · 3 minutes*
+#
+# Write `unwrap(output)`. It takes what a block gives, a tensor or a tuple, and gives back the residual stream. This is a
+# famous bug: where it is wrong nothing fails, and every number after it is.
+#
+# <details><summary>Hint 1</summary>
+#
+# `output[0]` of a tuple is its first entry. What is `output[0]` of a tensor `[batch, tokens, d_model]`?
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Ask first what you have: `isinstance(output, tuple)`.
+#
+# </details>
+
+
+# %% exercise="unwrap"
+def unwrap(output):
+    """The residual stream [batch, tokens, d_model] in what a block gives."""
+    ### BEGIN SOLUTION give back a tensor as it is, and of a tuple its first entry
+    return output[0] if isinstance(output, tuple) else output
+    ### END SOLUTION
+
+
+# %% check="unwrap"
+checks.unwrap(unwrap)
+
+# %% [markdown]
+# ### Exercise · The same from `hidden_states`
+# *Difficulty 2 of 5 · importance 3 of 5 · 5 minutes*
+#
+# The helper `ctt.residual_stream` is the lines above, with the unwrapping, for every architecture we support. Is it right?
+# Compare it with something that knows nothing of hooks. A Hugging Face model called with `output_hidden_states=True` gives
+# back `.hidden_states`, a tuple of streams. Write `from_hidden_states(...)`: the output of block `layer`, taken from there.
+# (Not for the last block: its entry is taken after the final norm.)
+#
+# <details><summary>Hint 1</summary>
+#
+# For a model of four blocks the tuple has five entries. Which one is too many?
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# The first entry is the embeddings, what goes *into* block 0.
+#
+# </details>
+
+
+# %% exercise="from_hidden_states"
+def from_hidden_states(hf_model, input_ids, attention_mask, layer):
+    """The output of block `layer`, [batch, tokens, d_model]."""
+    ### BEGIN SOLUTION run hf_model with output_hidden_states=True, and take the right entry
+    out = hf_model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    return out.hidden_states[layer + 1]  # entry 0 is the embeddings
+    ### END SOLUTION
+
+
+# %% check="from_hidden_states"
+checks.from_hidden_states(from_hidden_states, late)
 
 # %%
-caught = {}
-block = late.hf_model.get_submodule(late.parts.blocks)[ckpts.layer]
-handle = block.register_forward_hook(lambda module, args, output: caught.update(x=output))
-with torch.no_grad():
-    late.hf_model(input_ids=on_device.input_ids, attention_mask=on_device.attention_mask)
-handle.remove()
-
 helper = ctt.residual_stream(late, pairs.input_ids, pairs.attention_mask)
-plain = caught["x"] if isinstance(caught["x"], torch.Tensor) else caught["x"][0]
-assert torch.equal(helper, plain)
-print("largest difference:", float((helper - plain).abs().max()))
+assert torch.equal(helper, x)  # what the trace gave, to the last bit
+helper.shape
 
 # %% [markdown]
 # ## Splicing: put something else in its place
@@ -184,15 +239,57 @@ assert losses["zeros"] > losses["the model as it is"]
 # %% [markdown]
 # ## Only the layers above
 # To try a thousand changes at layer `L`, there is no need to run the blocks below a thousand times. `ctt.logits_above`
-# starts from a residual stream and runs only what is above. It can also return the logits of the two answers alone.
+# starts from a residual stream and runs only what is above. Without more it gives back every logit. From these we can tell
+# how often the model takes the right word: its **accuracy** on the minimal pairs.
+
+# %% [markdown]
+# ### Exercise · Accuracy on minimal pairs
+# *Difficulty 2 of 5 · importance 5 of 5 · 8 minutes*
+#
+# Write `pair_accuracy(logits, position, answers)`: the share of pairs whose right word has the higher logit *at the answer
+# position*. A tie counts as half. `answers[:, 0]` is the id of the right word, `answers[:, 1]` of the wrong one.
+#
+# <details><summary>Hint 1</summary>
+#
+# The last column will not do: rows are filled up on the right. `logits[torch.arange(len(logits)), position]` takes from each
+# row its own position.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `scores.gather(1, answers)` picks two scores from each row. Then a pair is worth 1, 0.5 or 0.
+#
+# </details>
+
+
+# %% exercise="pair_accuracy"
+def pair_accuracy(logits, position, answers):
+    """Share of pairs that are right, 0 to 1, from logits [pairs, tokens, vocabulary]."""
+    ### BEGIN SOLUTION compare the two words' logits at each answer position, and take the mean
+    at_answer = logits[torch.arange(len(logits)), position]
+    right, wrong = at_answer.gather(1, answers).T
+    return ((right > wrong) + 0.5 * (right == wrong)).double().mean().item()
+    ### END SOLUTION
+
+
+# %% check="pair_accuracy"
+checks.pair_accuracy(pair_accuracy)
+few = pairs[:20]  # of every pair and place, all logits: that takes room
+logits = ctt.logits_above(late, helper[:20], few.attention_mask)  # [pairs, tokens, vocabulary]
+share = pair_accuracy(logits.cpu(), few.answer_position, few.answers)
+print(f"{late.label} takes the right word in {share:.0%} of the first {len(few)} pairs")
+
+# %% [markdown]
+# `ctt.logits_above` can also compute the logits of the two answers alone, which is much less work. `ctt.accuracy` does it
+# all.
 
 # %%
 answers = ctt.logits_above(
-    late, x, pairs.attention_mask, pairs.answer_position, pairs.answers
+    late, helper, pairs.attention_mask, pairs.answer_position, pairs.answers
 )  # [pairs, 2]
 right_wins = (answers[:, 0] > answers[:, 1]).double().cpu().mean()
-print(f"{late.label} takes the right word in {right_wins:.1%} of {len(pairs)} pairs ({task})")
 assert abs(float(right_wins) - ctt.accuracy(late, pairs)) < 1e-9
+print(f"{late.label} takes the right word in {right_wins:.1%} of {len(pairs)} pairs ({task})")
 
 # %% [markdown]
 # ## Two facts about the stream that will matter
@@ -268,3 +365,40 @@ assert torch.allclose(before, after, atol=1e-4)
 # **Next:** 02 · Picking a triplet: which checkpoints are worth comparing? · All words are in the [glossary](GLOSSARY.md). ·
 # To read more: the documentation of nnsight; Elhage et al., *A Mathematical Framework for Transformer Circuits* (2021), on
 # the residual stream.
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. A hook is wrong, but all shapes fit and nothing fails. Which single test finds most such mistakes?
+#
+# <details><summary>Answer</summary>
+#
+# Splice in exactly what was read. If any logit changes, reading or replacing is wrong.
+#
+# </details>
+#
+# 2. Why is `output[0]` of a block a dangerous line?
+#
+# <details><summary>Answer</summary>
+#
+# Of a tuple it is the stream. Of a tensor it is the first sequence of the batch alone, with one axis less; much of what
+# follows runs with that, too.
+#
+# </details>
+#
+# 3. Rows are filled up on the right. Why is `logits[:, -1]` the wrong place to look for the next word?
+#
+# <details><summary>Answer</summary>
+#
+# In shorter rows the last column is padding. The next word is predicted at the last *real* token, the answer position.
+#
+# </details>
+#
+# 4. The first token's vector is large in many models. Why not simply scale it down and keep it?
+#
+# <details><summary>Answer</summary>
+#
+# It is the same in every row, so it can say nothing about the text; and other tokens rest their attention on it, so
+# changing it changes everything at once.
+#
+# </details>

@@ -28,11 +28,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
 from ctt_helpers import files
-from ctt_helpers.notebook import plots, widgets
+from ctt_helpers.notebook import checks, plots, widgets
 from ctt_helpers.sources import published
 
 suite = ctt.setup(globals(), "02", n_pairs=lambda n: None if n >= 2 else "take at least 2 pairs")
@@ -74,6 +75,46 @@ with pd.option_context("display.max_colwidth", 80):
 # - *subj_rel*: The author that likes the **guards** laughs
 # - *obj_rel*: The author that the **guards** like laughs
 # - *sent_comp*: The **guards** think that the author laughs
+
+# %% [markdown]
+# ### Exercise · The 2 x 2
+# *Difficulty 2 of 5 · importance 5 of 5 · 6 minutes*
+#
+# Write `two_by_two(lead, subject, attractor)`: a table of accuracies with the subject's level in the rows (sg, pl) and the
+# attractor's in the columns. `lead` is logit(right) − logit(wrong) of each pair, `subject` and `attractor` are the words "sg"
+# or "pl". Before you run the check: at an early checkpoint, which of the four will be near 1, and which near 0?
+#
+# <details><summary>Hint 1</summary>
+#
+# A pair is right where its lead is above 0. The mean of True and False is a share.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# A `pd.Series` can be grouped by two lists at once: `.groupby([subject, attractor])`. Then `.unstack()` makes a table.
+#
+# </details>
+
+
+# %% exercise="two_by_two"
+def two_by_two(lead, subject, attractor):
+    """Accuracy in each cell: a DataFrame, rows: subject sg, pl; columns: attractor sg, pl."""
+    ### BEGIN SOLUTION take the share of leads above 0 in each cell, and make a table of them
+    right = pd.Series(np.asarray(lead) > 0)
+    return right.groupby([subject, attractor]).mean().unstack()
+    ### END SOLUTION
+
+
+# %% check="two_by_two"
+checks.two_by_two(two_by_two)
+hard = pairs.get(names.get("agreement/pp"))
+if suite.name == "tiny" and hard is not None:  # at the first checkpoint of the suite's triplet
+    checkpoint = suite.checkpoints(suite.default_triplet[:1], device=device)[0]
+    levels = [hard.table[f"{noun}_level"].to_numpy() for noun in ("subject", "attractor")]
+    display(two_by_two(ctt.logit_differences(checkpoint, hard), *levels).round(2))
+
+# %% [markdown]
+# Now all tasks at all checkpoints, from `ctt.accuracy_curve`.
 
 # %%
 curve = ctt.accuracy_curve(suite, pairs, revisions, device=device, cells=True)
@@ -139,23 +180,148 @@ if others:
 # We call **onset** the first checkpoint from which on accuracy is at least 0.75 *in the worst cell*. Why the worst? A model
 # that says *herself* to everybody is right in half of all pairs. Tasks that never get there tell as much.
 
+# %% [markdown]
+# ### Exercise · Onset
+# *Difficulty 3 of 5 · importance 3 of 5 · 8 minutes*
+#
+# Write `onset(accuracy)` for one task: `accuracy` is `[cells, checkpoints]`, and what comes is the index of its onset. Where
+# there is none, it is the number of checkpoints. Mind the words *from which on*.
+#
+# <details><summary>Hint 1</summary>
+#
+# First the worst cell at each checkpoint, then whether it is good. What is left is a row of True and False.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Go from the end. How many in a row are good? `np.cumprod` of a turned row is 1 as long as all were.
+#
+# </details>
+
+
+# %% exercise="onset"
+def onset(accuracy):
+    """Index of the first checkpoint from which on the worst cell has at least 0.75."""
+    ### BEGIN SOLUTION find the first checkpoint from which on the worst cell is at least 0.75
+    good = accuracy.min(0) >= 0.75
+    good_to_the_end = good[::-1].cumprod().sum()
+    return len(good) - int(good_to_the_end)
+    ### END SOLUTION
+
+
+# %% check="onset"
+checks.onset(onset)
+
+# %% [markdown]
+# The same for all tasks at once:
+
 # %%
 has_cells = curve["task"].isin(curve.loc[curve["cell"] != "all", "task"])
 parts = curve[(curve["cell"] != "all") | ~has_cells]
 worst = parts.pivot_table(index="task", columns="revision", values="accuracy", aggfunc="min")
 good = (worst.loc[list(pairs), looked_at] >= 0.75).to_numpy()
 good_from_there = good[:, ::-1].cumprod(axis=1)  # counted from the end: good, and ever after
-onset = pd.Series(len(looked_at) - good_from_there.sum(axis=1), index=list(pairs))
-never = (onset == len(looked_at)).sum()
-found = f"{never} of {len(onset)} tasks are never right in every cell (open)"
-plots.onset_dots(onset, looked_at, marked=crossed, title=found)
+onsets = pd.Series(len(looked_at) - good_from_there.sum(axis=1), index=list(pairs))
+never = (onsets == len(looked_at)).sum()
+found = f"{never} of {len(onsets)} tasks are never right in every cell (open)"
+plots.onset_dots(onsets, looked_at, marked=crossed, title=found)
 plots.show("Dot chart of onsets by task. Circles: nothing misleads there; diamonds: something may.")
 
 # %% [markdown]
+# ### Exercise · A task of your own
+# *Difficulty 5 of 5 · importance 4 of 5 · 25 minutes*
+#
+# What else might a model learn, and when? Write `own_task()`: a list of at least 12 dicts, each with the texts `prefix`, `right`
+# and `wrong`. Mind three things. Right and wrong begin with a blank. The model must know your words (`suite.tokenizer
+# .get_vocab()`; `suite.pairs(name).text` shows sentences). And every word is right as often as it is wrong: who always says the
+# same then gets one half. Before you look at the curve, write down where it will rise, and whether it will dip.
+#
+# Then five sentences: what you asked; what you expected and why; what came; what speaks against your reading; what you would do
+# next.
+#
+# <details><summary>Hint 1</summary>
+#
+# Take a task that is there and change one thing: another word in between, another place, another phenomenon.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Two loops, over nouns and over verbs, and two rows in each round: one singular, one plural.
+#
+# </details>
+# <details><summary>How to judge the five sentences</summary>
+#
+# A point for each: the question can be answered by a curve; the expectation was there first, with a reason; what came is told
+# in numbers, with a checkpoint; another explanation is named that the same curve would fit; the next step could tell the two
+# apart.
+#
+# </details>
+
+
+# %% exercise="own_task"
+def own_task():
+    """Rows of a task of my own: dicts with prefix, right and wrong."""
+    ### BEGIN SOLUTION give back a list of at least 12 rows, in which each word is right as often as wrong
+    nouns = [("cat", "cats"), ("sailor", "sailors"), ("frog", "frogs"), ("lawyer", "lawyers")]
+    rows = []
+    for one, many in nouns:
+        for runs, run in (("laughs", "laugh"), ("arrives", "arrive")):
+            rows.append({"prefix": f"The {one} usually", "right": f" {runs}", "wrong": f" {run}"})
+            rows.append({"prefix": f"The {many} usually", "right": f" {run}", "wrong": f" {runs}"})
+    return rows
+    ### END SOLUTION
+
+
+# %% check="own_task" points=5
+checks.own_task(own_task, suite.tokenizer)
+mine = ctt.make_pairs(own_task(), suite.tokenizer, name="mine")
+own_curve = ctt.accuracy_curve(suite, {"mine": mine}, revisions, device=device)
+plots.accuracy_curves(own_curve, title=f"{mine.text[0]} and {len(mine) - 1} others")
+plots.show("Line chart of the accuracy over tokens seen on the task that was made here.")
+
+# %% [markdown]
+# (Our solution puts *usually* before the verb, and is learned early. Put *slowly* there instead: the same model ends at one half.
+# In the text that it was trained on, *slowly* never stands before a verb. What does it do with a word in a new place?)
+#
 # ## Looking inside: similarity of activations
 # Accuracy tells *when* behaviour changes. To see when the *inside* changes, we run two checkpoints on the same sentences
 # and take the cosine of their activations, token by token. The mean is their **similarity**: 1 for the same directions, 0
 # for unrelated ones.
+
+# %% [markdown]
+# ### Exercise · The similarity matrix
+# *Difficulty 3 of 5 · importance 4 of 5 · 10 minutes*
+#
+# Write `similarity_matrix(x, mask)`. The streams `x` are `[checkpoints, pairs, tokens, d_model]`, and `mask`, `[pairs,
+# tokens]`, is 1 at real tokens. Give back `[checkpoints, checkpoints]`: the mean over tokens of the cosine of the two
+# checkpoints' vectors. Padding does not count, and neither does the first token.
+#
+# <details><summary>Hint 1</summary>
+#
+# Begin with a mask that is True where a token counts. `x[:, keep]` is then `[checkpoints, tokens that count, d_model]`.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Bring each vector to length 1 (`torch.nn.functional.normalize`). A cosine is then a plain product of two vectors, and
+# `torch.einsum("atd,btd->ab", ...)` adds all of them up. By how many do you divide?
+#
+# </details>
+
+
+# %% exercise="similarity_matrix"
+def similarity_matrix(x, mask):
+    """Mean cosine similarity, [checkpoints, checkpoints]."""
+    ### BEGIN SOLUTION leave out padding and first token, take a cosine for each token, and their mean
+    keep = mask.bool()
+    keep[:, 0] = False
+    unit = torch.nn.functional.normalize(x[:, keep], dim=-1)  # [checkpoints, tokens, d_model]
+    return torch.einsum("atd,btd->ab", unit, unit) / unit.shape[1]
+    ### END SOLUTION
+
+
+# %% check="similarity_matrix"
+checks.similarity_matrix(similarity_matrix)
 
 # %%
 sample = pairs.get(names.get("agreement/pp"), pairs[simple])
@@ -309,3 +475,40 @@ table.round(2)
 #
 # **Next:** 03 · The crosscoder: one dictionary for three checkpoints. · To read more: Linzen et al., *Assessing the Ability
 # of LSTMs to Learn Syntax-Sensitive Dependencies* (2016); Warstadt et al., *BLiMP* (2020).
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. A model is right in 50 % of all pairs. Name two models that are very different and both do this.
+#
+# <details><summary>Answer</summary>
+#
+# One that guesses in every cell; and one that always agrees with the neighbour: right in both congruent cells, wrong in the
+# two others.
+#
+# </details>
+#
+# 2. Why does onset ask for the *worst* cell, and for *from which on*?
+#
+# <details><summary>Answer</summary>
+#
+# A habit such as always saying *herself* is right in half of the cells, and a curve may be good by chance once and fall
+# again.
+#
+# </details>
+#
+# 3. Two checkpoints have a similarity of 0.4, and their unrelated tokens 0.38. What have you learned?
+#
+# <details><summary>Answer</summary>
+#
+# Next to nothing: tokens that have nothing to do with each other are nearly as alike. All share one direction.
+#
+# </details>
+#
+# 4. A similarity near 0 between two checkpoints: have they different knowledge?
+#
+# <details><summary>Answer</summary>
+#
+# Not necessarily. A rotation that the layers above undo gives the same number.
+#
+# </details>

@@ -47,7 +47,7 @@ import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
-from ctt_helpers.notebook import plots, widgets
+from ctt_helpers.notebook import checks, plots, widgets
 
 suite = ctt.setup(globals(), "03", steps=lambda n: None if n >= 20 else "take at least 20 steps")
 ckpts = suite.checkpoints(revisions or suite.default_triplet, layer=layer, device=device)
@@ -75,6 +75,36 @@ if suite.name != "tiny":
 # The checkpoints' vectors differ in length. We bring each to the same mean norm, the square root of `d_model`, so that no
 # checkpoint dominates. Those factors are the **scales** $s_c$.
 
+# %% [markdown]
+# ### Exercise · The scales
+# *Difficulty 2 of 5 · importance 3 of 5 · 4 minutes*
+#
+# Write `scales_of(x)` for activations `[tokens, checkpoints, d_model]`: the factors that bring the *mean norm* of each
+# checkpoint to $\sqrt{d_{model}}$.
+#
+# <details><summary>Hint 1</summary>
+#
+# `x.norm(dim=-1)` is the length of every vector, `[tokens, checkpoints]`.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# A mean of norms is not the norm of a mean. And scale times mean norm is to be $\sqrt{d_{model}}$.
+#
+# </details>
+
+
+# %% exercise="scales_of"
+def scales_of(x):
+    """The factor of each checkpoint, [checkpoints]."""
+    ### BEGIN SOLUTION divide the square root of d_model by each checkpoint's mean norm
+    return x.shape[-1] ** 0.5 / x.norm(dim=-1).mean(0)
+    ### END SOLUTION
+
+
+# %% check="scales_of"
+checks.scales_of(scales_of)
+
 # %%
 text = suite.text(n_tokens, split="train", seed=seed, path=text_path)
 stream = ctt.ActivationStream(ckpts, text, batch_size=batch_size, seed=seed)
@@ -94,14 +124,146 @@ pd.DataFrame(table, index=ckpts.labels).round(2)
 # **Question.** Of $\tilde x$, $f$ and $\hat x$, which has no index $c$? Why is that the whole point?
 #
 # It is $f$. One code for all checkpoints: that is why one feature can be followed from checkpoint to checkpoint.
+
+# %% [markdown]
+# ### Exercise · Encode
+# *Difficulty 2 of 5 · importance 5 of 5 · 7 minutes*
 #
+# Write `encode(x, scales, W_enc, b_enc)`: from raw activations `[tokens, checkpoints, d_model]` to the code `[tokens,
+# latents]`. `scales` is `[checkpoints]`, `W_enc` is `[checkpoints, d_model, latents]`. BatchTopK comes later.
+#
+# <details><summary>Hint 1</summary>
+#
+# The formula begins with $\tilde x$, not with $x$. `scales[:, None]` has a shape that fits.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `torch.einsum("tcd,cdh->th", ...)` adds up over checkpoints and dimensions in one go.
+#
+# </details>
+
+
+# %% exercise="encode"
+def encode(x, scales, W_enc, b_enc):
+    """The code f, [tokens, latents], of raw activations."""
+    ### BEGIN SOLUTION scale x, add up over all checkpoints, add the bias, cut off below 0
+    return torch.relu(torch.einsum("tcd,cdh->th", x * scales[:, None], W_enc) + b_enc)
+    ### END SOLUTION
+
+
+# %% check="encode"
+checks.encode(encode)
+
+# %% [markdown]
+# ### Exercise · Decode
+# *Difficulty 2 of 5 · importance 4 of 5 · 5 minutes*
+#
+# Write `decode(f, scales, W_dec, b_dec)`: from the code back to **raw** activations `[tokens, checkpoints, d_model]`. `W_dec`
+# is `[latents, checkpoints, d_model]`, `b_dec` is `[checkpoints, d_model]`.
+#
+# <details><summary>Hint 1</summary>
+#
+# The formula gives the rebuilt $\tilde x$. How do you come back to $x$?
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# The bias lives in scaled space, too.
+#
+# </details>
+
+
+# %% exercise="decode"
+def decode(f, scales, W_dec, b_dec):
+    """Raw activations, [tokens, checkpoints, d_model], from a code."""
+    ### BEGIN SOLUTION write the code to every checkpoint, add the bias, undo the scales
+    return (torch.einsum("th,hcd->tcd", f, W_dec) + b_dec) / scales[:, None]
+    ### END SOLUTION
+
+
+# %% check="decode"
+checks.decode(decode)
+
+# %% [markdown]
 # A dictionary larger than the space could copy its input and explain nothing. We want *few* active features. The size of
 # feature $i$ on a token is $f_i u_i$, where $u_i = \sum_c \lVert W_{dec,i}^c \rVert$ is the length of all that it writes.
 # **BatchTopK** keeps, in a batch of $B$ tokens, the $kB$ largest sizes and sets the rest to 0.
-#
-# That is all. Read the loop line by line before you run it: it is a crosscoder, from nothing.
 
-# %%
+# %% [markdown]
+# ### Exercise · BatchTopK
+# *Difficulty 3 of 5 · importance 4 of 5 · 8 minutes*
+#
+# Write `batch_topk(f, norms, k)`. `f` is `[tokens, latents]`, `norms` are the $u_i$, `[latents]`. Give back `f` with all but
+# the largest *sizes* set to 0. (Here no two sizes are equal.)
+#
+# <details><summary>Hint 1</summary>
+#
+# A quiet token may keep none, and a loud one many: all sizes of the batch stand in one line.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `.flatten().topk(n).values[-1]` is the smallest of the n largest. Which of `f`, sizes or a mask do you give back?
+#
+# </details>
+
+
+# %% exercise="batch_topk"
+def batch_topk(f, norms, k):
+    """f with only the k * tokens largest sizes f_i u_i left, [tokens, latents]."""
+    ### BEGIN SOLUTION find the smallest size that may stay, and set f to 0 where its size is below
+    sizes = f * norms
+    smallest = sizes.flatten().topk(k * len(f)).values[-1]
+    return f * (sizes >= smallest)
+    ### END SOLUTION
+
+
+# %% check="batch_topk"
+checks.batch_topk(batch_topk)
+
+# %% [markdown]
+# Now a loop: encode, keep the largest, decode, compare, move the weights. That is all; it is a crosscoder, from nothing.
+#
+# ### Exercise · A step of training
+# *Difficulty 4 of 5 · importance 5 of 5 · 12 minutes*
+#
+# Write `training_step(x, scales, weights, k, optimiser)`, with raw activations `x`. The **loss** is the squared difference of
+# $\tilde x$ and $\hat x$, both in scaled space: summed over checkpoints and dimensions, its mean over tokens. The optimiser
+# holds the weights already. Your check also runs your loop on the model's activations: watch it learn.
+#
+# <details><summary>Hint 1</summary>
+#
+# In scaled space nothing has to be divided: compare `x * scales[:, None]` with what the decoder gives before the way back.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# The last three lines are always the same: `optimiser.zero_grad()`, `loss.backward()`, `optimiser.step()`.
+#
+# </details>
+
+
+# %% exercise="training_step"
+def training_step(x, scales, weights, k, optimiser):
+    """One step on raw activations [tokens, checkpoints, d_model]; the loss, a number."""
+    W_enc, b_enc, W_dec, b_dec = weights
+    ### BEGIN SOLUTION encode, keep the largest sizes, decode, take the loss, let the optimiser step
+    target = x * scales[:, None]
+    f = torch.relu(torch.einsum("tcd,cdh->th", target, W_enc) + b_enc)  # encode
+    sizes = f * W_dec.norm(dim=-1).sum(1)  # BatchTopK: the k largest a token, on average
+    f = f * (sizes >= sizes.flatten().topk(k * len(x)).values[-1])
+    rebuilt = torch.einsum("th,hcd->tcd", f, W_dec) + b_dec  # decode
+    loss = (target - rebuilt).pow(2).sum((1, 2)).mean()
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    return loss.item()
+    ### END SOLUTION
+
+
+# %% check="training_step" points=2
+checks.training_step(training_step)
 draw = torch.Generator().manual_seed(seed)
 W_dec = torch.randn(n_latents, len(ckpts), ckpts.d_model, generator=draw).to(x.device)
 W_dec *= decoder_norm / W_dec.norm(dim=-1, keepdim=True)
@@ -109,23 +271,15 @@ W_enc, b_enc = W_dec.permute(1, 2, 0).clone(), torch.zeros(n_latents, device=x.d
 weights = [W_enc, b_enc, W_dec, torch.zeros_like(x[0])]  # the last one is b_dec
 adam = torch.optim.Adam([w.requires_grad_() for w in weights], lr=2e-3)
 
-for step, x in enumerate(islice(stream.batches(), 61)):
-    W_enc, b_enc, W_dec, b_dec = weights
-    target = x * scales[:, None]
-    f = torch.relu(torch.einsum("tcd,cdh->th", target, W_enc) + b_enc)  # encode
-    sizes = f * W_dec.norm(dim=-1).sum(1)  # BatchTopK: the k largest a token, on average
-    f = f * (sizes >= sizes.flatten().topk(k * len(x)).values[-1])
-    rebuilt = torch.einsum("th,hcd->tcd", f, W_dec) + b_dec  # decode
-    loss = (target - rebuilt).pow(2).sum((1, 2)).mean()
-    adam.zero_grad()
-    loss.backward()
-    adam.step()
+for step, batch in enumerate(islice(stream.batches(), 61)):
+    loss = training_step(batch, scales, weights, k, adam)
     if step % 20 == 0:
-        spread = (target - target.mean(0)).pow(2).sum((1, 2)).mean()
-        print(f"step {step:2}: {1 - loss.item() / spread.item():.3f} of the variance explained")
+        scaled = batch * scales[:, None]
+        spread = (scaled - scaled.mean(0)).pow(2).sum((1, 2)).mean().item()
+        print(f"step {step:2}: {1 - loss / spread:.3f} of the variance explained")
 
 # %% [markdown]
-# **Your turn.** Change one line and run it again: keep the $k$ largest of *each* token (`topk` along dimension 1), or leave
+# **Try it.** Change one line of the step and run the loop again: keep the $k$ largest of *each* token (`topk` along dimension 1), or leave
 # BatchTopK out and add `0.1 * sizes.sum(1).mean()` to the loss, the older **L1**. What happens to the share explained? And
 # what does L1 want from $u_i$?
 #
@@ -136,7 +290,38 @@ for step, x in enumerate(islice(stream.batches(), 61)):
 # - the learning rate falls to 0 in the end;
 # - a **threshold** is learnt, the running mean of the smallest size that was kept. In training, a feature's fate depends
 #   on its batch. Afterwards whatever exceeds the threshold counts, and one token's code depends on that token alone.
+
+# %% [markdown]
+# ### Exercise · The threshold
+# *Difficulty 1 of 5 · importance 4 of 5 · 3 minutes*
 #
+# Write `above_threshold(f, norms, threshold)`, which takes the place of `batch_topk` after training. What is compared with the
+# threshold: a feature's activation, or its size?
+#
+# <details><summary>Hint 1</summary>
+#
+# The threshold was learnt from the smallest *size* that was kept.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# A comparison gives a mask. `f` times a mask is `f`, or 0.
+#
+# </details>
+
+
+# %% exercise="above_threshold"
+def above_threshold(f, norms, threshold):
+    """f where its size f_i u_i is above the threshold, else 0; [tokens, latents]."""
+    ### BEGIN SOLUTION keep f where its size exceeds the threshold
+    return f * (f * norms > threshold)
+    ### END SOLUTION
+
+
+# %% check="above_threshold"
+checks.above_threshold(above_threshold)
+
+# %% [markdown]
 # Are class and formula the same thing? We compare before the first step.
 
 # %%
@@ -192,6 +377,71 @@ if history is not None:
 # (CE with zeros − CE clean). Explained variance can be high while the model is lost, for the part left out may be the one
 # that matters.
 
+# %% [markdown]
+# ### Exercise · Explained variance
+# *Difficulty 3 of 5 · importance 5 of 5 · 8 minutes*
+#
+# Write `explained_variance(x, rebuilt)`, both `[tokens, checkpoints, d_model]`. For each checkpoint it is 1 minus the summed
+# squared error over the summed squared deviation from the mean. *Which* mean, and what do you add up before you divide?
+#
+# <details><summary>Hint 1</summary>
+#
+# The mean is the one vector that one would guess without looking at the token: `x.mean(0)`.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Both sums go over tokens and dimensions, `.sum((0, 2))`. A loud token counts for more than a quiet one.
+#
+# </details>
+
+
+# %% exercise="explained_variance"
+def explained_variance(x, rebuilt):
+    """Share of the variance that is rebuilt, [checkpoints]."""
+    ### BEGIN SOLUTION compare the squared error with the squared deviation from the mean
+    error = (x - rebuilt).pow(2).sum((0, 2))
+    deviation = (x - x.mean(0)).pow(2).sum((0, 2))
+    return 1 - error / deviation
+    ### END SOLUTION
+
+
+# %% check="explained_variance"
+checks.explained_variance(explained_variance)
+
+# %% [markdown]
+# ### Exercise · CE recovered
+# *Difficulty 1 of 5 · importance 3 of 5 · 3 minutes*
+#
+# Write `ce_recovered(clean, rebuilt, zeros)`, three cross-entropies: of the model as it is, with the rebuilt stream, and with
+# zeros in its place. 1 means that nothing is lost, 0 that all is.
+#
+# <details><summary>Hint 1</summary>
+#
+# All that there is to lose is `zeros - clean`.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Put in `rebuilt = clean`, then `rebuilt = zeros`. Are they 1 and 0?
+#
+# </details>
+
+
+# %% exercise="ce_recovered"
+def ce_recovered(clean, rebuilt, zeros):
+    """The share of the model's skill that is left."""
+    ### BEGIN SOLUTION divide what is kept by all that there is to lose
+    return (zeros - rebuilt) / (zeros - clean)
+    ### END SOLUTION
+
+
+# %% check="ce_recovered"
+checks.ce_recovered(ce_recovered)
+
+# %% [markdown]
+# All four, from the package, on held-out text:
+
 # %%
 held_out = suite.text(n_eval_tokens, split="validation", seed=seed + 1, path=text_path)
 report = ctt.evaluate(crosscoder, ckpts, held_out)
@@ -212,6 +462,41 @@ report.to_frame().round(3)
 # the crosscoder does. A **separate** PCA has a checkpoint, and as many numbers, to itself.
 #
 # **Question.** Which of the three should win, if the stream is a sum of a few things out of many? And if it is not?
+
+# %% [markdown]
+# ### Exercise · What PCA explains
+# *Difficulty 4 of 5 · importance 3 of 5 · 10 minutes*
+#
+# Write `pca_explained(seen, probe, rank)`, for one checkpoint: both are `[tokens, d_model]`. Fit the mean and the first `rank`
+# directions on `seen`. Project `probe` onto them, and give its explained variance, one number.
+#
+# <details><summary>Hint 1</summary>
+#
+# `torch.linalg.svd(seen - mean, full_matrices=False)` gives U, S, Vh. The rows of `Vh` are the directions, the strongest
+# first.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `Vh[:rank]` is `[rank, d_model]`. A projection goes there and back: `(probe - mean) @ V.T @ V + mean`.
+#
+# </details>
+
+
+# %% exercise="pca_explained"
+def pca_explained(seen, probe, rank):
+    """Explained variance of probe by the first principal components of seen."""
+    ### BEGIN SOLUTION fit mean and directions on seen, project probe, and compare
+    mean = seen.mean(0)
+    V = torch.linalg.svd(seen - mean, full_matrices=False)[2][:rank]
+    rebuilt = (probe - mean) @ V.T @ V + mean
+    error = (probe - rebuilt).pow(2).sum()
+    return 1 - error / (probe - probe.mean(0)).pow(2).sum()
+    ### END SOLUTION
+
+
+# %% check="pca_explained" points=2
+checks.pca_explained(pca_explained)
 
 # %%
 sequences = max(1, 25_600 // text.shape[1])
@@ -304,6 +589,36 @@ for feature in chosen:
 # **Question.** Between an early and a late checkpoint the model learns a great deal. How many of its features do you expect
 # to be specific?
 
+# %% [markdown]
+# ### Exercise · RelDec
+# *Difficulty 2 of 5 · importance 4 of 5 · 5 minutes*
+#
+# Write `rel_dec(W_dec)`: `W_dec` is `[latents, checkpoints, d_model]`, and what comes is `[checkpoints, latents]`.
+#
+# <details><summary>Hint 1</summary>
+#
+# `.norm(dim=-1)` takes lengths along the last axis.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# A *feature's* shares add up to 1. So which axis is summed?
+#
+# </details>
+
+
+# %% exercise="rel_dec"
+def rel_dec(W_dec):
+    """Each checkpoint's share of a latent's decoder norm, [checkpoints, latents]."""
+    ### BEGIN SOLUTION take the lengths of the decoder vectors, and share them out among checkpoints
+    norms = W_dec.norm(dim=-1).T
+    return norms / norms.sum(0)
+    ### END SOLUTION
+
+
+# %% check="rel_dec"
+checks.rel_dec(rel_dec)
+
 # %%
 reldec = ctt.rel_dec(crosscoder.decoder_norms(), dead=report.dead_mask)
 with plots.style():
@@ -390,6 +705,38 @@ plots.show("Histogram of each living feature's largest RelDec, with the penalty 
 # from elsewhere: longer decoder vectors at the start (`decoder_norm`), and AuxK. (`experiments`, table *penalty*, has this
 # over sizes, $k$ and seeds.)
 
+# %% [markdown]
+# Other tools know no scales. For them we can move the scales into the weights, once and for all.
+#
+# ### Exercise · Fold the scales
+# *Difficulty 3 of 5 · importance 3 of 5 · 7 minutes*
+#
+# Write `fold(W_enc, W_dec, b_dec, scales)`: three new weights such that the plain formulas, without any scale, read *raw*
+# activations and write raw ones. (`b_enc` stays as it is. Why?)
+#
+# <details><summary>Hint 1</summary>
+#
+# What reads must do to $x$ what the scales did. What writes must undo it.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `W_enc` is `[checkpoints, d_model, latents]`: here the scales need two more axes behind.
+#
+# </details>
+
+
+# %% exercise="fold"
+def fold(W_enc, W_dec, b_dec, scales):
+    """W_enc, W_dec and b_dec for raw activations."""
+    ### BEGIN SOLUTION multiply what reads the stream by the scales, divide what writes to it
+    return W_enc * scales[:, None, None], W_dec / scales[:, None], b_dec / scales[:, None]
+    ### END SOLUTION
+
+
+# %% check="fold"
+checks.fold(fold)
+
 # %%
 report.save(Path(out) / "report.json")
 with torch.no_grad():  # for tools that know no scales: they move into the weights
@@ -414,3 +761,42 @@ print(f"written: {out}")
 # **04 · RelIE and RelDec**: what each feature does for a task, at each checkpoint. · To read more: *Sparse Crosscoders for
 # Cross-Layer Features and Model Diffing* (Anthropic, 2024); Bussmann et al., *BatchTopK Sparse Autoencoders* (2024); Minder
 # et al., on sparsity artefacts in crosscoders (2025).
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. Why has the code $f$ no index for the checkpoint?
+#
+# <details><summary>Answer</summary>
+#
+# One code is read from all checkpoints and written to each. So feature 17 is the same feature everywhere, and can be
+# followed.
+#
+# </details>
+#
+# 2. BatchTopK with k = 16: does every token have 16 active features?
+#
+# <details><summary>Answer</summary>
+#
+# No, on average. A rich token may have 30, a plain one 5. After training a threshold decides, so a token's code no longer
+# depends on its batch.
+#
+# </details>
+#
+# 3. Explained variance is 0.985. Is the dictionary good?
+#
+# <details><summary>Answer</summary>
+#
+# Compared with what? A PCA of as many numbers may do as well at an early checkpoint. And the rest may hold a whole task:
+# look at CE recovered, and at what the error can do alone.
+#
+# </details>
+#
+# 4. You find 60 features that are specific to one checkpoint by their decoder norms. What do you ask first?
+#
+# <details><summary>Answer</summary>
+#
+# Whether a penalty on decoder norms was part of the loss: it saves to write a feature only where it is strong. Then, by the
+# activations, whether the feature is really absent elsewhere.
+#
+# </details>

@@ -34,16 +34,18 @@ device: str = "auto"
 out: str | None = None  # where effects and tables go; None: runs/04 of the project
 
 # %%
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
 from ctt_helpers.attribution import METHODS
-from ctt_helpers.notebook import plots, widgets
+from ctt_helpers.notebook import checks, plots, widgets
 
 suite = ctt.setup(
     globals(),
@@ -114,38 +116,114 @@ for t in wanted:
 # A checkpoint's activation is $x_c = f\,W_{dec}^c + b_{dec}^c + e_c$: what the features say, a constant, and the **error**
 # that they miss. We keep the error, so that nothing changes unless we change it. To remove feature $i$ is to subtract $f_i
 # W_{dec,i}^c$. We take one pair, and for each of its tokens the feature that is most active there.
-#
-# **Question.** If $m$ *rises* when the feature is gone, did it help? Will the most *active* feature have the largest
-# effect?
 
 # %%
 pair = find[task][:1]
-x = ctt.activations.stacked_activations(ckpts, pair.input_ids)  # [1, tokens, checkpoints, d_model]
-f = dictionary.encode(x).detach()  # [1, tokens, latents]
-f[:, 0] = 0  # the first token is left out
+x = ctt.activations.stacked_activations(ckpts, pair.input_ids)[0]  # [tokens, checkpoints, d_model]
+f = dictionary.encode(x).detach()  # [tokens, latents]
 W_dec = dictionary.raw_decoder()[0].detach()  # [latents, checkpoints, d_model]
+strongest = list(dict.fromkeys(f[1:].argmax(-1).tolist()))
 
 
 def m(c, stream):
     """logit(wrong) - logit(right) of the pair at checkpoint c, from a residual stream."""
     at = (pair.attention_mask, pair.answer_position, pair.answers)
-    right, wrong = ctt.logits_above(ckpts[c], stream, *at)[0].tolist()
+    right, wrong = ctt.logits_above(ckpts[c], stream[None], *at)[0].tolist()
     return wrong - right
 
 
-strongest = list(dict.fromkeys(f[0, 1:].argmax(-1).tolist()))
-by_hand = pd.DataFrame({"activation": f[0, :, strongest].amax(0).cpu()}, index=strongest)
-for c, name in enumerate(names):
-    without = [x[:, :, c] - f[..., [i]] * W_dec[i, c] for i in strongest]
-    by_hand[f"IE {name}"] = [m(c, stream) - m(c, x[:, :, c]) for stream in without]
-print(pair.text[0])
-by_hand.rename_axis("feature").round(2) + 0.0
+print(f"{pair.text[0]}: features {strongest}")
 
 # %% [markdown]
-# Each number is the effect on this pair, exactly. Activity is not effect: compare the columns.
+# ### Exercise · An indirect effect, by hand
+# *Difficulty 3 of 5 · importance 5 of 5 · 8 minutes*
+#
+# Write `indirect_effect(m, x, f, W_dec, i)`, for one sentence at one checkpoint. `m(stream)` is a function: it gives $m$ for a
+# stream `[tokens, d_model]`. `x` is the clean stream, `f` the code `[tokens, latents]`, `W_dec` the checkpoint's raw decoder
+# `[latents, d_model]`, and `i` the feature. The first token stays as it is. If $m$ *rises* when the feature is gone, did it
+# help?
+#
+# <details><summary>Hint 1</summary>
+#
+# What the feature writes at all tokens is `f[:, [i]] * W_dec[i]`, `[tokens, d_model]`. It goes off `x`, so that the error
+# stays.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Make a copy of `x` before you change it. Rule 1 says which of the two values of $m$ comes first.
+#
+# </details>
+
+
+# %% exercise="indirect_effect"
+def indirect_effect(m, x, f, W_dec, i):
+    """How much m rises when feature i is taken away at all tokens but the first."""
+    ### BEGIN SOLUTION subtract what feature i writes at all tokens but the first, and compare m
+    without = x.clone()
+    without[1:] -= f[1:, [i]] * W_dec[i]
+    return m(without) - m(x)
+    ### END SOLUTION
+
+
+# %% check="indirect_effect" points=2
+checks.indirect_effect(indirect_effect)
+by_hand = pd.DataFrame(index=pd.Index(strongest, name="feature"))
+for c, name in enumerate(names):  # on the model: m at this checkpoint, its stream, its decoder
+    at = (partial(m, c), x[:, c], f, W_dec[:, c])
+    by_hand[f"IE {name}"] = [indirect_effect(*at, i) for i in strongest]
+package = ctt.indirect_effects(dictionary, ckpts, pair, features=strongest).mean[:, strongest]
+assert np.allclose(package.T, by_hand, atol=1e-3)
+by_hand.round(2) + 0.0
+
+# %% [markdown]
+# Each number is the effect on this pair, exactly.
+#
+# **Question.** Will the most *active* feature have the largest effect? Here they are once more, from the package, beside the
+# activations.
+
+# %%
+one = ctt.indirect_effects(dictionary, ckpts, pair, features=strongest).mean[:, strongest]
+table = pd.DataFrame(one.T, columns=[f"IE {name}" for name in names])
+table.insert(0, "activation", f[1:, strongest].amax(0).cpu())
+table.set_index(pd.Index(strongest, name="feature")).round(2) + 0.0
+
+# %% [markdown]
+# Activity is not effect: compare the columns.
 #
 # ## All of them, and the bar
 # `indirect_effects` does this for every active feature and pair, in batches. The random directions go the same way.
+
+# %% [markdown]
+# ### Exercise · The bar
+# *Difficulty 2 of 5 · importance 4 of 5 · 5 minutes*
+#
+# Write `null_bar(null)` for the effects of random directions, `[checkpoints, latents]`: rule 2. Latents that are never active
+# on the task have an effect of 0 at all checkpoints, whatever their direction: leave them out. Why?
+#
+# <details><summary>Hint 1</summary>
+#
+# `null.any(0)` is True for a latent that has an effect at some checkpoint.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `np.quantile(..., 0.95, axis=1)`, of sizes.
+#
+# </details>
+
+
+# %% exercise="null_bar"
+def null_bar(null):
+    """The size of effect that 95 % of random directions stay below, [checkpoints]."""
+    ### BEGIN SOLUTION take the 95th percentile of the sizes at each checkpoint, without idle latents
+    size = np.abs(null[:, null.any(0)])
+    return np.quantile(size, 0.95, axis=1)
+    ### END SOLUTION
+
+
+# %% check="null_bar"
+checks.null_bar(null_bar)
 
 # %%
 directions = ctt.random_directions(dictionary, seed)
@@ -154,8 +232,6 @@ for t in wanted:
     effects[t] = ctt.indirect_effects(dictionary, ckpts, find[t], method)
     null[t] = ctt.indirect_effects(directions, ckpts, find[t], method)
     bar[t] = ctt.null_threshold(null[t])  # rule 2: one number a checkpoint
-again = ctt.indirect_effects(dictionary, ckpts, pair, features=strongest).mean[:, strongest]
-assert np.allclose(again.T, by_hand.iloc[:, 1:], atol=1e-3)
 ie = effects[task].mean  # [checkpoints, latents]
 strength = np.where(np.abs(ie) > bar[task][:, None], np.abs(ie), 0).max(0)
 counted = np.flatnonzero(strength)  # they pass the bar at some checkpoint
@@ -171,11 +247,111 @@ plots.show("Sizes of effects by rank, of features and of random directions, at e
 # *Attribution patching* (AtP) extends the slope of $m$ at the clean point; it estimates what *this feature alone* does.
 # *Integrated gradients* (IG, the paper's choice) follow a line on which all features fade out together; they ask for a
 # feature's part when *everything* goes. Notebook 06 measures both against both questions.
+
+# %% [markdown]
+# ### Exercise · Attribution patching
+# *Difficulty 4 of 5 · importance 3 of 5 · 10 minutes*
 #
+# Write `attribution_patching(m, x, f, W_dec)`, with the arguments of `indirect_effect`: an estimate for *all* features,
+# `[latents]`, from one gradient $G = \partial m / \partial x$ `[tokens, d_model]` at the clean stream. If taking feature $i$ away
+# moves a token's stream by $-f_i W_{dec,i}$, by how much does $m$ move, to first order?
+#
+# <details><summary>Hint 1</summary>
+#
+# `stream = x.clone().requires_grad_()`, then `torch.autograd.grad(m(stream), stream)[0]`.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `G @ W_dec.T` is how steep $m$ is along each feature's vector, at each token. The first token is left out, the others are
+# added up.
+#
+# </details>
+
+
+# %% exercise="attribution_patching"
+def attribution_patching(m, x, f, W_dec):
+    """First-order estimates of all effects, [latents]."""
+    ### BEGIN SOLUTION take the gradient of m at x, and multiply it by how each removal moves x
+    stream = x.clone().requires_grad_()
+    gradient = torch.autograd.grad(m(stream), stream)[0]
+    each = -f * (gradient @ W_dec.T)  # [tokens, latents]
+    return each[1:].sum(0)
+    ### END SOLUTION
+
+
+# %% check="attribution_patching" points=2
+checks.attribution_patching(attribution_patching)
+
+# %% [markdown]
 # ## RelIE: whose effect is it?
 # A class is made of noisy numbers. It is **decided** if its effect passes the bar, if it is not 0, and if the inequalities
 # of rule 3 hold; the last two beyond doubt of the sentences. Of all decided classes, one in twenty may be wrong on average
 # (a false discovery rate of 5 %). Else it is **undecided**; with less than 0.1 % of all effects it is **inactive**.
+
+# %% [markdown]
+# ### Exercise · RelIE
+# *Difficulty 3 of 5 · importance 5 of 5 · 7 minutes*
+#
+# Write `rel_ie(per_pair)`: from the effects on each pair, an array `[checkpoints, pairs, latents]`, to the shares of rule 3,
+# `[checkpoints, latents]`. A latent without any effect has no shares: NaN.
+#
+# <details><summary>Hint 1</summary>
+#
+# The IE on a task is a mean over pairs. Does it come before or after the absolute value?
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# 0 / 0 is NaN already, but numpy warns. Divide by `np.where(total > 0, total, np.nan)`.
+#
+# </details>
+
+
+# %% exercise="rel_ie"
+def rel_ie(per_pair):
+    """Each checkpoint's share of a latent's effect, [checkpoints, latents]."""
+    ### BEGIN SOLUTION take the mean over pairs, its absolute value, and share it out
+    size = np.abs(per_pair.mean(1))
+    total = size.sum(0)
+    return size / np.where(total > 0, total, np.nan)
+    ### END SOLUTION
+
+
+# %% check="rel_ie"
+checks.rel_ie(rel_ie)
+
+# %% [markdown]
+# ### Exercise · Classes
+# *Difficulty 2 of 5 · importance 3 of 5 · 5 minutes*
+#
+# Write `feature_class(shares)` for the shares of one feature, of two or three checkpoints: `"specific"` if one is above 0.7;
+# else `"shared"` if two or more are at least 0.3; else `"other"`. Find shares for *other* before you write it.
+#
+# <details><summary>Hint 1</summary>
+#
+# `shares.max()` settles the first question. Then count.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# 0.69, 0.2 and 0.11: not specific. How many are at least 0.3?
+#
+# </details>
+
+
+# %% exercise="feature_class"
+def feature_class(shares):
+    """One of "specific", "shared" and "other", for the shares of one feature [checkpoints]."""
+    ### BEGIN SOLUTION ask for one share above 0.7 first, then for two of 0.3 or more
+    if shares.max() > 0.7:
+        return "specific"
+    return "shared" if (shares >= 0.3).sum() >= 2 else "other"
+    ### END SOLUTION
+
+
+# %% check="feature_class"
+checks.feature_class(feature_class)
 
 # %%
 ratios = ctt.rel_ie(ie, inactive_below=1e-3)
@@ -208,6 +384,49 @@ plots.show(f"Heat-maps of effects, features by checkpoints: {short[task]}, {shor
 # Blue helps, red does harm; each picture has its own scale.
 #
 # ## Four cells
+# Rule 5 turns four effects into a name. First by hand.
+#
+# ### Exercise · The factorial
+# *Difficulty 4 of 5 · importance 5 of 5 · 12 minutes*
+#
+# Write `factorial(ie)`. `ie` is `[2, 2]`: the mean effect in each cell, the subject's level down (singular, plural), the
+# neighbour's across. It is an effect on the *right* word. Give back the four numbers of rule 5: mean, subject, attractor,
+# both.
+#
+# <details><summary>Hint 1</summary>
+#
+# Rule 5 is about *plural minus singular*. Where the subject is singular, the right word is the singular one: there the effect
+# changes its sign.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Each number is a mean over the four cells of $e$, of $e\,s$, of $e\,t$, and of $e\,s\,t$, with $s, t$ = −1 or +1. Try it with
+# an effect of 1 in all four cells: a feature that always helps the right word is about the *subject*.
+#
+# </details>
+
+
+# %% exercise="factorial"
+def factorial(ie):
+    """(mean, subject, attractor, both) of the effects in four cells, [2, 2]."""
+    ### BEGIN SOLUTION turn the effects towards plural, then take the mean with each pattern of signs
+    s, t = np.array([[-1], [1]]), np.array([[-1, 1]])
+    e = ie * s
+    return e.mean(), (e * s).mean(), (e * t).mean(), (e * s * t).mean()
+    ### END SOLUTION
+
+
+# %% check="factorial" points=2
+checks.factorial(factorial)
+for told, ie_in_cells in {
+    "helps everywhere": [[1, 1], [1, 1]],
+    "helps in congruent cells, harms in the others": [[1, -1], [-1, 1]],
+    "helps where the subject is plural": [[0, 0], [1, 1]],
+}.items():
+    print(f"{told}: mean, subject, attractor, both =", *factorial(np.array(ie_in_cells)))
+
+# %% [markdown]
 # We follow three features, by a rule: at each checkpoint in turn, the one whose effect differs most between the cells of
 # *find* (without cells, the strongest). Where are they *active*? Below is the mean activation on the last word of the
 # prefix, a column for each cell, subject first; **follows** is its label by rule 5.
@@ -479,3 +698,47 @@ else:
 # **05 · Does it hold?** Switch the features off, singly and together. · To read more: Marks et al., *Sparse Feature
 # Circuits* (2024); Linzen et al., *Assessing the Ability of LSTMs to Learn Syntax-Sensitive Dependencies* (2016), on
 # attractors.
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. $m$ is logit(wrong) − logit(right). Without feature 7 it falls. Did the feature help?
+#
+# <details><summary>Answer</summary>
+#
+# No: without it the model is surer of the right word. Its effect is negative, it did harm.
+#
+# </details>
+#
+# 2. A feature's mean effect at the first checkpoint is zero. What are two quite different reasons?
+#
+# <details><summary>Answer</summary>
+#
+# Nothing reads it. Or it helps in two cells and does as much harm in the two others: a feature of the neighbour.
+#
+# </details>
+#
+# 3. RelIE of a feature is 0.95 at the last checkpoint. Can you say that it matters there?
+#
+# <details><summary>Answer</summary>
+#
+# No: a share of next to nothing is still a share. The effect must be above the bar, that of random directions.
+#
+# </details>
+#
+# 4. Why is the mean over pairs taken *before* the absolute value?
+#
+# <details><summary>Answer</summary>
+#
+# RelIE is about the effect on the task. With the absolute value first, noise from pair to pair would count as effect, and
+# help and harm could not cancel.
+#
+# </details>
+#
+# 5. A feature is chosen as the strongest of 512 on *find*. Why look at *far*?
+#
+# <details><summary>Answer</summary>
+#
+# The largest of many noisy numbers is too large, and what holds on the same words may hang on these words alone.
+#
+# </details>

@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 
 import ctt_helpers as ctt
-from ctt_helpers.notebook import plots
+from ctt_helpers.notebook import checks, plots
 
 suite = ctt.setup(
     globals(),
@@ -219,11 +219,86 @@ pd.DataFrame(rows).T[cells].round(2)
 # changes nothing. Left alone, it has a prejudice of its own: at the dip it says "plural". And at the end some controls do
 # harm, too: they may hold strong features of other labels, and one such feature is met below.
 #
+# How sure are such means? Here the bars rest on a formula. There is a way that needs none: draw the sentences anew, with
+# replacement, many times, and see where the means lie. Pairs of the same words say nearly the same thing, so they are drawn
+# *together*.
+#
+# ### Exercise · A bootstrap interval
+# *Difficulty 4 of 5 · importance 4 of 5 · 10 minutes*
+#
+# Write `bootstrap_interval(values, groups, rng)`. `values` are effects, one a pair; `groups` a number for each pair, the same
+# for pairs of the same words; `rng` numpy's generator. In each of 10,000 draws take as many groups as there are, with
+# replacement, and the mean of all their values. Give the two ends between which 95 % of these means lie.
+#
+# <details><summary>Hint 1</summary>
+#
+# Sums are enough: for each group the sum of its values, and how many they are.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `rng.integers(n, size=(10_000, n))` picks groups. The mean of a draw is the sum of its sums over the sum of its counts.
+#
+# </details>
+
+
+# %% exercise="bootstrap_interval"
+def bootstrap_interval(values, groups, rng):
+    """Low and high end of the 95 % interval of the mean."""
+    ### BEGIN SOLUTION draw whole groups with replacement, and take percentiles of the means
+    names, of = np.unique(groups, return_inverse=True)
+    total, count = np.bincount(of, weights=values), np.bincount(of)
+    picked = rng.integers(len(names), size=(10_000, len(names)))
+    means = total[picked].sum(1) / count[picked].sum(1)
+    return np.quantile(means, [0.025, 0.975])
+    ### END SOLUTION
+
+
+# %% check="bootstrap_interval" points=2
+checks.bootstrap_interval(bootstrap_interval)
+
+# %% [markdown]
 # ## More and more of them
 # Rank all features by strength on *find*, whatever their label, and remove the first 1, 2, 5 ... Beside it: the effects of
 # the same features one by one, added up.
 #
 # **Question.** If a group does *more* than the sum of its parts, what does that say about the features? If it does less?
+
+# %% [markdown]
+# ### Exercise · More than its parts
+# *Difficulty 3 of 5 · importance 4 of 5 · 8 minutes*
+#
+# Write `beyond_the_parts(m, x, f, W_dec, group)`, with `m` and the rest as in notebook 04: the effect of taking all features
+# of the list `group` away *together*, minus the sum of their effects one by one. The first token stays as it is.
+#
+# <details><summary>Hint 1</summary>
+#
+# Write a small function inside: m without a list of features, minus m of the clean stream.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Call it once with the whole list, and once for each member, as a list of one.
+#
+# </details>
+
+
+# %% exercise="beyond_the_parts"
+def beyond_the_parts(m, x, f, W_dec, group):
+    """The effect of a group, minus the summed effects of its members."""
+
+    ### BEGIN SOLUTION take the effect of all together, and subtract the effects one by one
+    def effect(features):
+        without = x.clone()
+        without[1:] -= f[1:, features] @ W_dec[features]
+        return float(m(without) - m(x))
+
+    return effect(group) - sum(effect([i]) for i in group)
+    ### END SOLUTION
+
+
+# %% check="beyond_the_parts"
+checks.beyond_the_parts(beyond_the_parts)
 
 # %%
 per_pair = again.per_pair.to_dense().double().numpy()
@@ -338,3 +413,39 @@ print(f"written: {out}")
 # ## Next
 # **06 · Testing causes**: what would noise look like, which effect is *the* effect, and what does another seed find? · To
 # read more: Makelov et al. (2023) on what ablations can fool you into; McGrath et al., *The Hydra Effect* (2023).
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. You remove ten features, and the model gets worse. What is missing before this says anything about *these* ten?
+#
+# <details><summary>Answer</summary>
+#
+# Controls: other groups that write as much, removed in the same way, on the same sentences.
+#
+# </details>
+#
+# 2. A group does twice as much as the sum of its parts. What does that say about its members?
+#
+# <details><summary>Answer</summary>
+#
+# They stand in for each other. One alone is hardly missed, for the others do its work.
+#
+# </details>
+#
+# 3. Why are pairs of the same words drawn together in a bootstrap?
+#
+# <details><summary>Answer</summary>
+#
+# They say nearly the same thing. Drawn one by one they would count as so many pieces of evidence, and the interval would be
+# too narrow.
+#
+# </details>
+#
+# 4. A feature is equally active in all four cells. Can an answer depend on it by cell?
+#
+# <details><summary>Answer</summary>
+#
+# Yes. It can decide *whose* message is heard, and carry none itself: the switch of this notebook.
+#
+# </details>

@@ -41,7 +41,7 @@ import torch
 from IPython.display import display
 
 import ctt_helpers as ctt
-from ctt_helpers.notebook import plots
+from ctt_helpers.notebook import checks, plots
 from ctt_helpers.planted import COUNTS, measures, plant, recovery, score
 
 suite = ctt.setup(globals(), "09", n_pairs=lambda n: None if n >= 20 else "take at least 20 pairs")
@@ -130,6 +130,76 @@ pd.DataFrame(rows).round(2)
 # but the decoder's bias). At each point take the gradient, form the effects from it alone, and compare their order with
 # that of exact ablation. And what is m = logit(wrong) - logit(right) there?
 
+# %% [markdown]
+# ### Exercise · Integrated gradients
+# *Difficulty 4 of 5 · importance 3 of 5 · 12 minutes*
+#
+# Write `integrated_gradients(m, x, f, W_dec, b_dec)` for one sentence at one checkpoint, all in raw space. The gradient of $m$
+# is averaged along the line from `x` to `b_dec`, on which all tokens move but the first. Then the effects come from it as in
+# attribution patching (04). What comes is `[latents]`.
+#
+# <details><summary>Hint 1</summary>
+#
+# The points of the line are `x + a * (end - x)`, where `end` is `b_dec` at all tokens, and `x` at the first.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Fifty points are enough if they lie in the *middle* of fifty pieces: a = 0.01, 0.03 ... 0.99.
+#
+# </details>
+
+
+# %% exercise="integrated_gradients"
+def integrated_gradients(m, x, f, W_dec, b_dec):
+    """Effects of all features from the gradient averaged along the line, [latents]."""
+    ### BEGIN SOLUTION average the gradient of m from x to b_dec, and multiply as in AtP
+    end = b_dec.expand_as(x).clone()
+    end[0] = x[0]
+    gradients = []
+    for a in (torch.arange(50) + 0.5) / 50:
+        stream = (x + a * (end - x)).requires_grad_()
+        gradients.append(torch.autograd.grad(m(stream), stream)[0])
+    gradient = torch.stack(gradients).mean(0)
+    return -(f * (gradient @ W_dec.T))[1:].sum(0)
+    ### END SOLUTION
+
+
+# %% check="integrated_gradients" points=2
+checks.integrated_gradients(integrated_gradients)
+
+# %% [markdown]
+# ### Exercise · What the error adds
+# *Difficulty 3 of 5 · importance 3 of 5 · 8 minutes*
+#
+# On that line the features do not go alone: the error goes with them. Write `error_effect(gradient, x, f, W_dec, b_dec)`: its
+# effect, one number, from the same averaged gradient `[tokens, d_model]`. Your check adds up: effects of all features, and of
+# the error, must be m(all gone) − m(clean). That is **completeness**.
+#
+# <details><summary>Hint 1</summary>
+#
+# The error is what is left of `x` without the bias and without what the features write.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Taking it away moves the stream by *minus* the error. Multiply, leave the first token out, add up.
+#
+# </details>
+
+
+# %% exercise="error_effect"
+def error_effect(gradient, x, f, W_dec, b_dec):
+    """The effect of the reconstruction error, from the averaged gradient."""
+    ### BEGIN SOLUTION multiply minus the error by the gradient, and add up without the first token
+    error = x - b_dec - f @ W_dec
+    return -(error * gradient)[1:].sum()
+    ### END SOLUTION
+
+
+# %% check="error_effect"
+checks.error_effect(error_effect)
+
 # %%
 points, sample = torch.linspace(0, 1, 21)[:-1], hard[:60]
 exact = ctt.indirect_effects(dictionary, ckpts, sample).mean
@@ -182,6 +252,46 @@ table = pd.DataFrame(gaps, index=names).T
 assert table.max(axis=None) < 0.01
 print(f"{len(table)} tasks, 16 pairs each; largest gap {table.max(axis=None):.2%}")
 table.loc[table.max(axis=1).nlargest(4).index].map("{:.2%}".format)
+
+# %% [markdown]
+# ### Exercise · Shapley values, by sampling
+# *Difficulty 4 of 5 · importance 3 of 5 · 12 minutes*
+#
+# IG lets all fade at once. Shapley values (06) take one after another away, in many orders, and credit each with the change of
+# m when *it* goes. Write `shapley(m_without, players, n_orders, rng)`. `m_without(gone)` gives m when the players of the list
+# `gone` are away. Go through `n_orders` random orders (`rng.permutation(players)`), and give the mean credit of each player,
+# in the order of `players`.
+#
+# <details><summary>Hint 1</summary>
+#
+# In one order: m with none gone, with the first gone, the first two ... Each difference belongs to the player that went.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Keep the credits in a dict by player. In the end, `[credit[i] / n_orders for i in players]`.
+#
+# </details>
+
+
+# %% exercise="shapley"
+def shapley(m_without, players, n_orders, rng):
+    """Mean change of m when each player goes, over random orders; in the order of players."""
+    ### BEGIN SOLUTION take the players away in random orders, and credit each with its change of m
+    credit = dict.fromkeys(players, 0.0)
+    for _ in range(n_orders):
+        gone, before = [], m_without([])
+        for player in rng.permutation(players).tolist():
+            gone.append(player)
+            after = m_without(gone)
+            credit[player] += after - before
+            before = after
+    return np.array([credit[player] / n_orders for player in players])
+    ### END SOLUTION
+
+
+# %% check="shapley" points=2
+checks.shapley(shapley)
 
 # %% [markdown]
 # # D · Where in the sentence?

@@ -1,0 +1,1482 @@
+"""Checks of the exercises: one function for each, with the name of what the student writes.
+
+A check draws random inputs, calls the student's function on copies of them, and compares what
+comes back with another formulation: the package's, or plain loops. Where the two differ, it also
+tries the mistakes that it knows, and names the one that gives what came. `seed` is drawn anew each
+time; an error tells it, so that the same numbers can be drawn again.
+
+    checks.encode(encode)            # passed: encode
+    checks.encode(encode, seed=123)  # the numbers of seed 123
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import secrets
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ctt_helpers import metrics
+from ctt_helpers.crosscoder import Crosscoder
+from ctt_helpers.hooks import HookedModel, residual_stream
+from ctt_helpers.pairs import make_pairs
+from ctt_helpers.uncertainty import resample
+
+Mistakes = dict[str, Callable[..., Any]]  # what it is likely to be -> what it gives
+TRIES = 1000  # draws, until every known mistake gives something else than the truth
+DRAWS = 3  # inputs that a check goes through
+
+
+class CheckFailed(AssertionError):
+    """An answer that is not right yet."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the message alone, for the fault is not in the lines of the check."""
+        return str(self).splitlines()
+
+
+# ---- how a check works
+
+
+def _seed(seed: int | None) -> int:
+    return secrets.randbelow(10**6) if seed is None else seed
+
+
+def _tensor(values) -> Tensor:
+    return torch.as_tensor(np.asarray(values), dtype=torch.float32)
+
+
+def _normal(rng: np.random.Generator, *size: int) -> Tensor:
+    return _tensor(rng.normal(size=size))
+
+
+def _sizes(rng: np.random.Generator, *ranges: tuple[int, int]) -> list[int]:
+    """Different sizes, one from each range, so that no two axes can be mixed up unseen."""
+    while True:
+        sizes = [int(rng.integers(low, high + 1)) for low, high in ranges]
+        if len(set(sizes)) == len(sizes):
+            return sizes
+
+
+def _copy(value: Any) -> Any:
+    """A copy, so that what a student's function changes in place changes nothing here."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, tuple):
+        return tuple(_copy(each) for each in value)
+    return value
+
+
+def _shown(value: Any) -> str:
+    """What a value is, in a line."""
+    if value is None:
+        return "nothing (None): does the function end with return?"
+    if isinstance(value, Tensor | np.ndarray | pd.DataFrame | pd.Series):
+        array = metrics.to_numpy(value)
+        if array.size > 6 or array.ndim > 1:
+            return f"{type(value).__name__} of shape {tuple(array.shape)}"
+        return f"{np.array2string(array, precision=4)}"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)[:200]
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """A value as numbers, or None where it is none."""
+    if value is None:
+        return None
+    try:
+        return np.asarray(metrics.to_numpy(value), dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+
+
+def _same(one: Any, other: Any, within: float | None = None) -> bool:
+    """Equal to rounding, or, for what is sampled, to `within`."""
+    one, other = _array(one), _array(other)
+    if one is None or other is None or one.shape != other.shape:
+        return False
+    if within is not None:
+        return np.allclose(one, other, rtol=0, atol=within)
+    size = np.nanmax(np.abs(other), initial=0)
+    size = size if np.isfinite(size) else 1.0
+    return np.allclose(one, other, rtol=1e-3, atol=1e-4 * size + 1e-9, equal_nan=True)
+
+
+def _fail(name: str, seed: int, expected: str, came: str, likely: str | None) -> None:
+    """Raise CheckFailed with what was expected, what came, and the likely mistake."""
+    lines = [f"{name} is not right yet.", f"  expected: {expected}", f"  came:     {came}"]
+    if likely:
+        lines.append(f"  likely:   {likely}")
+    lines.append(f"  The same numbers again: checks.{name}({name}, ..., seed={seed})")
+    raise CheckFailed("\n".join(lines)) from None
+
+
+def _call(student: Callable, name: str, seed: int, arguments: Sequence) -> Any:
+    """What the student's function gives on copies; an error of it tells what it was called with."""
+    if not callable(student):
+        raise TypeError(
+            f"checks.{name} takes the function itself: checks.{name}({name}), without brackets "
+            f"behind it. This is {_shown(student)}."
+        )
+    try:
+        return student(*(_copy(each) for each in arguments))
+    except NotImplementedError:
+        raise  # the stub: it says what to write
+    except Exception as error:
+        given = ", ".join(_shown(each) for each in arguments)
+        error.add_note(f"(checks.{name} called it with {given}; seed={seed})")
+        raise
+
+
+def _judge(
+    name: str,
+    seed: int,
+    came: Any,
+    expected: Any,
+    mistakes: dict[str, Any],
+    axes: str,
+    within: float | None = None,
+) -> None:
+    """Pass over what is right; raise CheckFailed for all else."""
+    if _same(came, expected, within):
+        return
+    fits = (told for told, value in mistakes.items() if _same(came, value, within))
+    likely = next(fits, None)
+    got, true = _array(came), _array(expected)
+    if came is None or got is None:
+        _fail(name, seed, f"{axes}, {_shown(expected)}", _shown(came), likely)
+    if got.shape != true.shape:
+        if likely is None and got.ndim == 2 and got.T.shape == true.shape:
+            likely = "the axes are swapped"
+        told = f"{axes}, of shape {tuple(true.shape)}"
+        _fail(name, seed, told, f"shape {tuple(got.shape)}", likely)
+    if not true.ndim:
+        _fail(name, seed, f"{axes}: {float(true):.4f}", f"{float(got):.4f}", likely)
+    apart = np.where(np.isnan(got) & np.isnan(true), 0, np.abs(got - true))
+    place = np.unravel_index(np.argmax(np.nan_to_num(apart, nan=np.inf)), true.shape)
+    where = ", ".join(str(i) for i in place)
+    off = np.mean(~np.isclose(got, true, rtol=1e-3, atol=1e-4, equal_nan=True))
+    told = f"{axes}, with {true[place]:.4f} at [{where}]"
+    _fail(name, seed, told, f"{got[place]:.4f} there; {off:.0%} of all entries differ", likely)
+
+
+def _check(
+    student: Callable,
+    name: str,
+    seed: int | None,
+    draw: Callable[[np.random.Generator], tuple],
+    truth: Callable[..., Any],
+    mistakes: Mistakes,
+    axes: str,
+    draws: int = DRAWS,
+) -> None:
+    """Hold a function to the truth on several draws; all known mistakes must differ from it there.
+
+    Args:
+        student: the function.
+        name: of the exercise.
+        seed: None: a new one.
+        draw: random arguments.
+        truth: what should come, another formulation.
+        mistakes: what is said -> what comes if that is what the student did.
+        axes: what comes, in words.
+        draws: how many inputs.
+    """
+    seed = _seed(seed)
+    rng = np.random.default_rng(seed)
+    asked = [_drawn(name, rng, draw, truth, mistakes) for _ in range(draws)]
+    came = [_call(student, name, seed, arguments) for arguments, _, _ in asked]
+    wrong = [i for i, (_, expected, _) in enumerate(asked) if not _same(came[i], expected)]
+    # a mistake is named where it explains every draw that went wrong
+    fits = [told for told in mistakes if all(_same(came[i], asked[i][2][told]) for i in wrong)]
+    for i in wrong:
+        _, expected, known = asked[i]
+        _judge(name, seed, came[i], expected, {told: known[told] for told in fits}, axes)
+
+
+def _drawn(
+    name: str,
+    rng: np.random.Generator,
+    draw: Callable[[np.random.Generator], tuple],
+    truth: Callable[..., Any],
+    mistakes: Mistakes,
+) -> tuple[tuple, Any, dict[str, Any]]:
+    """Arguments on which truth and mistakes all differ, what should come, and what each gives."""
+    for _ in range(TRIES):
+        arguments = draw(rng)
+        expected = truth(*arguments)
+        known = {told: mistake(*arguments) for told, mistake in mistakes.items()}
+        values = [expected, *known.values()]
+        if not any(_same(a, b) for a, b in itertools.combinations(values, 2)):
+            return arguments, expected, known
+    raise RuntimeError(f"{name}: no inputs on which every known mistake shows.")
+
+
+def _passed(name: str) -> None:
+    print(f"passed: {name}")
+
+
+# ---- 01: hooks and pairs
+
+
+def unwrap(student: Callable, seed: int | None = None) -> None:
+    """`unwrap(output)`: the residual stream in what a block gives, a tensor or a tuple."""
+    name, seed = "unwrap", _seed(seed)
+    rng = np.random.default_rng(seed)
+    x = _normal(rng, *_sizes(rng, (2, 4), (5, 7), (8, 9)))
+    more = _normal(rng, 3, 4)
+    axes = "the stream, [batch, tokens, d_model]"
+    for output in ((x, more), (x, None), (x,), x):
+        came = _call(student, name, seed, [output])
+        kind = "tensor" if isinstance(output, Tensor) else f"tuple of {len(output)}"
+        if isinstance(came, tuple):
+            likely = "some blocks give a tuple: the stream is its first entry"
+            _fail(name, seed, axes, f"a tuple, from a block that gives a {kind}", likely)
+        mistakes = {"that is the last entry of the tuple; the stream is the first": more}
+        mistakes["of a tensor, output[0] is the first sentence alone: index tuples only"] = x[0]
+        _judge(name, seed, came, x, mistakes, f"{axes}, from a block that gives a {kind}")
+    _passed(name)
+
+
+def from_hidden_states(student: Callable, model: HookedModel, seed: int | None = None) -> None:
+    """`from_hidden_states(hf_model, input_ids, attention_mask, layer)`: the output of a block.
+
+    Compared with `residual_stream` at every layer but the last, at the real tokens.
+
+    Args:
+        student: the function.
+        model: any checkpoint.
+        seed: of the tokens.
+    """
+    name, seed = "from_hidden_states", _seed(seed)
+    rng = np.random.default_rng(seed)
+    ids = torch.from_numpy(rng.integers(2, model.config.vocab_size, (4, 7))).to(model.device)
+    mask = (torch.arange(7) < torch.tensor([7, 5, 6, 7])[:, None]).long().to(model.device)
+    real = mask.bool()
+    with torch.no_grad():
+        given = model.hf_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    for layer in range(model.n_layers - 1):
+        came = _call(student, name, seed, [model.hf_model, ids, mask, layer])
+        if isinstance(came, Tensor) and came.shape[:2] == ids.shape:
+            came = came[real]
+        expected = residual_stream(model, ids, mask, layer)[real]
+        before = "hidden_states begins with the embeddings: the output of block L stands at L + 1"
+        last = "that is after the last block and the final norm; take the one after block `layer`"
+        mistakes = {
+            before: given.hidden_states[layer][real],
+            last: given.hidden_states[-1][real],
+            "these are the logits: look at .hidden_states": given.logits[real],
+        }
+        _judge(
+            name, seed, came, expected, mistakes, f"the output of block {layer}, all real tokens"
+        )
+    _passed(name)
+
+
+def pair_accuracy(student: Callable, seed: int | None = None) -> None:
+    """`pair_accuracy(logits, position, answers)`: the share of pairs that are right."""
+
+    def draw(rng):
+        pairs, tokens, words = _sizes(rng, (20, 40), (5, 8), (9, 12))
+        logits = _normal(rng, pairs, tokens, words)
+        position = torch.from_numpy(rng.integers(1, tokens - 1, pairs))
+        both = np.stack([rng.permutation(words)[:2] for _ in range(pairs)])
+        answers = torch.from_numpy(both)
+        for i in range(0, pairs, 7):  # ties
+            logits[i, position[i], answers[i, 0]] = logits[i, position[i], answers[i, 1]]
+        return logits, position, answers
+
+    def share(logits, position, answers, tie=0.5):
+        won = 0.0
+        for i, (at, (right, wrong)) in enumerate(zip(position, answers, strict=True)):
+            lead = float(logits[i, at, right] - logits[i, at, wrong])
+            won += tie if lead == 0 else float(lead > 0)
+        return won / len(position)
+
+    mistakes: Mistakes = {
+        "the last column may be padding: take each pair's own answer position": lambda x, p, a: (
+            share(x, torch.full_like(p, x.shape[1] - 1), a)
+        ),
+        "that is the position after the answer position": lambda x, p, a: share(x, p + 1, a),
+        "that is the position before the answer position": lambda x, p, a: share(x, p - 1, a),
+        "right and wrong are swapped: answers[:, 0] is the right word": lambda x, p, a: share(
+            x, p, a.flip(1)
+        ),
+        "a tie counts as half": lambda x, p, a: share(x, p, a, tie=0.0),
+        "a tie counts as half, and not as right": lambda x, p, a: share(x, p, a, tie=1.0),
+        "the right word need only beat the wrong one, not all words": lambda x, p, a: float(
+            np.mean([x[i, p[i]].argmax() == a[i, 0] for i in range(len(p))])
+        ),
+        "that is in percent: give a share from 0 to 1": lambda x, p, a: 100 * share(x, p, a),
+    }
+    _check(student, "pair_accuracy", seed, draw, share, mistakes, "a share")
+    _passed("pair_accuracy")
+
+
+# ---- 02: cells, similarity, onset
+
+
+def two_by_two(student: Callable, seed: int | None = None) -> None:
+    """`two_by_two(lead, subject, attractor)`: a table of accuracies, subject by attractor."""
+    name, levels = "two_by_two", ["sg", "pl"]
+
+    def draw(rng):
+        n = int(rng.integers(30, 60))
+        subject, attractor = (rng.choice(levels, n, p=p) for p in ([0.6, 0.4], [0.3, 0.7]))
+        lead = rng.normal(size=n) + (subject == "sg") - 0.5 * (attractor == "pl")
+        subject[:4], attractor[:4] = ["sg", "sg", "pl", "pl"], ["sg", "pl", "sg", "pl"]
+        return lead, subject, attractor
+
+    def each(of):
+        def table(lead, subject, attractor):
+            cells = np.zeros((2, 2))
+            for i, s in enumerate(levels):
+                for j, t in enumerate(levels):
+                    here = [
+                        v
+                        for v, a, b in zip(lead, subject, attractor, strict=True)
+                        if a == s and b == t
+                    ]
+                    cells[i, j] = of(here, len(lead))
+            return cells
+
+        return table
+
+    right = each(lambda here, n: sum(v > 0 for v in here) / len(here))
+
+    def as_numbers(*arguments):
+        table = student(*arguments)
+        if not isinstance(table, pd.DataFrame):
+            return table
+        if {*table.index} == {*table.columns} == {*levels}:
+            return table.loc[levels, levels].to_numpy(float)
+        told = f"rows {list(table.index)} and columns {list(table.columns)}"
+        return _fail(name, seed, "rows sg, pl (subject) and columns sg, pl (attractor)", told, None)
+
+    mistakes: Mistakes = {
+        "rows and columns are swapped: the subject goes down, the attractor across": lambda *a: (
+            right(*a).T
+        ),
+        "that is the mean lead; count in which share of the pairs it is above 0": each(
+            lambda here, n: sum(here) / len(here)
+        ),
+        "that counts the pairs that are wrong: a lead above 0 is right": each(
+            lambda here, n: sum(v < 0 for v in here) / len(here)
+        ),
+        "that is a number of pairs, not a share of those in the cell": each(
+            lambda here, n: sum(v > 0 for v in here)
+        ),
+        "divide by the number of pairs in the cell, not by that of all pairs": each(
+            lambda here, n: sum(v > 0 for v in here) / n
+        ),
+    }
+    seed = _seed(seed)
+    wrapped = as_numbers if callable(student) else student
+    _check(
+        wrapped,
+        name,
+        seed,
+        draw,
+        right,
+        mistakes,
+        "the accuracy in each cell, subject by attractor",
+    )
+    _passed(name)
+
+
+def similarity_matrix(student: Callable, seed: int | None = None) -> None:
+    """`similarity_matrix(x, mask)`: mean cosine between checkpoints, [checkpoints, checkpoints]."""
+
+    def draw(rng):
+        n, pairs, tokens, d = _sizes(rng, (3, 4), (5, 6), (7, 8), (9, 10))
+        x = _normal(rng, n, pairs, tokens, d) + _normal(rng, pairs, tokens, d)
+        x[:, :, 0] = 3 * _normal(rng, d)  # the first token: the same in every row
+        length = torch.from_numpy(rng.integers(3, tokens, pairs))
+        mask = (torch.arange(tokens) < length[:, None]).long()
+        return x * _tensor(rng.uniform(0.3, 3, (n, 1, 1, 1))), mask
+
+    def by_token(x, mask, first=1, padding=False):
+        out = np.zeros((len(x), len(x)))
+        for a in range(len(x)):
+            for b in range(len(x)):
+                cosines = [
+                    float(torch.cosine_similarity(x[a, i, t], x[b, i, t], dim=0))
+                    for i in range(x.shape[1])
+                    for t in range(first, x.shape[2])
+                    if padding or mask[i, t]
+                ]
+                out[a, b] = sum(cosines) / len(cosines)
+        return out
+
+    def chosen(x, mask):
+        keep = mask.bool().clone()
+        keep[:, 0] = False
+        return x[:, keep]
+
+    def of_means(x, mask):
+        mean = chosen(x, mask).mean(1)
+        return torch.cosine_similarity(mean[:, None], mean[None], dim=-1)
+
+    def of_all(x, mask):
+        rows = chosen(x, mask).flatten(1)
+        return torch.cosine_similarity(rows[:, None], rows[None], dim=-1)
+
+    def products(x, mask):
+        rows = chosen(x, mask)
+        return torch.einsum("atd,btd->ab", rows, rows) / rows.shape[1]
+
+    mistakes: Mistakes = {
+        "the first token is kept: leave it out": lambda x, m: by_token(x, m, first=0),
+        "padding is kept: take the tokens where mask is 1": lambda x, m: by_token(
+            x, m, padding=True
+        ),
+        "first token and padding are kept": lambda x, m: by_token(x, m, 0, True),
+        "the mean was taken before the cosine: one cosine a token, then their mean": of_means,
+        "that is one cosine of all tokens end to end: one cosine a token, then their mean": of_all,
+        "these are inner products: divide by both lengths": products,
+    }
+    told = "the mean cosine, [checkpoints, checkpoints]"
+    _check(student, "similarity_matrix", seed, draw, by_token, mistakes, told)
+    _passed("similarity_matrix")
+
+
+def onset(student: Callable, seed: int | None = None) -> None:
+    """`onset(accuracy)`: the first checkpoint from which on the worst cell is at least 0.75."""
+    name, seed = "onset", _seed(seed)
+
+    def draw(rng):
+        cells, n = _sizes(rng, (3, 4), (8, 12))
+        while True:
+            rise = np.linspace(0.4, 1.1, n) + rng.normal(0, 0.17, (cells, n))
+            accuracy = np.clip(rise, 0, 1).round(2)
+            if first(accuracy) < n:  # never is asked for below
+                return (accuracy,)
+
+    def first(accuracy, worst=np.min, ever=True):
+        line = worst(accuracy, axis=0)
+        for c in range(len(line)):
+            if line[c] >= 0.75 and (not ever or all(v >= 0.75 for v in line[c:])):
+                return c
+        return len(line)
+
+    mistakes: Mistakes = {
+        "it is good there for the first time, but not ever after": lambda a: first(a, ever=False),
+        "that is the mean over cells: take the worst cell": lambda a: first(a, np.mean),
+        "that is the best cell: take the worst one": lambda a: first(a, np.max),
+    }
+    axes = "the index of a checkpoint"
+    _check(student, name, seed, draw, first, mistakes, axes)
+    never: Mistakes = {"never must give the number of checkpoints, not 0": lambda a: 0}
+    never["never must give the number of checkpoints, one past the last"] = lambda a: a.shape[1] - 1
+
+    def low(rng):
+        return (0.7 * draw(rng)[0],)
+
+    _check(student, name, seed, low, first, never, f"{axes}, or their number where it is never")
+    _passed(name)
+
+
+def own_task(student: Callable, tokenizer: Any, seed: int | None = None) -> None:
+    """`own_task()`: rows with prefix, right and wrong, for a task of one's own.
+
+    Nothing is drawn here. Twelve pairs or more, of known words, each right as often as wrong.
+
+    Args:
+        student: the function.
+        tokenizer: of the suite.
+        seed: is not used.
+    """
+    name, seed = "own_task", seed or 0
+    rows = _call(student, name, seed, [])
+    keys = ("prefix", "right", "wrong")
+    axes = "a list of at least 12 dicts with the texts 'prefix', 'right' and 'wrong'"
+    if not isinstance(rows, list | tuple) or len(rows) < 12:
+        came = f"{len(rows)} of them" if isinstance(rows, list | tuple) else _shown(rows)
+        _fail(name, seed, axes, came, "more nouns, more verbs, both numbers: pairs multiply")
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict) or any(not isinstance(row.get(key), str) for key in keys):
+            _fail(name, seed, axes, f"row {i} is {_shown(row)}", None)
+        for key in ("right", "wrong"):
+            if not row[key].startswith(" "):
+                told = "words have their blank before them: ' laughs', and no blank ends a prefix"
+                _fail(name, seed, "a continuation that begins with a blank", repr(row[key]), told)
+        for word in (row["prefix"] + row["right"] + row["wrong"]).split():
+            forms = [
+                tokenizer.encode(form, add_special_tokens=False) for form in (word, f" {word}")
+            ]
+            unknown = tokenizer.unk_token_id
+            if unknown is not None and all(unknown in form for form in forms):
+                told = "this model was trained on few words: tokenizer.get_vocab() lists them"
+                _fail(name, seed, "words that the model knows", repr(word), told)
+    try:
+        left_out = make_pairs(rows, tokenizer, name).left_out
+    except ValueError as error:
+        _fail(name, seed, "rows that can be used", str(error), None)
+    if left_out:
+        came = "; ".join(f"{reason} ({count})" for reason, count in left_out.items())
+        _fail(name, seed, "rows that can all be used, once each", came, None)
+    right, wrong = (Counter(row[key].strip() for row in rows) for key in ("right", "wrong"))
+    for word in right | wrong:
+        if right[word] != wrong[word]:
+            told = (
+                "a model that always says one of the two words must get one half: give both sides"
+            )
+            came = f"{word!r} is right {right[word]} times and wrong {wrong[word]} times"
+            _fail(name, seed, "each word right as often as it is wrong", came, told)
+    _passed(name)
+
+
+# ---- 03: the crosscoder
+
+
+def _weights(rng: np.random.Generator) -> dict[str, Tensor]:
+    """Weights of a small crosscoder, with scales far from 1, and activations."""
+    tokens, n, d, latents = _sizes(rng, (6, 7), (2, 3), (4, 5), (8, 9))
+    return {
+        "x": _normal(rng, tokens, n, d),
+        "scales": _tensor(rng.uniform(0.3, 3, n)),
+        "W_enc": _normal(rng, n, d, latents),
+        "b_enc": _normal(rng, latents),
+        "W_dec": _normal(rng, latents, n, d),
+        "b_dec": _normal(rng, n, d),
+        "f": _normal(rng, tokens, latents).relu(),
+    }
+
+
+def _crosscoder(scales: Tensor, W_dec: Tensor, **weights: Tensor) -> Crosscoder:
+    """The package's crosscoder with these weights; those that are not given stay as they begin."""
+    latents, n, d = W_dec.shape
+    made = Crosscoder(n, d, latents, sparsity="l1", scales=scales)
+    with torch.no_grad():
+        for name, weight in {"W_dec": W_dec, **weights}.items():
+            getattr(made, name).copy_(weight)
+    return made.requires_grad_(False).eval()
+
+
+def scales_of(student: Callable, seed: int | None = None) -> None:
+    """`scales_of(x)`: the factors that bring each checkpoint's mean norm to the root of d_model."""
+
+    def draw(rng):
+        tokens, n, d = _sizes(rng, (8, 12), (2, 3), (4, 6))
+        return (_normal(rng, tokens, n, d) * _tensor(rng.uniform(0.5, 3, (n, 1))) + 0.5,)
+
+    def truth(x):
+        out = []
+        for c in range(x.shape[1]):
+            norms = [math.sqrt(sum(float(v) ** 2 for v in row)) for row in x[:, c]]
+            out.append(math.sqrt(x.shape[2]) / (sum(norms) / len(norms)))
+        return np.array(out)
+
+    mistakes: Mistakes = {
+        "the mean was taken before the norm: first each token's length, then their mean": (
+            lambda x: x.shape[2] ** 0.5 / x.mean(0).norm(dim=-1)
+        ),
+        "that is upside down: the mean norm times its scale is the root of d_model": (
+            lambda x: x.norm(dim=-1).mean(0) / x.shape[2] ** 0.5
+        ),
+        "the mean norm should become the square root of d_model, not 1": (
+            lambda x: 1 / x.norm(dim=-1).mean(0)
+        ),
+        "the mean norm should become the square root of d_model, not d_model": (
+            lambda x: x.shape[2] / x.norm(dim=-1).mean(0)
+        ),
+        "that is the root of the mean square, not the mean norm": (
+            lambda x: (x.shape[2] / x.pow(2).sum(-1).mean(0)).sqrt()
+        ),
+        "that is one factor for all: each checkpoint has its own": (
+            lambda x: x.shape[2] ** 0.5 / x.norm(dim=-1).mean()
+        ),
+    }
+    _check(student, "scales_of", seed, draw, truth, mistakes, "the scales, [checkpoints]")
+    _passed("scales_of")
+
+
+def encode(student: Callable, seed: int | None = None) -> None:
+    """`encode(x, scales, W_enc, b_enc)`: the code of raw activations, [tokens, latents]."""
+
+    def draw(rng):
+        w = _weights(rng)
+        return w["x"], w["scales"], w["W_enc"], w["b_enc"]
+
+    def truth(x, scales, W_enc, b_enc):
+        made = _crosscoder(scales, W_enc.permute(2, 0, 1), W_enc=W_enc, b_enc=b_enc)
+        return made.encode(x)
+
+    def before(x, W):  # what the checkpoints add up to
+        return torch.einsum("tcd,cdh->th", x, W)
+
+    mistakes: Mistakes = {
+        "x was taken raw: multiply each checkpoint by its s_c first": lambda x, s, W, b: (
+            before(x, W) + b
+        ).relu(),
+        "x was divided by the scales: multiply": lambda x, s, W, b: (
+            before(x / s[:, None], W) + b
+        ).relu(),
+        "the ReLU is missing": lambda x, s, W, b: before(x * s[:, None], W) + b,
+        "b_enc is missing": lambda x, s, W, b: before(x * s[:, None], W).relu(),
+        "b_enc goes inside the ReLU": lambda x, s, W, b: before(x * s[:, None], W).relu() + b,
+        "the checkpoints are averaged: add them up": lambda x, s, W, b: (
+            before(x * s[:, None], W) / len(s) + b
+        ).relu(),
+        "each checkpoint has a code of its own here: add up over them before the ReLU": (
+            lambda x, s, W, b: (torch.einsum("tcd,cdh->tch", x * s[:, None], W) + b).relu()
+        ),
+        "the ReLU comes after the sum over checkpoints": lambda x, s, W, b: (
+            torch.einsum("tcd,cdh->tch", x * s[:, None], W).add(b).relu().sum(1)
+        ),
+    }
+    _check(student, "encode", seed, draw, truth, mistakes, "the code f, [tokens, latents]")
+    _passed("encode")
+
+
+def decode(student: Callable, seed: int | None = None) -> None:
+    """`decode(f, scales, W_dec, b_dec)`: raw activations, [tokens, checkpoints, d_model]."""
+
+    def draw(rng):
+        w = _weights(rng)
+        return w["f"], w["scales"], w["W_dec"], w["b_dec"]
+
+    def truth(f, scales, W_dec, b_dec):
+        return _crosscoder(scales, W_dec, b_dec=b_dec).decode(f)
+
+    def written(f, W):
+        return torch.einsum("th,hcd->tcd", f, W)
+
+    mistakes: Mistakes = {
+        "that is in scaled space: divide each checkpoint by its s_c": lambda f, s, W, b: (
+            written(f, W) + b
+        ),
+        "it was multiplied by the scales: the way back divides": lambda f, s, W, b: (
+            (written(f, W) + b) * s[:, None]
+        ),
+        "b_dec is missing": lambda f, s, W, b: written(f, W) / s[:, None],
+        "b_dec is in scaled space, too: add it before you divide": lambda f, s, W, b: (
+            written(f, W) / s[:, None] + b
+        ),
+    }
+    told = "raw activations, [tokens, checkpoints, d_model]"
+    _check(student, "decode", seed, draw, truth, mistakes, told)
+    _passed("decode")
+
+
+def _kept(f: Tensor, norms: Tensor, k: int) -> Tensor:
+    """BatchTopK by sorting a list."""
+    count = k * len(f)
+    sizes = [(float(f[t, i] * norms[i]), t, i) for t in range(len(f)) for i in range(len(norms))]
+    out = torch.zeros_like(f)
+    for _, t, i in sorted(sizes, reverse=True)[:count]:
+        out[t, i] = f[t, i]
+    return out
+
+
+def batch_topk(student: Callable, seed: int | None = None) -> None:
+    """`batch_topk(f, norms, k)`: f with all but the k largest sizes a token set to 0."""
+
+    def draw(rng):
+        w = _weights(rng)
+        f = w["f"] * _tensor(rng.uniform(0.2, 3, (len(w["f"]), 1)))  # some tokens are louder
+        return f, w["W_dec"].norm(dim=-1).sum(1) * _tensor(rng.uniform(0.2, 3, f.shape[1])), 2
+
+    def of_each_token(f, u, k):
+        sizes = f * u
+        return f * (sizes >= sizes.topk(k, dim=1).values[:, -1:])
+
+    def of_each_latent(f, u, k):
+        sizes = f * u
+        return f * (sizes >= sizes.topk(k, dim=0).values[-1:])
+
+    mistakes: Mistakes = {
+        "these are the k largest of each token: take k * tokens over the batch": of_each_token,
+        "these are the k largest of each latent: take k * tokens over the batch": of_each_latent,
+        "these are the largest f: compare sizes, f_i u_i": lambda f, u, k: _kept(
+            f, torch.ones_like(u), k
+        ),
+        "that keeps k in the whole batch: k * tokens": lambda f, u, k: (
+            f * (f * u >= (f * u).flatten().topk(k).values[-1])
+        ),
+        "these are the sizes: choose by them, but give f itself": lambda f, u, k: (
+            _kept(f, u, k) * u
+        ),
+        "that is a mask: multiply f by it": lambda f, u, k: (_kept(f, u, k) > 0).float(),
+    }
+    told = "f, [tokens, latents], with k * tokens entries that are not 0"
+    _check(student, "batch_topk", seed, draw, _kept, mistakes, told)
+    _passed("batch_topk")
+
+
+def above_threshold(student: Callable, seed: int | None = None) -> None:
+    """`above_threshold(f, norms, threshold)`: f with sizes up to the threshold set to 0."""
+
+    def draw(rng):
+        w = _weights(rng)
+        norms = w["W_dec"].norm(dim=-1).sum(1)
+        return w["f"], norms, float(np.median((w["f"] * norms)[w["f"] > 0]))
+
+    def truth(f, norms, threshold):
+        out = torch.zeros_like(f)
+        for t in range(len(f)):
+            for i in range(f.shape[1]):
+                if f[t, i] * norms[i] > threshold:
+                    out[t, i] = f[t, i]
+        return out
+
+    mistakes: Mistakes = {
+        "f itself was compared with the threshold: compare sizes, f_i u_i": lambda f, u, at: (
+            f * (f > at)
+        ),
+        "these are the sizes: choose by them, but give f itself": lambda f, u, at: (
+            f * u * (f * u > at)
+        ),
+        "the threshold was taken off: what exceeds it stays as it is": lambda f, u, at: (
+            (f * u - at).relu() / u
+        ),
+        "that is a mask: multiply f by it": lambda f, u, at: (f * u > at).float(),
+        "these are the ones that fall below": lambda f, u, at: f * (f * u <= at),
+    }
+    told = "f, [tokens, latents], 0 where its size does not exceed the threshold"
+    _check(student, "above_threshold", seed, draw, truth, mistakes, told)
+    _passed("above_threshold")
+
+
+def _steps(
+    batches, scales, start, k, *, zero=True, move=True, scaled=True, topk="batch", mean=False
+):
+    """Losses and weights after some steps of plain gradient descent, right or with one mistake."""
+    W_enc, b_enc, W_dec, b_dec = weights = [w.clone().requires_grad_() for w in start]
+    optimiser, losses = torch.optim.SGD(weights, lr=1e-3), []
+    for x in batches:
+        target = x * scales[:, None] if scaled else x
+        f = (torch.einsum("tcd,cdh->th", target, W_enc) + b_enc).relu()
+        sizes = (f * W_dec.norm(dim=-1).sum(1)).detach()
+        if topk == "batch":
+            f = f * (sizes >= sizes.flatten().sort().values[-k * len(x)])
+        elif topk == "token":
+            f = f * (sizes >= sizes.sort(dim=1).values[:, -k, None])
+        each = (target - torch.einsum("th,hcd->tcd", f, W_dec) - b_dec).pow(2)
+        loss = each.mean() if mean else each.sum((1, 2)).mean()
+        if zero:
+            optimiser.zero_grad()
+        loss.backward()
+        if move:
+            optimiser.step()
+        losses.append(loss.item())
+    return losses, [w.detach() for w in weights]
+
+
+def training_step(student: Callable, seed: int | None = None) -> None:
+    """`training_step(x, scales, weights, k, optimiser)`: one step; it gives the loss back.
+
+    `weights` are W_enc, b_enc, W_dec and b_dec. Compared with the package's crosscoder over three
+    steps of plain gradient descent (where a factor on the loss would show).
+    """
+    name, seed, k = "training_step", _seed(seed), 2
+    rng = np.random.default_rng(seed)
+    w = _weights(rng)
+    batches = [
+        w["x"] * _tensor(rng.uniform(0.5, 1.5)) + _normal(rng, *w["x"].shape) for _ in range(3)
+    ]
+    start = [w["W_enc"], w["b_enc"], w["W_dec"], w["b_dec"]]
+    truth = Crosscoder(*w["b_dec"].shape, w["f"].shape[1], k=k, scales=w["scales"])
+    own = [truth.W_enc, truth.b_enc, truth.W_dec, truth.b_dec]
+    with torch.no_grad():
+        for parameter, value in zip(own, start, strict=True):
+            parameter.copy_(value)
+    reference, losses = torch.optim.SGD(own, lr=1e-3), []
+    for x in batches:
+        miss = x * truth.scales[:, None] - truth.decode_scaled(truth.encode(x))
+        loss = miss.pow(2).sum() / len(x)
+        reference.zero_grad()
+        loss.backward()
+        reference.step()
+        losses.append(loss.item())
+
+    weights = [value.clone().requires_grad_() for value in start]
+    optimiser, came = torch.optim.SGD(weights, lr=1e-3), []
+    for x in batches:
+        loss = _call(student, name, seed, [x, w["scales"], weights, k, optimiser])
+        if _array(loss) is None or np.size(metrics.to_numpy(loss)) != 1:
+            _fail(name, seed, "one number, the loss", _shown(loss), None)
+        came.append(float(loss))
+    variants = {
+        "gradients of earlier steps pile up: optimiser.zero_grad() before backward": {
+            "zero": False
+        },
+        "the weights did not move: call backward and optimiser.step()": {"move": False},
+        "the target is scaled, x * scales[:, None], and not raw": {"scaled": False},
+        "BatchTopK is missing": {"topk": "none"},
+        "that keeps the k largest of each token: k * tokens over the batch": {"topk": "token"},
+        "the loss is a sum over checkpoints and d_model, and a mean over tokens": {"mean": True},
+    }
+    known = {told: _steps(batches, w["scales"], start, k, **one) for told, one in variants.items()}
+    mistakes = {told: losses for told, (losses, _) in known.items()}
+    _judge(
+        name, seed, came[:1], losses[:1], {t: v[:1] for t, v in mistakes.items()}, "the first loss"
+    )
+    _judge(name, seed, came, losses, mistakes, "the losses of three steps")
+    for i, which in enumerate(("W_enc", "b_enc", "W_dec", "b_dec")):
+        others = {told: moved[i] for told, (_, moved) in known.items()}
+        _judge(name, seed, weights[i], own[i], others, f"{which} after three steps")
+    _passed(name)
+
+
+def explained_variance(student: Callable, seed: int | None = None) -> None:
+    """`explained_variance(x, rebuilt)`: [checkpoints]."""
+
+    def draw(rng):
+        tokens, n, d = _sizes(rng, (8, 12), (2, 3), (5, 7))
+        x = _normal(rng, tokens, n, d) * _tensor(rng.uniform(0.5, 3, (n, 1)))
+        x = x + 2 * _normal(rng, n, d)  # a mean far from 0
+        return x, x + 0.5 * _normal(rng, tokens, n, d)
+
+    def truth(x, rebuilt):
+        out = []
+        for c in range(x.shape[1]):
+            own, missed = x[:, c].double(), (x - rebuilt)[:, c].double()
+            out.append(1 - float((missed**2).sum() / (own.var(0, correction=0).sum() * len(x))))
+        return np.array(out)
+
+    def missed(x, rebuilt):
+        return (x - rebuilt).pow(2).sum((0, 2))
+
+    def whole(x, rebuilt):
+        return 1 - (x - rebuilt).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+
+    def by_token(x, rebuilt):
+        each = (x - rebuilt).pow(2).sum(2) / (x - x.mean(0)).pow(2).sum(2)
+        return 1 - each.mean(0)
+
+    mistakes: Mistakes = {
+        "the mean was not taken off: compare with the deviation from the mean": lambda x, r: (
+            1 - missed(x, r) / x.pow(2).sum((0, 2))
+        ),
+        "that is the share left unexplained: 1 minus it": lambda x, r: (
+            missed(x, r) / (x - x.mean(0)).pow(2).sum((0, 2))
+        ),
+        "that is one number for all checkpoints: one for each": whole,
+        "that is a mean of ratios over tokens: add up over tokens first, then divide": by_token,
+        "the mean is one over all dimensions: each dimension has its own": lambda x, r: (
+            1 - missed(x, r) / (x - x.mean((0, 2), keepdim=True)).pow(2).sum((0, 2))
+        ),
+    }
+    told = "explained variance, [checkpoints]"
+    _check(student, "explained_variance", seed, draw, truth, mistakes, told)
+    _passed("explained_variance")
+
+
+def ce_recovered(student: Callable, seed: int | None = None) -> None:
+    """`ce_recovered(clean, rebuilt, zeros)`: the share of the model's skill that is left."""
+
+    def draw(rng):
+        clean = rng.uniform(1, 3)
+        return clean, clean + rng.uniform(0.05, 0.4), clean + rng.uniform(1, 4)
+
+    def truth(clean, rebuilt, zeros):
+        return float(np.interp(rebuilt, [clean, zeros], [1.0, 0.0]))  # 1 at clean, 0 at zeros
+
+    mistakes: Mistakes = {
+        "that is the share that is lost: with zeros instead it must be 0": (
+            lambda clean, rebuilt, zeros: (rebuilt - clean) / (zeros - clean)
+        ),
+        "that compares with a cross-entropy of 0: compare with zeros in place of the stream": (
+            lambda clean, rebuilt, zeros: clean / rebuilt
+        ),
+        "that is in nats: divide by what is lost with zeros": (
+            lambda clean, rebuilt, zeros: zeros - rebuilt
+        ),
+        "divide by zeros - clean, all that there is to lose": (
+            lambda clean, rebuilt, zeros: (zeros - rebuilt) / zeros
+        ),
+    }
+    _check(student, "ce_recovered", seed, draw, truth, mistakes, "a share")
+    _passed("ce_recovered")
+
+
+def pca_explained(student: Callable, seed: int | None = None) -> None:
+    """`pca_explained(seen, probe, rank)`: the share of `probe` on the first directions of `seen`.
+
+    Both are [tokens, d_model]; compared with projections onto the eigenvectors of a covariance.
+    """
+
+    def draw(rng):
+        d = int(rng.integers(6, 9))
+        shape = np.diag(rng.uniform(0.2, 3, d)) @ np.linalg.qr(rng.normal(size=(d, d)))[0]
+        mean = rng.normal(size=d) * 3
+        seen, probe = (_tensor(rng.normal(size=(n, d)) @ shape + mean) for n in (40, 30))
+        return seen, probe, int(rng.integers(2, d - 2))
+
+    def share(seen, probe, rank, centre=True, last=False, of="probe"):
+        seen, probe = seen.double().numpy(), probe.double().numpy()
+        mean = seen.mean(0) if centre else 0 * seen[0]
+        values, vectors = np.linalg.eigh((seen - mean).T @ (seen - mean))
+        order = np.argsort(values if last else -values)[:rank]
+        x = probe if of == "probe" else seen
+        kept = ((x - mean) @ vectors[:, order]) @ vectors[:, order].T + mean
+        return float(1 - ((x - kept) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())
+
+    mistakes: Mistakes = {
+        "the mean was not taken off before the directions were fitted": lambda s, p, r: share(
+            s, p, r, centre=False
+        ),
+        "that is the share of the text on which the directions were fitted: take the other": (
+            lambda s, p, r: share(s, p, r, of="seen")
+        ),
+        "the directions were fitted on the text that they are tested on": (
+            lambda s, p, r: share(p, p, r)
+        ),
+        "these are the last directions, not the first": lambda s, p, r: share(s, p, r, last=True),
+        "that is the share left unexplained: 1 minus it": lambda s, p, r: 1 - share(s, p, r),
+    }
+    _check(student, "pca_explained", seed, draw, share, mistakes, "explained variance, a share")
+    _passed("pca_explained")
+
+
+def rel_dec(student: Callable, seed: int | None = None) -> None:
+    """`rel_dec(W_dec)`: shares of the decoder norm, [checkpoints, latents]."""
+
+    def draw(rng):
+        return (_weights(rng)["W_dec"] * _tensor(rng.uniform(0.2, 2, (1, 1, 1))),)
+
+    def truth(W_dec):
+        norms = [[math.sqrt(sum(float(v) ** 2 for v in row)) for row in latent] for latent in W_dec]
+        return metrics.rel_dec(np.array(norms).T)
+
+    def shares(norms, axis=0):
+        return norms / norms.sum(axis, keepdim=True)
+
+    mistakes: Mistakes = {
+        "shares must add up to 1 over the checkpoints of a latent, not over the latents": (
+            lambda W: shares(W.norm(dim=-1).T, axis=1)
+        ),
+        "these are squared lengths: a norm has a root": lambda W: shares(W.pow(2).sum(-1).T),
+        "that adds up absolute entries: a norm is the root of the sum of squares": lambda W: shares(
+            W.abs().sum(-1).T
+        ),
+        "these are the norms: divide by their sum over the checkpoints": lambda W: W.norm(dim=-1).T,
+        "latents and checkpoints are swapped: [checkpoints, latents]": lambda W: (
+            shares(W.norm(dim=-1).T).T
+        ),
+    }
+    _check(student, "rel_dec", seed, draw, truth, mistakes, "shares, [checkpoints, latents]")
+    _passed("rel_dec")
+
+
+def fold(student: Callable, seed: int | None = None) -> None:
+    """`fold(W_enc, W_dec, b_dec, scales)`: the three for raw activations, in this order."""
+    name, seed = "fold", _seed(seed)
+    w = _weights(np.random.default_rng(seed))
+    weights = {which: w[which] for which in ("W_enc", "W_dec", "b_dec")}
+    folded = _crosscoder(w["scales"], **weights).folded()
+    came = _call(student, name, seed, [*weights.values(), w["scales"]])
+    if not isinstance(came, tuple | list) or len(came) != 3:
+        _fail(name, seed, "three tensors: W_enc, W_dec and b_dec", _shown(came), None)
+    by = {"W_enc": w["scales"][:, None, None], "W_dec": w["scales"][:, None]}
+    by["b_dec"] = by["W_dec"]
+    for (which, raw), value in zip(weights.items(), came, strict=True):
+        writes = which != "W_enc"
+        told = (
+            "it writes to the raw stream, so divide"
+            if writes
+            else "it reads the raw stream: multiply"
+        )
+        mistakes = {
+            f"{which} is as it was: {told}": raw,
+            f"{which} went the wrong way: {told}": raw * by[which] if writes else raw / by[which],
+        }
+        _judge(name, seed, value, getattr(folded, which), mistakes, which)
+    _passed(name)
+
+
+# ---- 04: effects and their shares
+
+
+def _task(rng: np.random.Generator) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor, Tensor]:
+    """A smooth m of a stream [tokens, d_model], the stream, its code, and a raw decoder."""
+    tokens, d, latents = _sizes(rng, (4, 5), (6, 7), (8, 9))
+    A, v = _normal(rng, tokens * d, 5) / d, _normal(rng, 5)
+
+    def m(stream):
+        return torch.tanh(stream.flatten() @ A.to(stream)) @ v.to(stream) * 4
+
+    f = (_normal(rng, tokens, latents) + 0.5).relu()
+    return m, _normal(rng, tokens, d), f, _normal(rng, latents, d)
+
+
+def indirect_effect(student: Callable, seed: int | None = None) -> None:
+    """`indirect_effect(m, x, f, W_dec, i)`: how much m rises without feature i."""
+
+    def draw(rng):
+        m, x, f, W_dec = _task(rng)
+        i = int(rng.integers(f.shape[1]))
+        f[:, i] += 0.3  # active at every token, the first one too
+        return m, x, f, W_dec, i
+
+    def truth(m, x, f, W_dec, i):
+        stream = x.clone()
+        for t in range(1, len(x)):
+            for d in range(x.shape[1]):
+                stream[t, d] = x[t, d] - f[t, i] * W_dec[i, d]
+        return float(m(stream) - m(x))
+
+    def written(f, W, i):
+        return f[:, [i]] * W[i] * (torch.arange(len(f)) > 0)[:, None]
+
+    def without_error(m, x, f, W, i):
+        stream = f @ W - f[:, [i]] * W[i]
+        stream[0] = x[0]
+        return float(m(stream) - m(x))
+
+    mistakes: Mistakes = {
+        "the sign is turned: m without the feature, minus m with it": lambda m, x, f, W, i: float(
+            m(x) - m(x - written(f, W, i))
+        ),
+        "the first token was changed, too: leave it as it is": lambda m, x, f, W, i: float(
+            m(x - f[:, [i]] * W[i]) - m(x)
+        ),
+        "the feature was added once more: subtract what it writes": lambda m, x, f, W, i: float(
+            m(x + written(f, W, i)) - m(x)
+        ),
+        "the error is lost: subtract the feature from x, not from what the features rebuild": (
+            without_error
+        ),
+        "that is m without the feature: take m of the clean stream off": lambda m, x, f, W, i: (
+            float(m(x - written(f, W, i)))
+        ),
+        "the feature was taken away once, not as often as it is active: f_i times its vector": (
+            lambda m, x, f, W, i: float(m(torch.cat([x[:1], x[1:] - W[i]])) - m(x))
+        ),
+    }
+    _check(student, "indirect_effect", seed, draw, truth, mistakes, "the effect, one number")
+    _passed("indirect_effect")
+
+
+def attribution_patching(student: Callable, seed: int | None = None) -> None:
+    """`attribution_patching(m, x, f, W_dec)`: the estimate for all features, [latents].
+
+    Compared with the slope that a very small removal of each shows.
+    """
+
+    def small(m, x, f, W_dec):
+        x, f, W_dec, h = x.double(), f.double(), W_dec.double(), 1e-4
+        out = []
+        for i in range(f.shape[1]):
+            step = h * f[:, [i]] * W_dec[i]
+            step[0] = 0
+            out.append(float(m(x - step) - m(x + step)) / (2 * h))
+        return np.array(out)
+
+    def gradient(m, x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(m(x), x)[0]
+
+    def estimate(m, x, f, W, first=1):
+        return -(f * (gradient(m, x) @ W.T))[first:].sum(0)
+
+    mistakes: Mistakes = {
+        "the sign is turned: taking a feature away moves x by minus f_i W_dec": lambda *a: (
+            -estimate(*a)
+        ),
+        "the first token is counted: leave it out": lambda *a: estimate(*a, first=0),
+        "f is missing: the slope times how much of the feature there is": lambda m, x, f, W: (
+            -(gradient(m, x) @ W.T)[1:].sum(0)
+        ),
+        "that is a mean over tokens: add them up": lambda m, x, f, W: (
+            estimate(m, x, f, W) / (len(x) - 1)
+        ),
+        "that is an estimate for each token: add up over the tokens": lambda m, x, f, W: (
+            -(f * (gradient(m, x) @ W.T))[1:]
+        ),
+    }
+    told = "the estimates, [latents]"
+    _check(student, "attribution_patching", seed, _task, small, mistakes, told)
+    _passed("attribution_patching")
+
+
+def rel_ie(student: Callable, seed: int | None = None) -> None:
+    """`rel_ie(per_pair)`: from effects [checkpoints, pairs, latents] to [checkpoints, latents]."""
+
+    def draw(rng):
+        n, pairs, latents = _sizes(rng, (2, 4), (5, 7), (8, 10))
+        per_pair = rng.normal(size=(n, pairs, latents)) + rng.normal(size=(n, 1, latents))
+        per_pair[:, :, rng.integers(latents)] = 0  # never active
+        return (per_pair,)
+
+    def truth(per_pair):
+        means = [[sum(row) / len(row) for row in at.T] for at in per_pair]
+        return metrics.rel_ie(np.array(means))
+
+    def shares(size, axis=0):
+        summed = size.sum(axis, keepdims=True)
+        return size / np.where(summed == 0, np.nan, summed)
+
+    mistakes: Mistakes = {
+        "the absolute value came before the mean: over pairs help and harm must cancel": (
+            lambda v: shares(np.abs(v).mean(1))
+        ),
+        "shares must add up to 1 over the checkpoints of a latent, not over the latents": (
+            lambda v: shares(np.abs(v.mean(1)), axis=1)
+        ),
+        "these have signs: take absolute values before you divide": lambda v: shares(v.mean(1)),
+        "the sum has signs: add up absolute values": lambda v: (
+            np.abs(v.mean(1)) / np.abs(v.mean(1).sum(0) + np.where(v.any((0, 1)), 0, np.nan))
+        ),
+        "a latent without any effect has no shares: NaN, and not 0": lambda v: np.nan_to_num(
+            shares(np.abs(v.mean(1)))
+        ),
+        "that is the mean over latents: the pairs are the middle axis": lambda v: shares(
+            np.abs(v.mean(2))
+        ),
+    }
+    _check(student, "rel_ie", seed, draw, truth, mistakes, "shares, [checkpoints, latents]")
+    _passed("rel_ie")
+
+
+def feature_class(student: Callable, seed: int | None = None) -> None:
+    """`feature_class(shares)`: "specific", "shared" or "other", of one feature's shares."""
+    name, seed = "feature_class", _seed(seed)
+    rng = np.random.default_rng(seed)
+    cases = [[0.69, 0.2, 0.11], [0.3, 0.3, 0.4], [0.35, 0.05, 0.6], [0.1, 0.75, 0.15], [0.5, 0.5]]
+    cases = [np.array(shares) for shares in (*cases, [0.7, 0.2, 0.1])]
+    cases += list(rng.dirichlet([0.8] * 3, 60)) + list(rng.dirichlet([0.8] * 2, 20))
+    for shares in cases:
+        labels = [f"checkpoint {c}" for c in range(len(shares))]
+        expected = metrics.classify(shares[:, None], labels)["label"][0]
+        came = _call(student, name, seed, [shares])
+        if isinstance(came, str) and came == expected:
+            continue
+        largest, many = shares.max(), int((shares >= 0.3).sum())
+        likely = None
+        if came not in ("specific", "shared", "other"):
+            likely = "give one of the words 'specific', 'shared', 'other'"
+        elif came == "specific" and 0.7 - 1e-9 <= largest <= 0.7:
+            likely = "exactly 0.7 is not above 0.7"
+        elif came == "specific":
+            likely = "the largest share alone does not make it specific: it must be above 0.7"
+        elif came == "shared" and many < 2:
+            likely = "sharing takes two: at least two shares of 0.3 or more"
+        elif came == "other" and many >= 2:
+            likely = "two shares of 0.3 or more are enough, and exactly 0.3 counts"
+        elif expected == "specific":
+            likely = "a share above 0.7 comes first: then it is specific"
+        _fail(name, seed, f"{expected!r} for shares {shares.round(3)}", repr(came), likely)
+    _passed(name)
+
+
+def factorial(student: Callable, seed: int | None = None) -> None:
+    """`factorial(ie)`: (mean, subject, attractor, both) of the effects in four cells [2, 2]."""
+
+    def draw(rng):
+        return (rng.normal(size=(2, 2)) * 3,)
+
+    def truth(ie):
+        rows, values = [], []
+        for i, s in enumerate((-1, 1)):
+            for j, t in enumerate((-1, 1)):
+                rows.append([1, s, t, s * t])
+                values.append(ie[i, j] * s)
+        return np.linalg.solve(np.array(rows, float), np.array(values))
+
+    def of(e, by=4.0):
+        mean = e.sum()
+        subject, attractor = (e[1] - e[0]).sum(), (e[:, 1] - e[:, 0]).sum()
+        both = e[1, 1] + e[0, 0] - e[0, 1] - e[1, 0]
+        return np.array([mean, subject, attractor, both]) / by
+
+    def turned(ie):
+        return ie * np.array([[-1], [1]])
+
+    mistakes: Mistakes = {
+        "IE is towards the right answer: turn it first, where the subject is singular": of,
+        "these are whole differences: the coefficient is half of what changes from -1 to +1": (
+            lambda ie: of(turned(ie), np.array([4, 2, 2, 2]))
+        ),
+        "these are sums: each is a mean over the four cells": lambda ie: of(turned(ie), 1.0),
+        "subject and attractor are swapped: ie[s, t], the subject goes down": lambda ie: of(
+            turned(ie)
+        )[[0, 2, 1, 3]],
+        "it was turned by the attractor: which word is right depends on the subject": lambda ie: of(
+            ie * np.array([-1, 1])
+        ),
+        "the signs are those of singular minus plural: -1 is singular, +1 plural": lambda ie: of(
+            -turned(ie)
+        ),
+    }
+    told = "mean, subject, attractor, both"
+    _check(student, "factorial", seed, draw, truth, mistakes, told)
+    _passed("factorial")
+
+
+def null_bar(student: Callable, seed: int | None = None) -> None:
+    """`null_bar(null)`: what 95 % of random directions do not exceed, [checkpoints]."""
+
+    def draw(rng):
+        n, latents = _sizes(rng, (2, 4), (150, 250))
+        null = rng.normal(size=(n, latents)) * rng.uniform(0.5, 2, (n, 1)) - 0.3
+        null[:, rng.random(latents) < 0.4] = 0  # never active on the task
+        return (null,)
+
+    def truth(null):
+        out = []
+        for row in null:
+            ranked = sorted(
+                abs(v) for v, any_effect in zip(row, null.any(0), strict=True) if any_effect
+            )
+            at = 0.95 * (len(ranked) - 1)
+            low = int(at)
+            out.append(ranked[low] + (at - low) * (ranked[low + 1] - ranked[low]))
+        return np.array(out)
+
+    def of(values, q=0.95):
+        return np.quantile(values, q, axis=1)
+
+    def active(null):
+        return null[:, null.any(0)]
+
+    mistakes: Mistakes = {
+        "directions without any effect on the task are counted: leave them out": lambda v: of(
+            np.abs(v)
+        ),
+        "take sizes: the absolute value comes before the percentile": lambda v: of(active(v)),
+        "that is the largest one: the bar lies at 95 %": lambda v: of(np.abs(active(v)), 1.0),
+        "that is the 5th percentile: 95 % must lie below the bar": lambda v: of(
+            np.abs(active(v)), 0.05
+        ),
+        "that is one bar for all checkpoints: each has its own": lambda v: np.quantile(
+            np.abs(active(v)), 0.95
+        ),
+    }
+    _check(student, "null_bar", seed, draw, truth, mistakes, "the bar, [checkpoints]")
+    _passed("null_bar")
+
+
+# ---- 05 and 09: together, sampled, along a line
+
+
+def beyond_the_parts(student: Callable, seed: int | None = None) -> None:
+    """`beyond_the_parts(m, x, f, W_dec, group)`: what a group does more than its members alone."""
+
+    def draw(rng):
+        m, x, f, W_dec = _task(rng)
+        group = rng.permutation(f.shape[1])[:3].tolist()
+        f[:, group] += 0.3
+        return m, x, f, W_dec, group
+
+    def without(x, f, W, group, first=1):
+        stream = x.clone()
+        for i in group:
+            for t in range(first, len(x)):
+                stream[t] -= f[t, i] * W[i]
+        return stream
+
+    def parts(m, x, f, W, group):
+        return [float(m(without(x, f, W, [i])) - m(x)) for i in group]
+
+    def truth(m, x, f, W, group):
+        return float(m(without(x, f, W, group)) - m(x)) - sum(parts(m, x, f, W, group))
+
+    def all_tokens(m, x, f, W, group):
+        alone = sum(float(m(without(x, f, W, [i], 0)) - m(x)) for i in group)
+        return float(m(without(x, f, W, group, 0)) - m(x)) - alone
+
+    mistakes: Mistakes = {
+        "the sign is turned: the group's effect minus the sum of the single ones": (
+            lambda *a: -truth(*a)
+        ),
+        "that is the group's effect: take the single ones off": lambda m, x, f, W, g: float(
+            m(without(x, f, W, g)) - m(x)
+        ),
+        "that takes their mean off: take their sum": lambda m, x, f, W, g: (
+            float(m(without(x, f, W, g)) - m(x)) - np.mean(parts(m, x, f, W, g))
+        ),
+        "m of the clean stream must be taken off every single effect, too": lambda m, x, f, W, g: (
+            float(m(without(x, f, W, g)) - m(x)) - sum(float(m(without(x, f, W, [i]))) for i in g)
+        ),
+        "the first token was changed, too: leave it as it is": all_tokens,
+    }
+    _check(student, "beyond_the_parts", seed, draw, truth, mistakes, "one number")
+    _passed("beyond_the_parts")
+
+
+def bootstrap_interval(student: Callable, seed: int | None = None) -> None:
+    """`bootstrap_interval(values, groups, rng)`: low and high end for the mean, groups together.
+
+    Sampled: held to the package's draws within 4 % of the interval's width.
+    """
+    name, seed = "bootstrap_interval", _seed(seed)
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(6, 12, 40)
+    groups = np.repeat(rng.permutation(40), sizes)
+    values = rng.normal(size=40)[groups] + 0.1 * rng.normal(size=len(groups)) + 2
+
+    def ends(draws, outside=0.05):
+        return np.quantile(draws, [outside / 2, 1 - outside / 2])
+
+    def means(clusters):
+        drawn = resample(values[None, :, None], 20_000, seed, clusters)
+        return drawn[:, 0, 0].astype(float)
+
+    draws, alone = means(groups), means(None)
+    centre, spread = draws.mean(), draws.std()
+    mistakes = {
+        "pairs were drawn one by one: those of a group are drawn together": ends(alone),
+        "that is where 95 % of the values lie: draw means, and see where 95 % of these lie": ends(
+            values
+        ),
+        "that leaves 10 % outside: 2.5 % on each side": ends(draws, 0.1),
+        "that is one standard error to each side, 68 %": [centre - spread, centre + spread],
+        "every draw gives the same: draw with replacement": [values.mean(), values.mean()],
+    }
+    expected = ends(draws)
+    within = 0.04 * float(expected[1] - expected[0])
+    generator = np.random.default_rng(seed + 1)
+    came = _call(student, name, seed, [values, groups, generator])
+    told = "low and high end of the interval"
+    _judge(name, seed, came, expected, mistakes, told, within)
+    _passed(name)
+
+
+def shapley(student: Callable, seed: int | None = None) -> None:
+    """`shapley(m_without, players, n_orders, rng)`: sampled Shapley values, in the players' order.
+
+    `m_without(gone)` gives m when the players in the set `gone` are taken away. Held to the exact
+    values, from all orders; together they must add up to what is lost when all go.
+    """
+    name, seed = "shapley", _seed(seed)
+    rng = np.random.default_rng(seed)
+    players = [int(i) for i in rng.permutation(90)[:4] + 10]
+    subsets = [frozenset(g) for r in range(5) for g in itertools.combinations(players, r)]
+    table = {gone: 2 * len(gone) ** 0.5 + 2 * float(rng.normal()) for gone in subsets}
+
+    def m_without(gone):
+        return table[frozenset(int(i) for i in gone)]
+
+    orders = list(itertools.permutations(players))
+    credit = np.zeros((len(orders), 4))
+    for k, order in enumerate(orders):
+        for place, player in enumerate(order):
+            after, before = m_without(order[: place + 1]), m_without(order[:place])
+            credit[k, players.index(player)] = after - before
+    exact, whole = credit.mean(0), m_without(players) - m_without([])
+    n_orders = 2000
+    within = 5 * float(credit.std(0).max()) / n_orders**0.5
+    came = _call(student, name, seed, [m_without, players, n_orders, np.random.default_rng(seed)])
+    rest = [[j for j in players if j != i] for i in players]
+    mistakes = {
+        "that is each player taken away alone: go through orders, in which others have gone": (
+            np.array([m_without([i]) - m_without([]) for i in players])
+        ),
+        "that is each player taken away last: its place in the order must vary": (
+            np.array([m_without(players) - m_without(others) for others in rest])
+        ),
+        "the sign is turned: m after it has gone, minus m before": -exact,
+        "the values stand in the order in which they were drawn: credit each to its player": (
+            np.full(4, whole / 4)
+        ),
+    }
+    got = _array(came)
+    if got is not None and got.shape == (4,) and _same(got / n_orders, exact, within):
+        mistakes["these are sums over orders: take the mean"] = got
+    _judge(name, seed, came, exact, mistakes, "a value for each player", within)
+    told = "their sum, what is lost when all go"
+    _judge(name, seed, float(np.sum(_array(came))), whole, {}, told)
+    _passed(name)
+
+
+def _line(rng: np.random.Generator) -> tuple:
+    """A task, a bias where the line ends, and the code; x is far from what the features rebuild."""
+    m, x, f, W_dec = _task(rng)
+    return m, x, f, W_dec / 2, _normal(rng, x.shape[1]) / 2
+
+
+def _mean_gradient(m, x, b_dec, until=1.0, first=1, at=None) -> Tensor:
+    """dm/dx averaged from x to b_dec with 40 nodes, in double precision; or at one place."""
+    x, end = x.double(), x.double().clone()
+    end[first:] = b_dec.double()
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    places = [(at, 1.0)] if at is not None else zip((nodes + 1) / 2, weights / 2, strict=True)
+    total = torch.zeros_like(x)
+    for a, weight in places:
+        stream = (x + float(a) * until * (end - x)).requires_grad_()
+        total += weight * torch.autograd.grad(m(stream), stream)[0]
+    return total
+
+
+def integrated_gradients(student: Callable, seed: int | None = None) -> None:
+    """`integrated_gradients(m, x, f, W_dec, b_dec)`: effects from the averaged gradient, [latents].
+
+    Held to forty nodes in double precision, within one percent of the largest effect.
+    """
+    name, seed = "integrated_gradients", _seed(seed)
+    rng = np.random.default_rng(seed)
+    for _ in range(TRIES):
+        m, x, f, W_dec, b_dec = _line(rng)
+
+        def effects(gradient, first=1, f=f, W_dec=W_dec):
+            return -(f.double() * (gradient @ W_dec.double().T))[first:].sum(0)
+
+        right = _mean_gradient(m, x, b_dec)
+        expected = effects(right)
+        within = 0.01 * float(expected.abs().max())
+        mistakes = {
+            "that is the gradient at the clean stream alone: average it along the line": effects(
+                _mean_gradient(m, x, b_dec, at=0.0)
+            ),
+            "that is the gradient at the end of the line alone: average it along the line": effects(
+                _mean_gradient(m, x, b_dec, at=1.0)
+            ),
+            "the line ends at 0: it must end at b_dec": effects(
+                _mean_gradient(m, x, torch.zeros_like(b_dec))
+            ),
+            "the first token moves along, too: leave it as it is": effects(
+                _mean_gradient(m, x, b_dec, first=0)
+            ),
+            "the first token is counted: leave it out": effects(right, first=0),
+            "the sign is turned: taking a feature away moves x by minus f_i W_dec": -expected,
+        }
+        values = [expected, *mistakes.values()]
+        if not any(_same(a, b, 2 * within) for a, b in itertools.combinations(values, 2)):
+            break
+    came = _call(student, name, seed, [m, x, f, W_dec, b_dec])
+    _judge(name, seed, came, expected, mistakes, "the effects, [latents]", within)
+    _passed(name)
+
+
+def error_effect(student: Callable, seed: int | None = None) -> None:
+    """`error_effect(gradient, x, f, W_dec, b_dec)`: what the error adds, so that all adds up.
+
+    The truth is what is missing: m(all gone) - m(clean), minus the effects of all features.
+    """
+    name, seed = "error_effect", _seed(seed)
+    rng = np.random.default_rng(seed)
+    m, x, f, W_dec, b_dec = _line(rng)
+    gradient = _mean_gradient(m, x, b_dec).float()
+    gone = x.clone()
+    gone[1:] = b_dec
+    effects = -(f * (gradient @ W_dec.T))[1:].sum()
+    expected = float(m(gone) - m(x) - effects)
+    error = x - b_dec - f @ W_dec
+    mistakes = {
+        "the sign is turned: the error goes, so the stream moves by minus the error": float(
+            (error * gradient)[1:].sum()
+        ),
+        "the first token is counted: leave it out": float(-(error * gradient).sum()),
+        "b_dec is no error: x = f W_dec + b_dec + error": float(
+            -((x - f @ W_dec) * gradient)[1:].sum()
+        ),
+        "that is the effect of everything, features and error: take off what features write": (
+            float(-((x - b_dec) * gradient)[1:].sum())
+        ),
+        "that is the effect of the features": float(effects),
+        "that is a mean: add up over tokens and dimensions": float(-(error * gradient)[1:].mean()),
+    }
+    came = _call(student, name, seed, [gradient, x, f, W_dec, b_dec])
+    within = 1e-3 * max(1.0, abs(expected), abs(float(effects)))
+    _judge(name, seed, came, expected, mistakes, "one number", within)
+    _passed(name)

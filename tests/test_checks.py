@@ -1,0 +1,426 @@
+"""The exercises: every check passes on the solution, fails on the stub, and names what is wrong."""
+
+import importlib.util
+import inspect
+import re
+from functools import cache
+from pathlib import Path
+
+import jupytext
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from models import random_model, word_tokenizer
+
+from ctt_helpers.hooks import HookedModel
+from ctt_helpers.notebook import checks
+from ctt_helpers.sources.suites import load_suite
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = (0, 1, 2, 3, 4)
+
+
+@cache
+def tool():
+    """tools/build_notebooks.py as a module."""
+    path = ROOT / "tools" / "build_notebooks.py"
+    spec = importlib.util.spec_from_file_location("build_notebooks", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def exercises() -> dict[str, str]:
+    """Name -> the source of its cell with the markers, over all notebooks."""
+    found = {}
+    for source in tool().sources():
+        for cell in jupytext.read(source, fmt="py:percent").cells:
+            name = cell.metadata.get("exercise")
+            if name:
+                assert name not in found, f"two exercises are called {name}"
+                found[name] = cell.source
+    return found
+
+
+EXERCISES = exercises()
+
+
+def defined(code: str, name: str):
+    """The function of an exercise's cell, run alone."""
+    namespace = {"torch": torch, "np": np, "pd": pd}
+    exec(code, namespace)
+    return namespace[name]
+
+
+@cache
+def model() -> HookedModel:
+    return HookedModel(random_model("gpt_neox"), word_tokenizer(), layer=1)
+
+
+def check(name: str, student, seed: int | None = None) -> None:
+    given = {"from_hidden_states": model, "own_task": lambda: load_suite("tiny").tokenizer}
+    more = [given[name]()] if name in given else []
+    getattr(checks, name)(student, *more, seed=seed)
+
+
+# name -> wrong answers: what a student might write in place of the solution -> what the check says.
+# The keys are the lines between the markers, indented as there.
+WRONG: dict[str, dict[str, str]] = {
+    "unwrap": {
+        "return output[0]": "first sentence alone",
+        "return output": "a tuple came back|some blocks give a tuple",
+        "return output[-1] if isinstance(output, tuple) else output": "last entry of the tuple",
+    },
+    "from_hidden_states": {
+        "return hf_model(input_ids=input_ids, attention_mask=attention_mask, "
+        "output_hidden_states=True).hidden_states[layer]": "begins with the embeddings",
+        "return hf_model(input_ids=input_ids, attention_mask=attention_mask, "
+        "output_hidden_states=True).hidden_states[-1]": "after the last block",
+        "return hf_model(input_ids=input_ids, attention_mask=attention_mask).logits": "the logits",
+    },
+    "pair_accuracy": {
+        "right, wrong = logits[:, -1].gather(1, answers).T\n"
+        "return ((right > wrong) + 0.5 * (right == wrong)).double().mean().item()": "padding",
+        "right, wrong = logits[torch.arange(len(logits)), position].gather(1, answers).T\n"
+        "return (right > wrong).double().mean().item()": "a tie counts as half",
+        "wrong, right = logits[torch.arange(len(logits)), position].gather(1, answers).T\n"
+        "return ((right > wrong) + 0.5 * (right == wrong)).double().mean().item()": "are swapped",
+        "at = logits[torch.arange(len(logits)), position]\n"
+        "return (at.argmax(-1) == answers[:, 0]).double().mean().item()": "not all words",
+    },
+    "two_by_two": {
+        "return pd.Series(lead > 0).groupby([attractor, subject]).mean().unstack()": "are swapped",
+        "return pd.Series(lead).groupby([subject, attractor]).mean().unstack()": "the mean lead",
+        "return pd.Series(lead > 0).groupby([subject, attractor]).sum().unstack()": "not a share",
+        "return pd.Series(lead < 0).groupby([subject, attractor]).mean().unstack()": "are wrong",
+    },
+    "similarity_matrix": {
+        "unit = torch.nn.functional.normalize(x[:, mask.bool()], dim=-1)\n"
+        "return torch.einsum('atd,btd->ab', unit, unit) / unit.shape[1]": "first token is kept",
+        "unit = torch.nn.functional.normalize(x[:, :, 1:].flatten(1, 2), dim=-1)\n"
+        "return torch.einsum('atd,btd->ab', unit, unit) / unit.shape[1]": "padding is kept",
+        "keep = mask.bool()\nkeep[:, 0] = False\n"
+        "unit = torch.nn.functional.normalize(x[:, keep].mean(1), dim=-1)\n"
+        "return unit @ unit.T": "mean was taken before the cosine",
+        "keep = mask.bool()\nkeep[:, 0] = False\nrows = x[:, keep]\n"
+        "return torch.einsum('atd,btd->ab', rows, rows) / rows.shape[1]": "divide by both lengths",
+    },
+    "onset": {
+        "good = accuracy.min(0) >= 0.75\n"
+        "return int(good.argmax()) if good.any() else len(good)": "not ever after",
+        "good = accuracy.mean(0) >= 0.75\n"
+        "return len(good) - int(good[::-1].cumprod().sum())": "take the worst cell",
+        "good = accuracy.min(0) >= 0.75\n"
+        "return int(good[::-1].cumprod()[::-1].argmax())": "never must give the number",
+    },
+    "encode": {
+        "return torch.relu(torch.einsum('tcd,cdh->th', x, W_enc) + b_enc)": "x was taken raw",
+        "return torch.einsum('tcd,cdh->th', x * scales[:, None], W_enc) + b_enc": "ReLU is missing",
+        "return torch.relu(torch.einsum('tcd,cdh->th', x * scales[:, None], W_enc)) + b_enc": (
+            "inside the ReLU"
+        ),
+        "return torch.relu(torch.einsum('tcd,cdh->tch', x * scales[:, None], W_enc) + b_enc)": (
+            "a code of its own"
+        ),
+    },
+    "decode": {
+        "return torch.einsum('th,hcd->tcd', f, W_dec) + b_dec": "in scaled space: divide",
+        "return (torch.einsum('th,hcd->tcd', f, W_dec) + b_dec) * scales[:, None]": "way back",
+        "return torch.einsum('th,hcd->tcd', f, W_dec) / scales[:, None] + b_dec": "you divide",
+        "return torch.einsum('th,hcd->tcd', f, W_dec) / scales[:, None]": "b_dec is missing",
+    },
+    "batch_topk": {
+        "sizes = f * norms\n"
+        "return f * (sizes >= sizes.topk(k, dim=1).values[:, -1:])": "of each token",
+        "return f * (f >= f.flatten().topk(k * len(f)).values[-1])": "compare sizes",
+        "sizes = f * norms\n"
+        "return f * (sizes >= sizes.flatten().topk(k).values[-1])": "k in the whole batch",
+        "sizes = f * norms\n"
+        "return sizes * (sizes >= sizes.flatten().topk(k * len(f)).values[-1])": "give f itself",
+    },
+    "above_threshold": {
+        "return f * (f > threshold)": "compare sizes",
+        "return f * norms * (f * norms > threshold)": "give f itself",
+        "return torch.relu(f * norms - threshold) / norms": "was taken off",
+    },
+    "explained_variance": {
+        "return 1 - (x - rebuilt).pow(2).sum((0, 2)) / x.pow(2).sum((0, 2))": "not taken off",
+        "return 1 - (x - rebuilt).pow(2).sum() / (x - x.mean(0)).pow(2).sum()": "all checkpoints",
+        "each = (x - rebuilt).pow(2).sum(2) / (x - x.mean(0)).pow(2).sum(2)\n"
+        "return 1 - each.mean(0)": "mean of ratios",
+        "return (x - rebuilt).pow(2).sum((0, 2)) / (x - x.mean(0)).pow(2).sum((0, 2))": (
+            "left unexplained"
+        ),
+    },
+    "rel_dec": {
+        "norms = W_dec.norm(dim=-1).T\nreturn norms / norms.sum(1, keepdim=True)": "the latents",
+        "size = W_dec.pow(2).sum(-1).T\nreturn size / size.sum(0)": "a norm has a root",
+        "norms = W_dec.norm(dim=-1)\nreturn norms / norms.sum(1, keepdim=True)": "are swapped",
+    },
+    "fold": {
+        "return W_enc / scales[:, None, None], W_dec / scales[:, None], b_dec / scales[:, None]": (
+            "W_enc went the wrong way"
+        ),
+        "return W_enc * scales[:, None, None], W_dec * scales[:, None], b_dec / scales[:, None]": (
+            "W_dec went the wrong way"
+        ),
+        "return W_enc * scales[:, None, None], W_dec / scales[:, None], b_dec": "as it was",
+    },
+    "indirect_effect": {
+        "without = x.clone()\nwithout[1:] -= f[1:, [i]] * W_dec[i]\n"
+        "return m(x) - m(without)": "sign is turned",
+        "return m(x - f[:, [i]] * W_dec[i]) - m(x)": "first token was changed",
+        "rest = f.clone()\nrest[:, i] = 0\nwithout = rest @ W_dec\nwithout[0] = x[0]\n"
+        "return m(without) - m(x)": "the error is lost",
+        "without = x.clone()\nwithout[1:] -= f[1:, [i]] * W_dec[i]\n"
+        "return m(without)": "take m of the clean stream off",
+    },
+    "attribution_patching": {
+        "s = x.clone().requires_grad_()\nG = torch.autograd.grad(m(s), s)[0]\n"
+        "return (f * (G @ W_dec.T))[1:].sum(0)": "sign is turned",
+        "s = x.clone().requires_grad_()\nG = torch.autograd.grad(m(s), s)[0]\n"
+        "return -(f * (G @ W_dec.T)).sum(0)": "first token is counted",
+        "s = x.clone().requires_grad_()\nG = torch.autograd.grad(m(s), s)[0]\n"
+        "return -(G @ W_dec.T)[1:].sum(0)": "f is missing",
+    },
+    "rel_ie": {
+        "size = np.abs(per_pair).mean(1)\ntotal = size.sum(0)\n"
+        "return size / np.where(total > 0, total, np.nan)": "absolute value came before the mean",
+        "size = np.abs(per_pair.mean(1))\ntotal = size.sum(1, keepdims=True)\n"
+        "return size / np.where(total > 0, total, np.nan)": "not over the latents",
+        "size = np.abs(per_pair.mean(1))\ntotal = size.sum(0)\n"
+        "return size / np.where(total > 0, total, 1)": "NaN, and not 0",
+        "ie = per_pair.mean(1)\ntotal = ie.sum(0)\n"
+        "return ie / np.where(total != 0, total, np.nan)": "these have signs",
+    },
+    "feature_class": {
+        "if shares.max() >= 0.7:\n    return 'specific'\n"
+        "return 'shared' if (shares >= 0.3).sum() >= 2 else 'other'": "exactly 0.7",
+        "if shares.max() > 0.7:\n    return 'specific'\nreturn 'shared'": "sharing takes two",
+        "if shares.max() > 0.7:\n    return 'specific'\n"
+        "return 'shared' if (shares > 0.3).sum() >= 2 else 'other'": "exactly 0.3 counts",
+        "return 'specific' if shares.max() > 0.5 else 'shared'": "largest share alone",
+    },
+    "factorial": {
+        "e = ie\ns, t = np.array([[-1], [1]]), np.array([[-1, 1]])\n"
+        "return e.mean(), (e * s).mean(), (e * t).mean(), (e * s * t).mean()": "turn it first",
+        "e = ie * np.array([[-1], [1]])\n"
+        "return (e.mean(), e[1].mean() - e[0].mean(), e[:, 1].mean() - e[:, 0].mean(),\n"
+        "        (e[1, 1] - e[1, 0] - e[0, 1] + e[0, 0]) / 2)": "whole differences",
+        "s, t = np.array([[-1], [1]]), np.array([[-1, 1]])\ne = ie * s\n"
+        "return e.mean(), (e * t).mean(), (e * s).mean(), (e * s * t).mean()": "are swapped",
+        "s, t = np.array([[-1], [1]]), np.array([[-1, 1]])\ne = ie * s\n"
+        "return e.sum(), (e * s).sum(), (e * t).sum(), (e * s * t).sum()": "a mean over the four",
+    },
+    "scales_of": {
+        "return x.shape[-1] ** 0.5 / x.mean(0).norm(dim=-1)": "before the norm",
+        "return x.norm(dim=-1).mean(0) / x.shape[-1] ** 0.5": "upside down",
+        "return 1 / x.norm(dim=-1).mean(0)": "not 1",
+        "return x.shape[-1] ** 0.5 / x.norm(dim=-1).mean()": "one factor for all",
+    },
+    "ce_recovered": {
+        "return (rebuilt - clean) / (zeros - clean)": "share that is lost",
+        "return clean / rebuilt": "cross-entropy of 0",
+        "return (zeros - rebuilt) / zeros": "all that there is to lose",
+    },
+    "pca_explained": {
+        "V = torch.linalg.svd(seen, full_matrices=False)[2][:rank]\n"
+        "rebuilt = probe @ V.T @ V\n"
+        "return 1 - (probe - rebuilt).pow(2).sum() / (probe - probe.mean(0)).pow(2).sum()": (
+            "mean was not taken off"
+        ),
+        "mean = probe.mean(0)\n"
+        "V = torch.linalg.svd(probe - mean, full_matrices=False)[2][:rank]\n"
+        "rebuilt = (probe - mean) @ V.T @ V + mean\n"
+        "return 1 - (probe - rebuilt).pow(2).sum() / (probe - mean).pow(2).sum()": (
+            "fitted on the text that they are tested on"
+        ),
+        "mean = seen.mean(0)\n"
+        "V = torch.linalg.svd(seen - mean, full_matrices=False)[2][-rank:]\n"
+        "rebuilt = (probe - mean) @ V.T @ V + mean\n"
+        "return 1 - (probe - rebuilt).pow(2).sum() / (probe - probe.mean(0)).pow(2).sum()": (
+            "last directions"
+        ),
+    },
+    "null_bar": {
+        "return np.quantile(np.abs(null), 0.95, axis=1)": "leave them out",
+        "return np.quantile(null[:, null.any(0)], 0.95, axis=1)": "before the percentile",
+        "return np.quantile(np.abs(null[:, null.any(0)]), 0.95)": "one bar for all",
+        "return np.abs(null).max(1)": "largest one",
+    },
+    "beyond_the_parts": {
+        "def effect(features):\n    without = x.clone()\n"
+        "    without[1:] -= f[1:, features] @ W_dec[features]\n"
+        "    return float(m(without) - m(x))\n"
+        "return sum(effect([i]) for i in group) - effect(group)": "sign is turned",
+        "without = x - f[:, group] @ W_dec[group]\n"
+        "alone = [m(x - f[:, [i]] @ W_dec[[i]]) - m(x) for i in group]\n"
+        "return float(m(without) - m(x) - sum(alone))": "first token was changed",
+        "without = x.clone()\nwithout[1:] -= f[1:, group] @ W_dec[group]\n"
+        "return float(m(without) - m(x))": "take the single ones off",
+    },
+    "bootstrap_interval": {
+        "n = len(values)\nmeans = values[rng.integers(n, size=(10_000, n))].mean(1)\n"
+        "return np.quantile(means, [0.025, 0.975])": "drawn one by one",
+        "return np.quantile(values, [0.025, 0.975])": "where 95 % of the values lie",
+        "names, of = np.unique(groups, return_inverse=True)\n"
+        "total, count = np.bincount(of, weights=values), np.bincount(of)\n"
+        "picked = rng.integers(len(names), size=(10_000, len(names)))\n"
+        "means = total[picked].sum(1) / count[picked].sum(1)\n"
+        "return np.quantile(means, [0.05, 0.95])": "leaves 10 % outside",
+        "means = np.array([rng.permutation(values).mean() for _ in range(400)])\n"
+        "return np.quantile(means, [0.025, 0.975])": "draw with replacement",
+    },
+    "shapley": {
+        "return np.array([m_without([i]) - m_without([]) for i in players])": "taken away alone",
+        "return np.array([m_without(players) - m_without([j for j in players if j != i])\n"
+        "                 for i in players])": "taken away last",
+    },
+    "integrated_gradients": {
+        "stream = x.clone().requires_grad_()\n"
+        "gradient = torch.autograd.grad(m(stream), stream)[0]\n"
+        "return -(f * (gradient @ W_dec.T))[1:].sum(0)": "clean stream alone"
+    },
+    "error_effect": {
+        "return ((x - b_dec - f @ W_dec) * gradient)[1:].sum()": "sign is turned",
+        "return -((x - b_dec - f @ W_dec) * gradient).sum()": "first token is counted",
+        "return -((x - f @ W_dec) * gradient)[1:].sum()": "b_dec is no error",
+        "return -((x - b_dec) * gradient)[1:].sum()": "features and error",
+    },
+}
+
+# name -> line of the solution, what stands there instead, what the check says
+CHANGED = {
+    "training_step": [
+        ("optimiser.zero_grad()\n", "", "pile up"),
+        ("optimiser.step()\n", "", "did not move"),
+        ("target = x * scales[:, None]", "target = x", "not raw"),
+        (
+            ".topk(k * len(x)).values[-1])",
+            ".topk(sizes.numel()).values[-1])",
+            "BatchTopK is missing",
+        ),
+        (".sum((1, 2)).mean()", ".mean()", "a mean over tokens"),
+        (
+            "sizes.flatten().topk(k * len(x)).values[-1]",
+            "sizes.topk(k).values[:, -1:]",
+            "each token",
+        ),
+    ],
+    "shapley": [
+        ("after - before", "before - after", "sign is turned"),
+        ("credit[player] / n_orders", "credit[player]", "take the mean"),
+    ],
+    "integrated_gradients": [
+        ("end = b_dec.expand_as(x).clone()", "end = torch.zeros_like(x)", "the line ends at 0"),
+        ("end[0] = x[0]\n", "", "the first token moves along"),
+        ("[1:].sum(0)", ".sum(0)", "first token is counted"),
+        ("return -(f", "return (f", "sign is turned"),
+    ],
+}
+CHANGED["own_task"] = [
+    (
+        '"right": f" {run}", "wrong": f" {runs}"',
+        '"right": f" {runs}", "wrong": f" {run}"',
+        "one half",
+    ),
+    ('"cat", "cats"', '"unicorn", "unicorns"', "get_vocab"),
+    ('"right": f" {runs}"', '"right": runs', "blank before them"),
+    ("return rows", "return rows[:8]", "pairs multiply"),
+]
+for name, changes in CHANGED.items():
+    solution = tool().solution(EXERCISES[name])
+    for line, instead, told in changes:
+        assert line in solution, line
+        WRONG.setdefault(name, {})[solution.replace(line, instead)] = told
+
+
+def with_lines(name: str, lines: str) -> str:
+    """An exercise's cell with other lines in place of the solution."""
+
+    def put(found: re.Match) -> str:
+        return "".join(f"{found['indent']}{line}\n" for line in lines.splitlines())
+
+    return tool().SOLUTION.sub(put, EXERCISES[name] + "\n")
+
+
+def test_every_exercise_has_a_check_and_wrong_answers():
+    assert len(EXERCISES) >= 28
+    written = {
+        name
+        for name, member in inspect.getmembers(checks, inspect.isfunction)
+        if not name.startswith("_") and member.__module__ == checks.__name__
+    }
+    assert written == set(EXERCISES) == set(WRONG)
+    assert min(len(answers) for answers in WRONG.values()) >= 2
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_solution_passes(name, capsys):
+    student = defined(tool().completed(EXERCISES[name]), name)
+    for seed in (*SEEDS, None):
+        check(name, student, seed)
+    assert capsys.readouterr().out == f"passed: {name}\n" * (len(SEEDS) + 1)
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_stub_says_what_to_write(name, capsys):
+    student = defined(tool().stubbed(EXERCISES[name]), name)
+    told = tool().SOLUTION.search(EXERCISES[name] + "\n")["told"]
+    with pytest.raises(NotImplementedError, match=re.escape(told)):
+        check(name, student)
+    assert "passed" not in capsys.readouterr().out
+    assert len(told.split()) >= 5
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "told"),
+    [(name, lines, told) for name, answers in WRONG.items() for lines, told in answers.items()],
+)
+def test_a_wrong_answer_is_named(name, lines, told, capsys):
+    student = defined(with_lines(name, lines), name)
+    for seed in SEEDS:
+        with pytest.raises(checks.CheckFailed, match=told) as caught:
+            check(name, student, seed)
+        message = str(caught.value)
+        assert "expected:" in message and "came:" in message and "likely:" in message
+        assert f"seed={seed}" in message
+        assert caught.value._render_traceback_() == message.splitlines()
+    assert "passed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_nothing_and_nonsense_are_refused(name):
+    """A function that ends without return, or gives a word; what is no function at all."""
+    with pytest.raises(checks.CheckFailed, match=r"None|nothing"):
+        check(name, lambda *arguments: None)
+    with pytest.raises(checks.CheckFailed, match="expected:"):
+        check(name, lambda *arguments: "seven")
+    with pytest.raises(TypeError, match="takes the function itself"):
+        check(name, 7)
+
+
+def test_inputs_differ_from_call_to_call_and_come_back_with_the_seed():
+    seen = []
+
+    def encode(x, *weights):
+        seen.append(x.flatten()[:3].tolist())
+        raise RuntimeError("mine")
+
+    for seed in (None, None, 5, 5):
+        with pytest.raises(RuntimeError, match="mine") as caught:
+            checks.encode(encode, seed)
+        assert re.search(r"called it with Tensor of shape .* seed=\d+", caught.value.__notes__[0])
+    assert seen[0] != seen[1] and seen[2] == seen[3]
+
+
+def test_a_function_that_changes_its_inputs_changes_nothing_in_the_check():
+    def decode(f, scales, W_dec, b_dec):
+        made = (torch.einsum("th,hcd->tcd", f, W_dec) + b_dec) / scales[:, None]
+        for given in (f, scales, W_dec, b_dec):
+            given.zero_()
+        return made
+
+    checks.decode(decode)
