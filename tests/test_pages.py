@@ -86,7 +86,7 @@ def made(tmp_path_factory) -> Made:
         pairs,
         null=null,
         features=FEATURES,
-        notes={283: "one thing", 437: "several things"},
+        notes={283: "one thing", 437: "several things", 0: "as 283, but rare"},
         k=3,
         shard=2,  # three shards
     )
@@ -486,7 +486,12 @@ def test_a_browser_searches_and_sorts_from_disk(made):
         tab.focus("#query")
         tab.keyboard.type("several")
         assert shown() == ["#437"] and "1 of 5" in tab.inner_text("#status")
-        for asked, found in {"#283": ["#283"], "28": [], "thing one": ["#283"]}.items():
+        for asked, found in {
+            "#283": ["#283"],
+            "283": ["#283", "#0"],
+            "28": [],
+            "thing one": ["#283"],
+        }.items():
             tab.fill("#query", asked)
             assert shown() == found
         tab.fill("#query", "#283")

@@ -14,7 +14,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -304,7 +304,7 @@ class _Held:
         numbers = text.numel() * len(ckpts) * ckpts.d_model
         self.batches = list(streams(ckpts, text)) if numbers <= NUMBERS_AT_ONCE // 4 else None
 
-    def __iter__(self) -> Iterable[Float[Tensor, "sequences length checkpoints d_model"]]:
+    def __iter__(self) -> Iterator[Float[Tensor, "sequences length checkpoints d_model"]]:
         return iter(streams(self.ckpts, self.text) if self.batches is None else self.batches)
 
 
@@ -807,8 +807,9 @@ SCRIPT = """"use strict";
   function wanted(row, words) {
     const line = data.keys.filter((key) => !["ie", "relie", "reldec", "active"].includes(key))
       .map((key) => text(row, key)).join(" ").toLowerCase();
-    return words.every((word) => /^#?\\d+$/.test(word)
-      ? String(row[at.feature]) === word.replace("#", "") : line.includes(word));
+    const parts = line.split(/\\W+/);
+    return words.every((word) => /^#\\d+$/.test(word) ? line.split(" ")[0] === word
+      : /^\\d+$/.test(word) ? parts.includes(word) : line.includes(word));
   }
   function before(a, b) {
     const x = value(a, sorted), y = value(b, sorted);
