@@ -90,6 +90,16 @@ WRONG: dict[str, dict[str, str]] = {
         "at = logits[torch.arange(len(logits)), position]\n"
         "return (at.argmax(-1) == answers[:, 0]).double().mean().item()": "not all words",
     },
+    "next_token_loss": {
+        "p = logits.log_softmax(-1)\n"
+        "return -p[:, 1:].gather(-1, ids[:, 1:, None]).mean().item()": "at the token itself",
+        "p = logits.log_softmax(-1)\n"
+        "return -p[:, :-1].gather(-1, ids[:, 1:, None]).mean().item()": "first position predicts",
+        "p = logits.log_softmax(-1)\n"
+        "return p[:, 1:-1].gather(-1, ids[:, 2:, None]).mean().item()": "sign is turned",
+        "p = logits.log_softmax(-1)\n"
+        "return -p[:, 1:-1].gather(-1, ids[:, 2:, None]).sum().item()": "that is a sum",
+    },
     "two_by_two": {
         "return pd.Series(lead > 0).groupby([attractor, subject]).mean().unstack()": "are swapped",
         "return pd.Series(lead).groupby([subject, attractor]).mean().unstack()": "the mean lead",
@@ -347,7 +357,7 @@ def with_lines(name: str, lines: str) -> str:
 
 
 def test_every_exercise_has_a_check_and_wrong_answers():
-    assert len(EXERCISES) >= 28
+    assert len(EXERCISES) >= 30
     written = {
         name
         for name, member in inspect.getmembers(checks, inspect.isfunction)

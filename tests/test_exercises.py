@@ -94,6 +94,8 @@ def test_one_source_makes_three_notebooks(source):
     links = re.findall(r"\]\(([^)]+)\)", students.cells[1].source)
     assert links == ["../GLOSSARY.md", "https://example.org"]
     assert "1 exercises, about 3 minutes" in students.cells[2].source
+    assert "two hints and a solution, folded" in students.cells[2].source
+    assert "two hints, folded" in nbgrader.cells[2].source
     graded = students.cells[-1].metadata.nbgrader
     assert (graded.grade_id, graded.points, graded.locked) == ("double_check", 2, True)
     assert students.cells[-2].metadata.nbgrader.solution
@@ -253,11 +255,12 @@ def test_the_autograder_tells_a_solution_a_stub_and_a_wrong_answer(tmp_path, mon
     monkeypatch.setattr("sys.argv", ["grade.py", "student.ipynb", "other.ipynb"])
     assert grader.main() == 1
     told = capsys.readouterr()
-    assert "student.ipynb: 1 of 3 points" in told.out and "other.ipynb: not graded" in told.err
+    assert "student.ipynb: 1 of 4 points" in told.out and "other.ipynb: not graded" in told.err
     rows = {row["exercise"]: row for row in csv.DictReader(open("grades.csv", encoding="utf-8"))}
     assert {name: row["points"] for name, row in rows.items()} == {
         "unwrap": "1",
         "from_hidden_states": "0",
+        "next_token_loss": "0",
         "pair_accuracy": "0",
     }
     assert rows["from_hidden_states"]["why"].startswith("NotImplementedError")

@@ -77,10 +77,11 @@ SOLUTION = re.compile(
 EFFORT = re.compile(r"Difficulty [1-5] of 5 · importance [1-5] of 5 · (\d+) minutes?\b")
 HOW = """\
 **This is the notebook to work in**: {number} exercises, about {minutes} minutes beyond the reading.
-Each has two hints and a solution, folded, and a check under it. A check draws new numbers each
+Each has two hints{solution}, folded, and a check under it. A check draws new numbers each
 time, and says what it expected, what came, and what may have gone wrong. What you have not written
 yet raises an error that says what to write. Nothing that follows depends on it: go on whenever you
-like. (The [complete notebook](../{name}) has the solutions, and every output.)"""
+like."""
+COMPLETE = " (The [complete notebook](../{name}.ipynb) has the solutions, and every output.)"
 
 
 def badge(name: str) -> str | None:
@@ -137,15 +138,21 @@ def build(source: Path, form: str = "complete") -> NotebookNode:
             text = completed(text)
         notebook.cells.append(make(text, id=digest[:12], metadata=metadata))
         if index == 0 and form != "complete":
-            told = HOW.format(
-                number=len(minutes), minutes=sum(minutes), name=f"{source.stem}.ipynb"
-            )
+            told = how_to_work(minutes, source.stem, form)
             notebook.cells.append(nbformat.v4.new_markdown_cell(told, id="how-to-work"))
     nbformat.validate(notebook)
     return notebook
 
 
 # ---- exercises
+
+
+def how_to_work(minutes: list[int], name: str, form: str) -> str:
+    """What stands at the top of a notebook for students; nbgrader hands out no solutions."""
+    alone = form == "nbgrader"
+    about = {"number": len(minutes), "minutes": sum(minutes)}
+    told = HOW.format(solution="" if alone else " and a solution", **about)
+    return told if alone else told + COMPLETE.format(name=name)
 
 
 def completed(text: str) -> str:

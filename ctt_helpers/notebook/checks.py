@@ -321,6 +321,51 @@ def pair_accuracy(student: Callable, seed: int | None = None) -> None:
     _passed("pair_accuracy")
 
 
+def next_token_loss(student: Callable, seed: int | None = None) -> None:
+    """`next_token_loss(logits, ids)`: mean surprise at the next token, first position left out."""
+
+    def draw(rng):
+        rows, tokens, words = _sizes(rng, (3, 4), (6, 8), (9, 11))
+        ids = torch.from_numpy(rng.integers(0, words, (rows, tokens)))
+        return 2 * _normal(rng, rows, tokens, words), ids
+
+    def surprises(logits, ids, first=1, ahead=1):
+        """-log P of the token `ahead` of every position from `first` on."""
+        found = []
+        for row, line in zip(logits.double().tolist(), ids.tolist(), strict=True):
+            for t in range(first, len(line)):
+                if 0 <= t + ahead < len(line):
+                    total = math.log(sum(math.exp(value) for value in row[t]))
+                    found.append(total - row[t][line[t + ahead]])
+        return found
+
+    def mean(*arguments, **choices):
+        found = surprises(*arguments, **choices)
+        return sum(found) / len(found)
+
+    mistakes: Mistakes = {
+        "that is the surprise at the token itself: position t predicts token t + 1": (
+            lambda x, ids: mean(x, ids, ahead=0)
+        ),
+        "the shift goes the wrong way: position t predicts token t + 1": (
+            lambda x, ids: mean(x, ids, ahead=-1)
+        ),
+        "what the first position predicts is counted: leave it out": (
+            lambda x, ids: mean(x, ids, first=0)
+        ),
+        "two positions are left out: token 2 is predicted at position 1, which counts": (
+            lambda x, ids: mean(x, ids, first=2)
+        ),
+        "that is a sum: take the mean over all predictions": lambda x, ids: sum(surprises(x, ids)),
+        "the sign is turned: surprise is minus the log of a probability": (
+            lambda x, ids: -mean(x, ids)
+        ),
+        "that is in bits: take natural logarithms": lambda x, ids: mean(x, ids) / math.log(2),
+    }
+    _check(student, "next_token_loss", seed, draw, mean, mistakes, "nats a token")
+    _passed("next_token_loss")
+
+
 # ---- 02: cells, similarity, onset
 
 

@@ -198,13 +198,47 @@ helper.shape
 #
 # **Question.** What should come out if we splice in exactly what was there? And if we splice in the residual stream of
 # *another* checkpoint? Guess before you run the cell.
+#
+# To see how much harm is done we need a number: the mean surprise at the next token.
+
+# %% [markdown]
+# ### Exercise · The loss
+# *Difficulty 3 of 5 · importance 4 of 5 · 8 minutes*
+#
+# Write `next_token_loss(logits, ids)`, from logits `[rows, tokens, vocabulary]` and token ids `[rows, tokens]`: the mean over all
+# predictions of −log P(the token that follows), in nats. At position t the model predicts token t + 1. What the first position
+# predicts is left out (see below), and behind the last position nothing follows.
+#
+# <details><summary>Hint 1</summary>
+#
+# `logits.log_softmax(-1)` gives log P of every token. Which positions count, and which tokens stand one further?
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Positions 1 to the last but one, tokens from 2 on: `[:, 1:-1]` and `[:, 2:]`. Then `.gather(-1, tokens[..., None])`.
+#
+# </details>
+
+
+# %% exercise="next_token_loss"
+def next_token_loss(logits, ids):
+    """Cross-entropy (nats a token) of the next token, without what the first position predicts."""
+    ### BEGIN SOLUTION look up log P of each token that follows, and take minus the mean
+    log_p = logits[:, 1:-1].log_softmax(-1)
+    return -log_p.gather(-1, ids[:, 2:, None]).mean().item()
+    ### END SOLUTION
+
+
+# %% check="next_token_loss"
+checks.next_token_loss(next_token_loss)
 
 # %%
 early = ckpts[0]
 text = suite.text(4000, split="validation", seed=seed, path=text_path)
 
 
-def next_token_loss(logits):
+def loss_of(logits):
     """Cross-entropy (nats a token) of the next token, the first position left out."""
     return float(
         torch.nn.functional.cross_entropy(
@@ -218,13 +252,13 @@ other = ctt.residual_stream(early, text)
 other_layer_input = torch.cat([own[:, :1], other[:, 1:]], dim=1)
 zeros = torch.cat([own[:, :1], torch.zeros_like(own[:, 1:])], dim=1)
 losses = {
-    "the model as it is": next_token_loss(late.hf_model(text.to(late.device)).logits),
+    "the model as it is": loss_of(late.hf_model(text.to(late.device)).logits),
     # None: no padding here
-    "its own stream spliced in": next_token_loss(ctt.spliced_logits(late, text, None, own)),
-    f"the stream of {early.label}": next_token_loss(
+    "its own stream spliced in": loss_of(ctt.spliced_logits(late, text, None, own)),
+    f"the stream of {early.label}": loss_of(
         ctt.spliced_logits(late, text, None, other_layer_input)
     ),
-    "zeros": next_token_loss(ctt.spliced_logits(late, text, None, zeros)),
+    "zeros": loss_of(ctt.spliced_logits(late, text, None, zeros)),
 }
 pd.Series(losses, name="loss (nats a token)").to_frame().round(3)
 

@@ -101,7 +101,8 @@ def two_by_two(lead, subject, attractor):
     """Accuracy in each cell: a DataFrame, rows: subject sg, pl; columns: attractor sg, pl."""
     ### BEGIN SOLUTION take the share of leads above 0 in each cell, and make a table of them
     right = pd.Series(np.asarray(lead) > 0)
-    return right.groupby([subject, attractor]).mean().unstack()
+    table = right.groupby([subject, attractor]).mean().unstack()
+    return table.loc[["sg", "pl"], ["sg", "pl"]]
     ### END SOLUTION
 
 
