@@ -352,6 +352,10 @@ def write_sums(folder: str | Path, leave_out: Callable[[str], bool] = lambda nam
 # ---- one writer at a time
 
 
+class InUse(RuntimeError):
+    """Another process writes into a folder."""
+
+
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
     """Hold a folder for this process while it writes there; the lock ends with the process.
@@ -359,7 +363,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     A process that this one starts, and that inherits its files, goes on holding it.
 
     Raises:
-        RuntimeError: another process holds it; the message says which.
+        InUse: another process holds it; the message says which.
     """
     folder = expanded(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -387,7 +391,7 @@ def _lock(path: Path):
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
-            raise RuntimeError(
+            raise InUse(
                 f"{path.parent} is in use by {holder}. Wait for it, stop it, or give another "
                 "folder."
             ) from error

@@ -361,7 +361,7 @@ def train(
     Raises:
         ValueError: sizes that do not fit, a folded crosscoder, no step after k has fallen, a loss
             that is not finite, or another run in `out`.
-        RuntimeError: another process writes to `out`.
+        files.InUse: another process writes to `out`.
     """
     config = config or TrainConfig()
     _check(crosscoder, stream, config)

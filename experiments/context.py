@@ -1,5 +1,6 @@
 """What the experiments are run on: a suite, three of its checkpoints, their crosscoder, tasks."""
 
+import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import ctt_helpers as ctt
+from ctt_helpers.files import InUse
 from ctt_helpers.metrics import PER_LATENT
 from ctt_helpers.pairs import twins
 from ctt_helpers.toy.dictionary import TRAIN_TOKENS
@@ -135,8 +137,19 @@ class Context:
         out = self.work / name
         finished = (out / "train_config.json").is_file()
         self.trainings["reused" if finished else "anew"] += 1
-        ctt.train(crosscoder, stream, self.train_config, out=out, device=ckpts.device)
+        train_once(crosscoder, stream, self.train_config, out=out, device=ckpts.device)
         return crosscoder
+
+
+def train_once(*args: Any, **kwargs: Any) -> None:
+    """`ctt.train`; where the other lane trains the same at this moment, its result is taken."""
+    while True:
+        try:
+            ctt.train(*args, **kwargs)
+            return
+        except InUse as error:
+            print(f"{error} Waiting.", flush=True)
+            time.sleep(10)
 
 
 # ---- small tools

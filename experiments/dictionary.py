@@ -18,7 +18,7 @@ from torch import Tensor
 import ctt_helpers as ctt
 from ctt_helpers import hooks
 from ctt_helpers.toy.dictionary import EVAL_TOKENS
-from experiments.context import INACTIVE, SPECIFIC, Context, count_specific, labels
+from experiments.context import INACTIVE, SPECIFIC, Context, count_specific, labels, train_once
 
 PENALTIES = (0.0, 0.05, 0.5)
 SEEDS = (0, 1, 2)
@@ -268,7 +268,7 @@ class Bench:
         finished = (out / "train_config.json").is_file()
         self.context.trainings["reused" if finished else "anew"] += 1
         stream = self.stream(seed, setting.text_times)
-        ctt.train(crosscoder, stream, config, out=out, device=self.ckpts.device)
+        train_once(crosscoder, stream, config, out=out, device=self.ckpts.device)
         return crosscoder.requires_grad_(False)
 
     # ---- measuring

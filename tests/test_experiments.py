@@ -24,6 +24,7 @@ from experiments.context import (
     decided_by_draws,
     distracting,
     labels,
+    train_once,
 )
 
 TASKS = ["agreement/simple", "agreement/pp"]
@@ -490,6 +491,23 @@ def test_a_lane_runs_in_a_process_of_its_own(tmp_path):
     other.start()
     other.join()
     assert other.exitcode == 0
+
+
+def test_what_the_other_lane_trains_is_waited_for(tmp_path, monkeypatch):
+    crosscoder = ctt.Crosscoder(2, 8, 16, k=2)
+    x = torch.randn(256, 2, 8, generator=torch.Generator().manual_seed(0))
+    stream, config = ctt.TensorStream(x, 64), ctt.TrainConfig(steps=3)
+    with ctt.files.locked(tmp_path / "run") as held:
+        waits = []
+
+        def release(seconds):
+            waits.append(seconds)
+            (tmp_path / "run" / ".lock").unlink()  # as if its holder had ended
+
+        monkeypatch.setattr("experiments.context.time.sleep", release)
+        train_once(crosscoder, stream, config, out=tmp_path / "run")
+        assert held is None and len(waits) == 1
+    assert (tmp_path / "run" / "train_config.json").is_file()
 
 
 def test_every_part_is_in_one_lane():

@@ -125,7 +125,7 @@ def pretrain(
     Raises:
         ValueError: a size below one, or a number of pairs that groups of 8 cannot make.
         FileExistsError: the folder holds a finished suite, or something else.
-        RuntimeError: another process is at work on this folder.
+        files.InUse: another process is at work on this folder.
     """
     check_number(pairs)
     if min(steps, threads, pairs, save_every) < 1:
