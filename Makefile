@@ -17,7 +17,7 @@ ROOT_MAY := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 help:
 	@echo "make tutorial     every notebook, run on the embedded suite, no network needed"
-	@echo "make test         the tests;  make test-quick: an answer in a minute and a half"
+	@echo "make test         the tests;  make test-quick: an answer in two minutes"
 	@echo "make lab          open the notebooks in JupyterLab"
 	@echo
 	@echo "make env          only the environment ($(VENV)); the others make it where it is missing"
