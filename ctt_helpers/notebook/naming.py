@@ -26,6 +26,7 @@ from torch import Tensor
 from ctt_helpers.evaluation import ActivePlaces, active_places
 from ctt_helpers.files import atomic_path, expanded, read_json, read_text
 from ctt_helpers.messages import abridged, choose, whole_number
+from ctt_helpers.planted import auroc
 
 if TYPE_CHECKING:
     from ctt_helpers.crosscoder import Crosscoder
@@ -467,7 +468,7 @@ def score(test: NamingTest, answers: Answers, kind: str | None = None, seed: int
     graded = bool(((said != 0) & (said != 1)).any())
     kind = kind or KINDS[graded]
     choose("kind", kind, KINDS)
-    of = _balanced if kind == KINDS[0] else _auroc
+    of = _balanced if kind == KINDS[0] else auroc
     value = of(said, test.active)
     draw = np.random.default_rng(seed)
     guesses = [of(said, draw.permutation(test.active)) for _ in range(GUESSES)]
@@ -499,12 +500,6 @@ def _right(towards: Float[np.ndarray, " sentences"]) -> float:
 
 def _balanced(said: Float[np.ndarray, " n"], active: Bool[np.ndarray, " n"]) -> float:
     return (_right(said[active]) + _right(1 - said[~active])) / 2
-
-
-def _auroc(said: Float[np.ndarray, " n"], active: Bool[np.ndarray, " n"]) -> float:
-    ranks = pd.Series(said).rank().to_numpy()
-    n = int(active.sum())
-    return float((ranks[active].sum() - n * (n + 1) / 2) / (n * (len(said) - n)))
 
 
 def wilson(share: float, n: int, z: float = Z) -> tuple[float, float]:

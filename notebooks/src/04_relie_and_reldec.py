@@ -610,15 +610,18 @@ for t in [t for t in dict.fromkeys((task, other)) if t in crossed]:
     halves = sizes.clusters.max() >= 3  # so many other words can be split in two
     through[short[t]] = ctt.shares_of_effect(sizes, about[t].label, seed=seed, crossfit=halves)
     behaves = ctt.behaviour_factorial([ctt.logit_differences(c, far[t]) for c in ckpts], far[t])
-    itself.append(behaves.assign(task=short[t], checkpoint=names))
+    chance = ctt.factorial_of(far_null[t], far[t])
+    chance = ctt.shares_of_effect(chance, seed=seed, crossfit=halves)
+    for what, table in {"random directions": chance, "the model itself": behaves}.items():
+        itself.append(table.assign(task=short[t], of=what, checkpoint=names))
 if through:
     plots.label_bars(through)
     plots.show(
         "Stacked bars: shares of the effect by the label of the features, at each checkpoint."
     )
     parts = ["subject_share", "attractor_share", "both_share"]
-    print("beside it, what the model itself follows, without a dictionary:")
-    display(pd.concat(itself).set_index(["task", "checkpoint"])[["strength", *parts]].round(2))
+    print("beside it, random directions, and the model itself, without a dictionary:")
+    display(pd.concat(itself).set_index(["task", "of", "checkpoint"])[["strength", *parts]].round(2))
 else:
     print("Left out here: no task says in which cells its pairs are.")
 
@@ -626,6 +629,10 @@ else:
 # On the embedded suite agreement goes from the neighbour to the subject, and *mixed* features, whose effect depends on both
 # nouns, do much of it. Gender ends with the neighbour. One training run, two phenomena, two stories: "the model learns
 # syntax" is too short. (Pale bars share out next to nothing. 08 has all checkpoints, and what gender did in between.)
+#
+# **And the control?** Random directions, which fire as the features do, have nearly the same *shares*, with a fraction of the
+# *strength*. So "from neighbour to subject" is no merit of the trained directions. It lies in what fires where, and in what
+# the model makes of any push there. What training the dictionary adds is size: few directions that carry much.
 #
 # ## What are they about? Read before you name
 # One of each fate, and then a menu of all. Write down what you think it is: notes go into a CSV file in `out`.

@@ -61,7 +61,7 @@ if suite.name != "tiny":  # what it takes on this machine, before anything is do
     made = {"steps": int(share * steps), "tokens": int(share * steps * batch_size)}
     made |= {"n_latents": n_latents, "k": k, "batch_size": batch_size, "buffer_tokens": 2**16}
     todo = {"atp": (2 + len(tasks)) * n_pairs, "accuracy": 2 * n_pairs}
-    todo[method] = todo.get(method, 0) + 4 * n_pairs
+    todo[method] = todo.get(method, 0) + 5 * n_pairs
     print(ctt.estimate(ckpts, pairs=todo, bf16=training.get("bf16", False), **made))
 
 # %% [markdown]
@@ -92,9 +92,8 @@ pd.DataFrame(explained, names).round(3)
 # Less than a triplet's (notebook 03): the same $k$ features do for more checkpoints. (It was trained far less, too.)
 #
 # # Part 2 · From neighbour to subject
-# In notebook 00 you saw four cells of subject and neighbour. Here are the same cells in three numbers. Let $s$ and $t$ be
-# the number of the subject and of its neighbour, the noun in between: −1 singular, +1 plural. Whatever we measure in the
-# cells is
+# In notebook 00 you saw four cells. Here they are in three numbers. Let $s$ and $t$ be the number of the subject and of its
+# neighbour, the noun in between: −1 singular, +1 plural. Whatever we measure in the cells is
 #
 # $$v(s, t) = \text{mean} + S\,s + N\,t + B\,s\,t .$$
 #
@@ -156,17 +155,18 @@ if told:
 if task in told:
     numbers = found[task].attractor  # N of every feature at every checkpoint
     sums = {"sum of |N|": np.abs(numbers).sum(1), "sum of N": numbers.sum(1)}
-    fast = "atp" if method == "ablation" else "ablation"  # on a few pairs, where that is slow
-    few = pairs if fast == "atp" else pairs.sample(40)
-    other = ctt.factorial_of(ctt.indirect_effects(many, ckpts, few, fast), few, n_draws=n_draws)
-    for name, each in {method: shares[task], fast: ctt.shares_of_effect(other)}.items():
+    turned = ctt.indirect_effects(ctt.random_directions(many, seed), ckpts, pairs, method)
+    chance = ctt.shares_of_effect(ctt.factorial_of(turned, pairs, n_draws=n_draws))
+    for name, each in {"features": shares[task], "random": chance}.items():
         sums[f"share of S, {name}"] = each["subject_share"].to_numpy()
+        sums[f"logits, {name}"] = each["strength"].to_numpy()
     display(pd.DataFrame(sums, index=names).round(2))
 
 # %% [markdown]
-# Features work *against* each other. Where the sum of N is below zero, most of that effect is directed *against* the
-# neighbour: take one such feature away, and the model follows the neighbour more. The last two columns compare removal with
-# the quick estimate, attribution patching. Where they part, remember that they ask two questions (notebook 06).
+# Features work *against* each other: where the sum of N is below zero, most of that effect holds the neighbour back. **The
+# control:** random directions that fire as the features do tell the same story, with a fraction of the logits. So the curve
+# is no merit of these directions. It lies in what fires where, and in what the model makes of any push there. What the
+# trained directions add is size.
 #
 # ## Through which features?
 # A **label** says what a feature is about at a checkpoint: `subject` or `attractor` where one of them makes up more than
