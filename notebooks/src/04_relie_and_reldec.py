@@ -621,7 +621,9 @@ if through:
     )
     parts = ["subject_share", "attractor_share", "both_share"]
     print("beside it, random directions, and the model itself, without a dictionary:")
-    display(pd.concat(itself).set_index(["task", "of", "checkpoint"])[["strength", *parts]].round(2))
+    display(
+        pd.concat(itself).set_index(["task", "of", "checkpoint"])[["strength", *parts]].round(2)
+    )
 else:
     print("Left out here: no task says in which cells its pairs are.")
 
