@@ -146,7 +146,7 @@ def test_explorer_explains_an_unknown_feature_and_recovers(number, tmp_path):
 
 
 def test_explorer_reaches_features_that_the_menu_leaves_out(monkeypatch):
-    monkeypatch.setattr(widgets, "_LISTED", 2)
+    monkeypatch.setattr("ctt_helpers.notebook.widgets.explorer._LISTED", 2)
     shown = make_explorer()
     assert len(shown.dropdown.options) == 2
     shown.number.value = 9
