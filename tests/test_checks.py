@@ -68,6 +68,60 @@ def check(name: str, student, seed: int | None = None) -> None:
 # name -> wrong answers: what a student might write in place of the solution -> what the check says.
 # The keys are the lines between the markers, indented as there.
 WRONG: dict[str, dict[str, str]] = {
+    "neighbour_rule": {
+        "return 1.0": "would know the subject",
+        "return float(subject != attractor)": "turned round",
+        "return 0.5": "that model guesses",
+        "return float(attractor == 'pl')": "looks at the neighbour alone",
+    },
+    "rule_weights": {
+        "s, t = np.array([[-1], [1]]), np.array([[-1, 1]])\n"
+        "return (v * s).mean() * 2, (v * t).mean() * 2, (v * s * t).mean() * 2": "halve",
+        "s, t = np.array([[-1], [1]]), np.array([[-1, 1]])\n"
+        "return (v * s).sum(), (v * t).sum(), (v * s * t).sum()": "take the mean",
+        "s, t = np.array([[-1, 1]]), np.array([[-1], [1]])\n"
+        "return (v * s).mean(), (v * t).mean(), (v * s * t).mean()": "are swapped",
+        "s, t = np.array([[1], [-1]]), np.array([[1, -1]])\n"
+        "return (v * s).mean(), (v * t).mean(), (v * s * t).mean()": "signs are turned",
+    },
+    "rank_correlation": {
+        "return np.corrcoef(a, b)[0, 1]": "ordinary correlation of the numbers",
+        "return np.corrcoef(a.argsort(), b.argsort())[0, 1]": "argsort of the argsort",
+        "return np.corrcoef(a.argsort().argsort(), (-b).argsort().argsort())[0, 1]": "other way",
+        "return np.corrcoef(a.argsort().argsort(), b)[0, 1]": "only one",
+    },
+    "chance_of": {
+        "return np.mean(null >= observed)": "your own world counts",
+        "return (1 + np.sum(null > observed)) / (1 + len(null))": "as many is as well",
+        "return (1 + np.sum(null <= observed)) / (1 + len(null))": "turned round",
+        "return (1 + np.sum(null >= observed)) / len(null)": "one more below, too",
+    },
+    "beyond_chance": {
+        "return np.mean(before == after)": "take off what chance gives",
+        "chance = 1 / len({*before, *after})\n"
+        "return (np.mean(before == after) - chance) / (1 - chance)": "some labels are frequent",
+        "chance = sum(np.mean(before == x) * np.mean(after == x) for x in set(before))\n"
+        "return np.mean(before == after) - chance": "divide by 1 - c",
+        "chance = sum(np.mean(before == x) ** 2 for x in set(before))\n"
+        "return (np.mean(before == after) - chance) / (1 - chance)": "multiply the two",
+    },
+    "subject_share": {
+        "return abs(S.sum()) / (abs(S.sum()) + abs(N.sum()) + abs(B.sum()))": "before you add up",
+        "return np.abs(S).sum() / (np.abs(S).sum() + np.abs(N).sum())": "belongs below",
+        "return np.mean(np.abs(S) / (np.abs(S) + np.abs(N) + np.abs(B)))": "mean of ratios",
+        "return (S**2).sum() / (S**2 + N**2 + B**2).sum()": "these are squares",
+    },
+    "most_alike": {
+        "f, g = f - f.mean(0), g - g.mean(0)\n"
+        "f, g = f / np.linalg.norm(f, axis=0), g / np.linalg.norm(g, axis=0)\n"
+        "return (f.T @ g).argmax(0)": "partners of g's latents",
+        "f, g = f / np.linalg.norm(f, axis=0), g / np.linalg.norm(g, axis=0)\n"
+        "return (f.T @ g).argmax(1)": "without taking off the means",
+        "f, g = f - f.mean(0), g - g.mean(0)\nreturn (f.T @ g).argmax(1)": "divide by the lengths",
+        "f, g = f - f.mean(0), g - g.mean(0)\n"
+        "f, g = f / np.linalg.norm(f, axis=0), g / np.linalg.norm(g, axis=0)\n"
+        "return (f.T @ g).max(1)": "correlations themselves",
+    },
     "unwrap": {
         "return output[0]": "first sentence alone",
         "return output": "a tuple came back|some blocks give a tuple",

@@ -14,29 +14,32 @@ from test_project import load_tool
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = load_tool("build_notebooks")
 SOURCES = [source for source in TOOL.sources() if TOOL.has_exercises(source)]
+# (source, name of a notebook that it makes)
+PARTS = [(source, stem) for source in SOURCES for stem in TOOL.build_parts(source)]
 
 
-def committed(source: Path) -> nbformat.NotebookNode:
-    return nbformat.read(TOOL.EXERCISES / f"{source.stem}.ipynb", as_version=4)
+def committed(stem: str) -> nbformat.NotebookNode:
+    return nbformat.read(TOOL.EXERCISES / f"{stem}.ipynb", as_version=4)
 
 
-def stem(source: Path) -> str:
-    return source.stem[:2]
+def number(value: Path | str) -> str:
+    return "" if isinstance(value, Path) else value.split("_")[0]
 
 
 # ---- drift
 
 
 def test_they_are_those_of_their_sources():
-    problems = [TOOL.exercise_drift(s, TOOL.EXERCISES / f"{s.stem}.ipynb") for s in TOOL.sources()]
+    problems = [TOOL.exercise_drift(source) for source in TOOL.sources()]
     assert not any(problems), f"{[p for p in problems if p]}: tools/build_notebooks.py --exercises"
-    assert {p.stem for p in TOOL.EXERCISES.glob("*.ipynb")} == {s.stem for s in SOURCES}
-    assert {"01", "02", "03", "04"} <= {stem(s) for s in SOURCES}
+    assert {p.stem for p in TOOL.EXERCISES.glob("*.ipynb")} == {stem for _, stem in PARTS}
+    assert {"00", "01", "02a", "03c", "04a"} <= {number(stem) for _, stem in PARTS}
 
 
 GOOD = '''\
 # %% [markdown]
 # # A title, with a [link](GLOSSARY.md) and [another](https://example.org)
+# **Time:** 10 minutes to read, one to run. **You need:** nothing.
 
 # %% [markdown]
 # ### Exercise · Double
@@ -93,7 +96,11 @@ def test_one_source_makes_three_notebooks(source):
     assert "Solution</summary>" not in nbgrader.cells[-3].source  # an answer to be graded
     links = re.findall(r"\]\(([^)]+)\)", students.cells[1].source)
     assert links == ["../GLOSSARY.md", "https://example.org"]
-    assert "1 exercises, about 3 minutes" in students.cells[2].source
+    assert "**Time:** 10 minutes to read, one" in complete.cells[1].source
+    assert (
+        "**Time:** 13 minutes: 10 to read, 3 for the exercises. **You" in students.cells[1].source
+    )
+    assert "1 exercise." in students.cells[2].source
     assert "two hints and a solution, folded" in students.cells[2].source
     assert "two hints, folded" in nbgrader.cells[2].source
     graded = students.cells[-1].metadata.nbgrader
@@ -103,14 +110,101 @@ def test_one_source_makes_three_notebooks(source):
 
 
 def test_a_notebook_that_differs_from_its_source_is_noticed(source, tmp_path):
-    target = tmp_path / "made" / "01_x.ipynb"
-    assert "does not exist" in TOOL.exercise_drift(source, target)
-    TOOL.write(TOOL.build(source, "exercises"), target)
-    assert TOOL.exercise_drift(source, target) is None
+    folder = tmp_path / "made"
+    assert "does not exist" in TOOL.exercise_drift(source, folder)
+    TOOL.write_exercises(source, folder)
+    assert TOOL.exercise_drift(source, folder) is None
     source.write_text(GOOD.replace("two = 2", "two = 2.0"), encoding="utf-8")
-    assert "differs from its source" in TOOL.exercise_drift(source, target)  # the folded solution
+    assert "differs from its source" in TOOL.exercise_drift(source, folder)  # the folded solution
     source.write_text("# %%\n1\n", encoding="utf-8")
-    assert "has no exercise" in TOOL.exercise_drift(source, target)
+    assert "no part of 01_x.py makes it" in TOOL.exercise_drift(source, folder)
+    (folder / "02_x.ipynb").write_text("mine", encoding="utf-8")
+    TOOL.write_exercises(source, folder)
+    assert [path.name for path in folder.iterdir()] == ["02_x.ipynb"]
+
+
+IN_PARTS = """\
+# %% [markdown] part="first steps" reading=4
+# # 01 · A title
+# **Time:** 10 minutes to read, one to run. **You need:** nothing.
+
+# %% tags=["parameters"]
+n: int = 3
+
+# %%
+import numpy as np
+import pandas as pd
+rows, unused = [n], np.zeros(n)
+
+# %%
+rows.append(4)
+
+# %%
+if n > 5:
+    table = pd.DataFrame({"a": rows})
+else:
+    table = pd.DataFrame({"b": rows})
+
+# %%
+print(unused)
+total = 0
+
+# %%
+total = sum(rows)
+figure = [row for row in rows]
+
+# %% [markdown] part="and on" reading=6
+# ## The rest
+
+# %%
+def last():
+    return table.iloc[-1, 0] + total
+"""
+
+
+def test_a_later_part_brings_what_it_needs_and_nothing_else(source):
+    exercise = GOOD[GOOD.index("# %% [markdown]\n# ### Exercise") :]
+    source.write_text(IN_PARTS + "\n\n" + exercise + "\n# %%\nlast()\n", encoding="utf-8")
+    first, second = TOOL.build_parts(source).items()
+    assert (first[0], second[0]) == ("01a_x", "01b_x")
+    top = second[1].cells[1].source
+    assert top.startswith("# 01 · A title · part 2 of 2: and on\n")
+    assert "9 minutes: 6 to read, 3 for the exercises. **You need:** [part 1](01a_x.ipynb)." in top
+    carried = [c for c in second[1].cells if c.metadata.get("jupyter", {}).get("source_hidden")]
+    begins = [cell.source.split("\n")[0] for cell in carried]
+    assert begins == [
+        "n: int = 3",
+        "import numpy as np",
+        "rows.append(4)",
+        "if n > 5:",
+        *begins[4:],
+    ]
+    assert begins[4:] == ["total = sum(rows)"]  # not the cell that prints and sets another total
+    space: dict = {}
+    for cell in second[1].cells:
+        if cell.cell_type == "code" and cell.id != "set-up" and "nbgrader" not in cell.metadata:
+            exec(cell.source, space)
+    assert space["last"]() == 4 + 7
+    # the first part holds the rest, and every cell of the source is in one of the two
+    ids = {cell.id for cell in first[1].cells} | {cell.id for cell in second[1].cells}
+    assert {cell.id for cell in TOOL.build(source).cells} <= ids
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("reading=6", "reading=5", "do not|minutes to read, and its top says 10"),
+        ('part="first steps" reading=4', "", "the first part begins with the first cell"),
+        ("**Time:** 10 minutes to read", "Ten minutes", "does not say its"),
+        ("· 3 minutes", "· 40 minutes", "more than 45"),
+    ],
+)
+def test_parts_that_take_too_long_or_do_not_add_up_are_refused(source, before, after, told):
+    text = IN_PARTS + "\n\n" + GOOD[GOOD.index("# %% [markdown]\n# ### Exercise") :]
+    assert before in text
+    source.write_text(text.replace(before, after, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=told):
+        TOOL.build_parts(source)
 
 
 @pytest.mark.parametrize(
@@ -136,13 +230,15 @@ def test_an_exercise_that_lacks_something_is_refused(source, before, after, told
 # ---- what students get
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=stem)
-def test_they_hold_no_outputs_and_no_solutions(source):
-    notebook, complete = committed(source), TOOL.build(source)
+@pytest.mark.parametrize(("source", "stem"), PARTS, ids=number)
+def test_they_hold_no_outputs_and_no_solutions(source, stem):
+    notebook, complete = committed(stem), TOOL.build(source)
     assert not {"widgets", "papermill"} & set(notebook.metadata)
     own = {cell.id: cell for cell in complete.cells}
     ids = [cell.id for cell in notebook.cells]
-    assert len(set(ids)) == len(ids) and set(ids) == {*own, "how-to-work"}
+    first = complete.cells[1].id
+    made = {"how-to-work", "carried", *(f"{first}-{k}" for k in range(2, 9))}
+    assert len(set(ids)) == len(ids) and set(ids) <= {*own, *made}
     grades = []
     for cell in notebook.cells:
         assert "### " + "BEGIN SOLUTION" not in cell.source
@@ -174,7 +270,24 @@ def bound(tree: ast.AST) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=stem)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem[:2])
+def test_no_cell_is_left_out(source):
+    """What the complete notebook has stands in one of its parts; exercises in one alone."""
+    parts = [committed(stem) for of, stem in PARTS if of == source]
+    own = [cell.id for cell in TOOL.build(source).cells]
+    assert set(own) <= {cell.id for part in parts for cell in part.cells}
+    folded = [
+        cell.id
+        for part in parts
+        for cell in part.cells
+        if not cell.metadata.get("jupyter", {}).get("source_hidden") and cell.id in own
+    ]
+    assert [each for each in folded if each != "set-up"] == [
+        each for each in own if each != "set-up"
+    ]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem[:2])
 def test_a_stuck_student_can_always_go_on(source):
     """No other cell reads what an exercise or its check defines, and nothing else does."""
     safe: set[str] = set()
@@ -201,18 +314,23 @@ EXERCISE_NAMES = {
 
 
 @pytest.mark.parametrize(
-    "source",
+    "stem",
     [
-        pytest.param(s, id=stem(s), marks=pytest.mark.slow if stem(s) == "01" else pytest.mark.long)
-        for s in SOURCES
+        pytest.param(
+            stem,
+            id=number(stem),
+            marks=pytest.mark.slow if number(stem) == "01" else pytest.mark.long,
+        )
+        for _, stem in PARTS
     ],
 )
-def test_run_all_goes_through_with_nothing_written(source, tmp_path, monkeypatch):
+def test_run_all_goes_through_with_nothing_written(stem, tmp_path, monkeypatch):
     """Every stub says what to write, and no other cell fails."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = tmp_path / "notebooks" / "exercises"
     folder.mkdir(parents=True)
-    notebook = copy.deepcopy(committed(source))
+    notebook = copy.deepcopy(committed(stem))
+    stubs = sum("raise NotImplementedError(" in cell.source for cell in notebook.cells)
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     ).execute()
@@ -222,8 +340,10 @@ def test_run_all_goes_through_with_nothing_written(source, tmp_path, monkeypatch
         for output in cell.get("outputs", [])
         if output.output_type == "error"
     ]
-    assert errors == ["NotImplementedError"] * len(EXERCISE_NAMES[source.stem])
-    assert (tmp_path / "runs" / stem(source)).is_dir()  # where the project's results go
+    assert errors == ["NotImplementedError"] * stubs and stubs > 0
+    assert list(folder.iterdir()) == []  # results go to the project's runs/
+    if number(stem) == "01":
+        assert (tmp_path / "runs" / "01").is_dir()
 
 
 # ---- grading
@@ -232,8 +352,8 @@ def test_run_all_goes_through_with_nothing_written(source, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_the_autograder_tells_a_solution_a_stub_and_a_wrong_answer(tmp_path, monkeypatch, capsys):
     grader = load_tool("grade")
-    (source,) = [s for s in SOURCES if stem(s) == "01"]
-    notebook, solved = committed(source), TOOL.build(source)
+    (source,) = [s for s in SOURCES if s.stem.startswith("01")]
+    notebook, solved = committed(source.stem), TOOL.build(source)
     own = {
         cell.metadata.exercise: cell.source for cell in solved.cells if "exercise" in cell.metadata
     }

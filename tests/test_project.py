@@ -10,6 +10,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import jupytext
 import nbformat
 import pytest
 from packaging.requirements import Requirement
@@ -364,17 +365,21 @@ def test_the_readme_snippet_works_when_pasted(tmp_path):
 
 
 def test_a_notebook_takes_as_long_wherever_that_is_said():
+    """Minutes to read: its top, README and 00. Minutes to work through: its parts and README."""
+    tool = load_tool("build_notebooks")
     start = (ROOT / "notebooks/src/00_start_here.py").read_text(encoding="utf-8")
     sources = sorted((ROOT / "notebooks/src").glob("0[0-8]_*.py"))
     assert len(sources) == 9
     for source in sources:
         number = source.name[:2]
-        own = re.search(r"\*\*Time:\*\* (\d+) minutes", source.read_text(encoding="utf-8"))[1]
-        row = re.search(rf"^\| \[{number} .*\| (\d+) \|$", README, re.MULTILINE)[1]
-        assert row == own, source.name
+        parts = tool.parts_of(source, jupytext.read(source, fmt="py:percent").cells)
+        reading = str(sum(part.reading for part in parts))
+        work = " + ".join(str(part.reading + sum(part.minutes)) for part in parts)
+        row = re.search(rf"^\| \[{number} .*\| (\d+) \| ([\d +]+) \|$", README, re.MULTILINE)
+        assert row.groups() == (reading, work), source.name
         if number != "00":
-            row = re.search(rf"^# \| \*\*{number} .*\| (\d+) \|$", start, re.MULTILINE)[1]
-            assert row == own, source.name
+            row = re.search(rf"^# \| \*\*{number} .*\| (\d+) \|$", start, re.MULTILINE)
+            assert row[1] == reading, source.name
 
 
 def test_every_link_of_the_pages_leads_to_a_file():

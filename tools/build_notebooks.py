@@ -11,9 +11,15 @@ An exercise is three cells of a source: a text, a cell `# %% exercise="NAME"` wi
 The complete notebook has the lines between the two. The notebook for students has in their place an
 error that says what to write, and the lines folded into the text. `--nbgrader FOLDER` writes them
 with the markers, as nbgrader's `source` folder wants them.
+
+Nobody works for longer than 45 minutes on end: a source with much to do makes several notebooks for
+students (03a, 03b ...). A part begins at a cell `# %% [markdown] part="NAME" reading=MINUTES`, the
+first one with the source. What a later part needs of the earlier ones is found by the names that
+its cells read, and stands at its top, folded.
 """
 
 import argparse
+import ast
 import base64
 import hashlib
 import os
@@ -22,6 +28,8 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import jupytext
@@ -75,13 +83,18 @@ SOLUTION = re.compile(
     re.MULTILINE,
 )
 EFFORT = re.compile(r"Difficulty [1-5] of 5 · importance [1-5] of 5 · (\d+) minutes?\b")
+TIME = re.compile(r"\*\*Time:\*\* (?P<reading>\d+) minutes[^.]*\.")
+MOST_MINUTES = 45  # on end, reading and exercises together
 HOW = """\
-**This is the notebook to work in**: {number} exercises, about {minutes} minutes beyond the reading.
+**This is the notebook to work in**: {number}.
 Each has two hints{solution}, folded, and a check under it. A check draws new numbers each
 time, and says what it expected, what came, and what may have gone wrong. What you have not written
 yet raises an error that says what to write. Nothing that follows depends on it: go on whenever you
 like."""
 COMPLETE = " (The [complete notebook](../{name}.ipynb) has the solutions, and every output.)"
+CHANGES = {"append", "extend", "add", "update", "insert", "pop", "setdefault", "requires_grad_"}
+CARRIED = """\
+What the parts before this one made stands in the folded cells that follow. Run them, and go on."""
 
 
 def badge(name: str) -> str | None:
@@ -105,43 +118,258 @@ def sources(folder: Path = NOTEBOOKS / "src") -> list[Path]:
 
 
 def build(source: Path, form: str = "complete") -> NotebookNode:
-    """The notebook of one source, after badge and set-up: same cells, no outputs.
+    """The complete notebook of one source, after badge and set-up: same cells, no outputs.
 
     Ids come from the source only.
 
     Args:
         source: percent format.
-        form: "complete"; "exercises", for students; "nbgrader", for instructors.
+        form: "complete"; or "exercises", for students, or "nbgrader", for instructors: then the
+            source must have one part only.
     """
-    read = jupytext.read(source, fmt="py:percent")
-    light = source.stem.startswith("00")  # seconds on any CPU
-    notebook = nbformat.v4.new_notebook(metadata=METADATA if light else METADATA | GPU)
-    shown = badge(source.stem if form == "complete" else f"exercises/{source.stem}")
-    if shown is not None:
-        notebook.cells.append(nbformat.v4.new_markdown_cell(shown, id="open-in-colab"))
-    tags = {"tags": ["set-up"]}
-    begin = (
-        setup() if form == "complete" else setup().replace('(".", "..")', '("../..", "..", ".")')
-    )
-    notebook.cells.append(nbformat.v4.new_code_cell(begin, id="set-up", metadata=tags))
-    minutes = check_exercises(source.name, read.cells)
-    for index, cell in enumerate(read.cells):
-        digest = hashlib.sha256(f"{source.stem}/{index}/{cell.source[:80]}".encode()).hexdigest()
-        make = (
-            nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
-        )
-        metadata = {k: v for k, v in cell.metadata.items() if not k.startswith("lines_to_")}
-        text = cell.source
-        if form != "complete":
-            text, metadata = for_students(read.cells, index, metadata, form)
-        elif "exercise" in metadata:
-            text = completed(text)
-        notebook.cells.append(make(text, id=digest[:12], metadata=metadata))
-        if index == 0 and form != "complete":
-            told = how_to_work(minutes, source.stem, form)
-            notebook.cells.append(nbformat.v4.new_markdown_cell(told, id="how-to-work"))
+    if form != "complete":
+        (notebook,) = build_parts(source, form).values()
+        return notebook
+    cells = jupytext.read(source, fmt="py:percent").cells
+    check_exercises(source.name, cells)
+    notebook = opening(source.stem, source.stem, form)
+    for index in range(len(cells)):
+        notebook.cells.append(made_from(source, cells, index, form))
     nbformat.validate(notebook)
     return notebook
+
+
+def opening(number: str, path: str, form: str) -> NotebookNode:
+    """A notebook with nothing but its badge and the cell that installs what is missing."""
+    light = number.startswith("00")  # seconds on any CPU
+    notebook = nbformat.v4.new_notebook(metadata=METADATA if light else METADATA | GPU)
+    shown = badge(path)
+    if shown is not None:
+        notebook.cells.append(nbformat.v4.new_markdown_cell(shown, id="open-in-colab"))
+    begin = setup()
+    if form != "complete":
+        begin = begin.replace('(".", "..")', '("../..", "..", ".")')
+    tags = {"tags": ["set-up"]}
+    notebook.cells.append(nbformat.v4.new_code_cell(begin, id="set-up", metadata=tags))
+    return notebook
+
+
+def made_from(source: Path, cells: list[NotebookNode], index: int, form: str) -> NotebookNode:
+    """The notebook's cell of the source's cell `index`."""
+    cell = cells[index]
+    digest = hashlib.sha256(f"{source.stem}/{index}/{cell.source[:80]}".encode()).hexdigest()
+    make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
+    metadata = {
+        key: value
+        for key, value in cell.metadata.items()
+        if not key.startswith("lines_to_") and key not in ("part", "reading")
+    }
+    text = cell.source
+    if form != "complete":
+        text, metadata = for_students(cells, index, metadata, form)
+    elif "exercise" in metadata:
+        text = completed(text)
+    return make(text, id=digest[:12], metadata=metadata)
+
+
+# ---- parts
+
+
+@dataclass
+class Part:
+    """Cells of a source that make one notebook for students."""
+
+    name: str  # "" where the source has one part only
+    reading: int  # minutes
+    begin: int  # its first cell
+    end: int  # the cell after its last
+    minutes: list[int]  # of its exercises
+    stem: str  # of the notebook's file
+
+
+def parts_of(source: Path, cells: list[NotebookNode]) -> list[Part]:
+    """The parts of a source, in order.
+
+    Raises:
+        ValueError: the reading does not add up to what the source's top says, or a part takes too
+            long.
+    """
+    told = TIME.search(cells[0].source)
+    if told is None:
+        raise ValueError(f"{source.name} does not say its **Time:** N minutes in its first cell.")
+    begins = [index for index, cell in enumerate(cells) if "part" in cell.metadata] or [0]
+    if begins[0] != 0:
+        raise ValueError(f"{source.name}: the first part begins with the first cell.")
+    number, _, title = source.stem.partition("_")
+    parts = []
+    for k, (begin, end) in enumerate(zip(begins, [*begins[1:], len(cells)], strict=True)):
+        own = check_exercises(source.name, cells[begin:end])
+        letter = "abcdefgh"[k] if len(begins) > 1 else ""
+        parts.append(
+            Part(
+                name=cells[begin].metadata.get("part", ""),
+                reading=int(cells[begin].metadata.get("reading", told["reading"])),
+                begin=begin,
+                end=end,
+                minutes=own,
+                stem=f"{number}{letter}_{title}",
+            )
+        )
+    if sum(part.reading for part in parts) != int(told["reading"]):
+        raise ValueError(
+            f"{source.name}: its parts take {[part.reading for part in parts]} minutes to read, "
+            f"and its top says {told['reading']}."
+        )
+    for part in parts:
+        if part.reading + sum(part.minutes) > MOST_MINUTES:
+            raise ValueError(
+                f"{source.name}, part {part.name!r}: {part.reading} minutes to read and "
+                f"{sum(part.minutes)} for exercises are more than {MOST_MINUTES}. Begin another "
+                "part within it."
+            )
+    return parts
+
+
+def build_parts(source: Path, form: str = "exercises") -> dict[str, NotebookNode]:
+    """The notebooks for students of one source: stem -> notebook."""
+    cells = jupytext.read(source, fmt="py:percent").cells
+    check_exercises(source.name, cells)
+    parts = parts_of(source, cells)
+    made = {}
+    for k, part in enumerate(parts):
+        notebook = opening(source.stem, f"exercises/{part.stem}", form)
+        notebook.cells.append(part_title(source, cells, parts, k, form))
+        told = how_to_work(part.minutes, source.stem, form)
+        notebook.cells.append(nbformat.v4.new_markdown_cell(told, id="how-to-work"))
+        carried = needed(cells, part.begin, part.end)
+        if carried:
+            notebook.cells.append(nbformat.v4.new_markdown_cell(CARRIED, id="carried"))
+        for index in carried:
+            cell = made_from(source, cells, index, form)
+            cell.metadata["jupyter"] = {"source_hidden": True}
+            notebook.cells.append(cell)
+        for index in range(max(part.begin, 1), part.end):
+            notebook.cells.append(made_from(source, cells, index, form))
+        nbformat.validate(notebook)
+        made[part.stem] = notebook
+    return made
+
+
+def part_title(
+    source: Path, cells: list[NotebookNode], parts: list[Part], k: int, form: str
+) -> NotebookNode:
+    """The first cell of a part: the source's own, or for a later part its title, and the time."""
+    first = made_from(source, cells, 0, form)
+    part = parts[k]
+    exercises = sum(part.minutes)
+    minutes = f"**Time:** {part.reading + exercises} minutes: {part.reading} to read, {exercises} "
+    minutes += "for the exercises."
+    if len(parts) == 1:
+        first.source = TIME.sub(minutes, first.source)
+        return first
+    title, _, rest = first.source.partition("\n")
+    title += f" · part {k + 1} of {len(parts)}: {part.name}"
+    if k == 0:
+        first.source = f"{title}\n{TIME.sub(minutes, rest)}"
+        return first
+    before = f"[part {k}]({parts[k - 1].stem}.ipynb)"
+    told = f"{title}\n\n{minutes} **You need:** {before}."
+    return nbformat.v4.new_markdown_cell(told, id=f"{first.id}-{k + 1}")
+
+
+def needed(cells: list[NotebookNode], begin: int, end: int) -> list[int]:
+    """The code cells before `begin` without which those from `begin` to `end` would not run.
+
+    Found from the end: a cell is needed where it makes or changes what a later one reads.
+    Exercises are not: no other cell reads what they define.
+    """
+    wanted: set[str] = set()
+    chosen = []
+    for index in range(end - 1, -1, -1):
+        cell = cells[index]
+        is_exercise = bool({"exercise", "check"} & set(cell.metadata))
+        if cell.cell_type != "code" or (index < begin and is_exercise):
+            continue
+        names = names_of(ast.parse(completed(cell.source)).body)
+        if index < begin:
+            is_parameters = "parameters" in cell.metadata.get("tags", [])
+            if not (names.made & wanted or is_parameters):
+                continue
+            chosen.append(index)
+        wanted = (wanted - names.made_anew) | names.read
+    return chosen[::-1]
+
+
+@dataclass
+class Names:
+    """What some lines do with names."""
+
+    made: set[str]  # stored, or changed
+    made_anew: set[str]  # stored whatever happens, and not read before
+    read: set[str]  # of what was there before
+
+
+def names_of(body: Iterable[ast.stmt]) -> Names:
+    """The names of a block of statements, one after the other."""
+    made: set[str] = set()
+    made_anew: set[str] = set()
+    read: set[str] = set()
+    for statement in body:
+        blocks = [getattr(statement, kind, []) for kind in ("body", "orelse")]
+        if not isinstance(statement, ast.With | ast.For | ast.If | ast.While):
+            blocks = []
+        heads: list[ast.AST] = [statement]
+        if blocks:  # what stands on its first line
+            heads = [n for n in ast.iter_child_nodes(statement) if not isinstance(n, ast.stmt)]
+        parts = [simple_names(heads), *(names_of(block) for block in blocks)]
+        sure = len(parts) if isinstance(statement, ast.With) else 1
+        for k, names in enumerate(parts):
+            read |= names.read - made_anew
+            made |= names.made
+            if k < sure:
+                made_anew |= names.made_anew - read
+    return Names(made, made_anew, read)
+
+
+def simple_names(nodes: Iterable[ast.AST]) -> Names:
+    """The names of statements or expressions without blocks, or of a whole function."""
+    stored: set[str] = set()
+    read: set[str] = set()
+    changed: set[str] = set()  # x[...] = ..., x.y = ..., x += ..., and the line x.append(...)
+    inside: set[str] = set()  # of functions and comprehensions: nobody else sees them
+    for top in nodes:
+        for node in ast.walk(top):
+            if isinstance(node, ast.Name):
+                (read if isinstance(node.ctx, ast.Load) else stored).add(node.id)
+            elif isinstance(node, ast.alias):
+                stored.add((node.asname or node.name).split(".")[0])
+            elif isinstance(node, ast.arg):
+                inside.add(node.arg)
+            elif isinstance(node, ast.comprehension):
+                inside |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+            elif isinstance(node, ast.AugAssign):
+                changed |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+            elif isinstance(node, ast.Attribute | ast.Subscript):
+                if isinstance(node.ctx, ast.Store):
+                    changed.add(owner(node))
+        if isinstance(top, ast.FunctionDef):
+            inside |= stored
+            stored = {top.name}
+        if isinstance(top, ast.Expr) and isinstance(top.value, ast.Call):
+            called = top.value.func
+            if isinstance(called, ast.Attribute) and called.attr in CHANGES:
+                changed.add(owner(called))
+    inside -= changed
+    read = (read | changed) - inside
+    stored -= inside
+    return Names(made=stored | changed, made_anew=stored - read, read=read)
+
+
+def owner(node: ast.AST) -> str:
+    """The name that x.y[0].z belongs to: x; "" where it is no name."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 # ---- exercises
@@ -150,8 +378,8 @@ def build(source: Path, form: str = "complete") -> NotebookNode:
 def how_to_work(minutes: list[int], name: str, form: str) -> str:
     """What stands at the top of a notebook for students; nbgrader hands out no solutions."""
     alone = form == "nbgrader"
-    about = {"number": len(minutes), "minutes": sum(minutes)}
-    told = HOW.format(solution="" if alone else " and a solution", **about)
+    number = f"{len(minutes)} exercise{'s' if len(minutes) > 1 else ''}"
+    told = HOW.format(number=number, solution="" if alone else " and a solution")
     return told if alone else told + COMPLETE.format(name=name)
 
 
@@ -323,17 +551,35 @@ def has_exercises(source: Path) -> bool:
     return '# %% exercise="' in source.read_text(encoding="utf-8")
 
 
-def exercise_drift(source: Path, committed: Path) -> str | None:
-    """How the committed notebook for students differs from its source, or None."""
-    shown = f"exercises/{committed.name}"
-    if not has_exercises(source):
-        return f"{shown} is there, and its source has no exercise" if committed.exists() else None
-    if not committed.is_file():
-        return f"{shown} does not exist"
-    same = (
-        committed.read_text(encoding="utf-8") == nbformat.writes(build(source, "exercises")) + "\n"
-    )
-    return None if same else f"{shown} differs from its source"
+def exercise_drift(source: Path, folder: Path = EXERCISES) -> str | None:
+    """How the committed notebooks for students differ from their source, or None."""
+    committed = {path.stem for path in students_notebooks(source, folder)}
+    made = build_parts(source) if has_exercises(source) else {}
+    for stem, notebook in made.items():
+        path = folder / f"{stem}.ipynb"
+        if not path.is_file():
+            return f"exercises/{path.name} does not exist"
+        if path.read_text(encoding="utf-8") != nbformat.writes(notebook) + "\n":
+            return f"exercises/{path.name} differs from its source"
+    for stem in sorted(committed - set(made)):
+        return f"exercises/{stem}.ipynb is there, and no part of {source.name} makes it"
+    return None
+
+
+def students_notebooks(source: Path, folder: Path) -> list[Path]:
+    """The notebooks for students of a source that lie there."""
+    number, _, title = source.stem.partition("_")
+    return sorted(folder.glob(f"{number}*_{title}.ipynb"))
+
+
+def write_exercises(source: Path, folder: Path, form: str = "exercises") -> None:
+    """Write the notebooks for students of a source; those that it no longer makes are removed."""
+    made = build_parts(source, form) if has_exercises(source) else {}
+    for path in students_notebooks(source, folder):
+        if path.stem not in made:
+            path.unlink()
+    for stem, notebook in made.items():
+        write(notebook, folder / f"{stem}.ipynb")
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
@@ -389,22 +635,18 @@ def main() -> int:
         )
     problems = 0
     for source in chosen:
-        target, for_work = (f / f"{source.stem}.ipynb" for f in (NOTEBOOKS, EXERCISES))
+        target = NOTEBOOKS / f"{source.stem}.ipynb"
         if options.check:
             found = [] if options.exercises else [drift(source, target)]
-            found = [problem for problem in (*found, exercise_drift(source, for_work)) if problem]
+            found = [problem for problem in (*found, exercise_drift(source)) if problem]
             problems += len(found)
             print("\n".join(found) or f"{target.name} is up to date")
             continue
         if options.nbgrader is not None:
-            if has_exercises(source):
-                options.nbgrader.mkdir(parents=True, exist_ok=True)
-                write(build(source, "nbgrader"), options.nbgrader / target.name)
+            options.nbgrader.mkdir(parents=True, exist_ok=True)
+            write_exercises(source, options.nbgrader, "nbgrader")
             continue
-        if has_exercises(source):
-            write(build(source, "exercises"), for_work)
-        else:
-            for_work.unlink(missing_ok=True)
+        write_exercises(source, EXERCISES)
         if options.exercises:
             continue
         print(f"{target.name} ... ", end="", flush=True)

@@ -36,7 +36,7 @@ def original(notebook: NotebookNode, folder: Path = EXERCISES) -> NotebookNode:
         ValueError: there is none.
     """
     own = {grade_id(cell) for cell in notebook.cells} - {None}
-    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+    for path in sorted(folder.glob("[0-9][0-9]*_*.ipynb")):
         known = nbformat.read(path, as_version=4)
         if own & {grade_id(cell) for cell in known.cells} - {None}:
             return known

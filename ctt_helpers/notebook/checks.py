@@ -366,6 +366,62 @@ def next_token_loss(student: Callable, seed: int | None = None) -> None:
     _passed("next_token_loss")
 
 
+# ---- 00: rules and cells
+
+
+def neighbour_rule(student: Callable, seed: int | None = None) -> None:
+    """`neighbour_rule(subject, attractor)`: the share right if the verb agrees with the latter."""
+    name, seed = "neighbour_rule", _seed(seed)
+    levels = np.random.default_rng(seed).permutation(
+        [[s, t] for s in ("sg", "pl") for t in ("sg", "pl")]
+    )
+    came = [_call(student, name, seed, [str(s), str(t)]) for s, t in levels]
+    expected = [1.0 if s == t else 0.0 for s, t in levels]
+    mistakes = {
+        "that model would know the subject: this one knows the neighbour alone": np.ones(4),
+        "turned round: the rule is right where both have the same number": 1 - np.array(expected),
+        "that model guesses: this one always follows its rule": np.full(4, 0.5),
+        "that looks at the neighbour alone: the right verb has the *subject's* number": [
+            float(t == "pl") for _, t in levels
+        ],
+    }
+    for i, cell in enumerate(levels):
+        known = {told: gives[i] for told, gives in mistakes.items() if _all_same(came, gives)}
+        _judge(name, seed, came[i], expected[i], known, f"a share, in the cell {'-'.join(cell)}")
+    _passed(name)
+
+
+def _all_same(came: Sequence, expected: Sequence) -> bool:
+    return all(_same(one, other) for one, other in zip(came, expected, strict=True))
+
+
+def rule_weights(student: Callable, seed: int | None = None) -> None:
+    """`rule_weights(v)`: subject, attractor and both, of [2, 2] means in cells."""
+
+    def draw(rng):
+        return (rng.normal(size=(2, 2)) * 3 + rng.normal(),)
+
+    def truth(v):
+        # the formula in all four cells, as a system of linear equations
+        cells = [(s, t) for s in (-1, 1) for t in (-1, 1)]
+        rows = [[1, s, t, s * t] for s, t in cells]
+        return np.linalg.solve(np.array(rows, dtype=float), v.flatten())[1:]
+
+    mistakes: Mistakes = {
+        "from -1 to +1 are two steps: halve the differences": lambda v: 2 * truth(v),
+        "that is a sum over four cells: take the mean": lambda v: 4 * truth(v),
+        "subject and attractor are swapped: the subject goes down, the neighbour across": (
+            lambda v: truth(v.T)
+        ),
+        "the signs are turned: sg is -1, pl is +1": lambda v: truth(v[::-1, ::-1]),
+        "the mean is no rule: give subject, attractor and both": lambda v: np.array(
+            [v.mean(), *truth(v)]
+        ),
+    }
+    _check(student, "rule_weights", seed, draw, truth, mistakes, "three numbers")
+    _passed("rule_weights")
+
+
 # ---- 02: cells, similarity, onset
 
 
@@ -1525,3 +1581,185 @@ def error_effect(student: Callable, seed: int | None = None) -> None:
     within = 1e-3 * max(1.0, abs(expected), abs(float(effects)))
     _judge(name, seed, came, expected, mistakes, "one number", within)
     _passed(name)
+
+
+# ---- 04, 06, 08: orders, chance, partners
+
+
+def rank_correlation(student: Callable, seed: int | None = None) -> None:
+    """`rank_correlation(a, b)`: Spearman's, of rows without ties."""
+
+    def draw(rng):
+        n = int(rng.integers(9, 14))
+        a = rng.normal(size=n)
+        return np.sinh(2 * a), np.exp(a + rng.normal(size=n))
+
+    def truth(a, b):
+        return _pearson(*([sum(w < v for w in row) for v in row] for row in (a, b)))
+
+    def order(row):
+        return sorted(range(len(row)), key=lambda i: row[i])
+
+    mistakes: Mistakes = {
+        "that is the ordinary correlation of the numbers: rank them first": _pearson,
+        "argsort gives an order, not ranks: take the argsort of the argsort": lambda a, b: _pearson(
+            order(a), order(b)
+        ),
+        "one of the two is ranked the other way round": lambda a, b: -truth(a, b),
+        "only one of the rows is ranked": lambda a, b: _pearson(
+            [sum(w < v for w in a) for v in a], b
+        ),
+    }
+    _check(student, "rank_correlation", seed, draw, truth, mistakes, "a number from -1 to 1")
+    _passed("rank_correlation")
+
+
+def _pearson(a: Sequence[float], b: Sequence[float]) -> float:
+    """The ordinary correlation, in plain sums."""
+    n = len(a)
+    mean_a, mean_b = sum(a) / n, sum(b) / n
+    together = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
+    alone_a = sum((x - mean_a) ** 2 for x in a)
+    alone_b = sum((y - mean_b) ** 2 for y in b)
+    return float(together / math.sqrt(alone_a * alone_b))
+
+
+def chance_of(student: Callable, seed: int | None = None) -> None:
+    """`chance_of(observed, null)`: a p value of a count, one's own world counted in."""
+
+    def draw(rng):
+        null = rng.integers(3, 9, int(rng.integers(15, 40)))
+        return int(rng.choice(null)), null
+
+    def share(observed, null, own=1, beyond=lambda value, observed: value >= observed):
+        as_many = sum(bool(beyond(int(value), observed)) for value in null)
+        return (own + as_many) / (own + len(null))
+
+    mistakes: Mistakes = {
+        "your own world counts among them: one more above, one more below": lambda o, null: share(
+            o, null, own=0
+        ),
+        "as many is as well as more: >=": lambda o, null: share(
+            o, null, beyond=lambda value, observed: value > observed
+        ),
+        "turned round: count the worlds with as many or more": lambda o, null: share(
+            o, null, beyond=lambda value, observed: value <= observed
+        ),
+        "one more above, and one more below, too": lambda o, null: (
+            share(o, null) * (1 + len(null)) / len(null)
+        ),
+    }
+    _check(student, "chance_of", seed, draw, share, mistakes, "a share")
+    _passed("chance_of")
+
+
+def beyond_chance(student: Callable, seed: int | None = None) -> None:
+    """`beyond_chance(before, after)`: Cohen's kappa of two lists of labels."""
+
+    def draw(rng):
+        n = int(rng.integers(20, 40))
+        labels = np.array(["subject", "attractor", "both", "mixed"])
+        before = rng.choice(labels, n, p=[0.1, 0.2, 0.1, 0.6])
+        anew = rng.choice(labels, n, p=[0.3, 0.1, 0.1, 0.5])
+        return before, np.where(rng.random(n) < 0.5, before, anew)
+
+    def shares(before, after):
+        """Agreement, and the mean agreement over all ways to shift one list against the other.
+
+        Every pair of places meets once, so that this is the mean over all shuffles.
+        """
+        n = len(before)
+        each = [np.mean(before == np.roll(after, shift)) for shift in range(n)]
+        return each[0], sum(each) / n
+
+    def truth(before, after):
+        agree, chance = shares(before, after)
+        return (agree - chance) / (1 - chance)
+
+    def even(before, after):
+        agree, chance = shares(before, after)[0], 1 / len({*before, *after})
+        return (agree - chance) / (1 - chance)
+
+    mistakes: Mistakes = {
+        "that is the share that agrees: take off what chance gives": lambda b, a: shares(b, a)[0],
+        "that is the share by chance": lambda b, a: shares(b, a)[1],
+        "chance is not one in so many labels: some labels are frequent": even,
+        "divide by 1 - c, so that the same list gives 1": lambda b, a: (
+            shares(b, a)[0] - shares(b, a)[1]
+        ),
+        "the second list's shares count, too: multiply the two, label by label": lambda b, a: (
+            (shares(b, a)[0] - shares(b, b)[1]) / (1 - shares(b, b)[1])
+        ),
+    }
+    _check(student, "beyond_chance", seed, draw, truth, mistakes, "a number up to 1")
+    _passed("beyond_chance")
+
+
+def subject_share(student: Callable, seed: int | None = None) -> None:
+    """`subject_share(S, N, B)`: the subject's part of the sizes of three rows."""
+
+    def draw(rng):
+        n = int(rng.integers(5, 9))
+        return tuple(rng.normal(size=n) * rng.uniform(0.3, 3, n) for _ in range(3))
+
+    def share(S, N, B, size=abs):
+        subject, neighbour, both = (sum(size(float(v)) for v in row) for row in (S, N, B))
+        return subject / (subject + neighbour + both)
+
+    mistakes: Mistakes = {
+        "take sizes before you add up: features that work against each other are not nothing": (
+            lambda S, N, B: abs(S.sum()) / (abs(S.sum()) + abs(N.sum()) + abs(B.sum()))
+        ),
+        "without absolute values this is no share": lambda S, N, B: S.sum() / (S + N + B).sum(),
+        "what compares the two nouns depends on them, too: it belongs below": lambda S, N, B: (
+            np.abs(S).sum() / (np.abs(S) + np.abs(N)).sum()
+        ),
+        "that is a mean of ratios: a weak feature has as much say as a strong one": (
+            lambda S, N, B: (np.abs(S) / (np.abs(S) + np.abs(N) + np.abs(B))).mean()
+        ),
+        "these are squares: take sizes": lambda S, N, B: share(S, N, B, size=lambda v: v * v),
+    }
+    _check(student, "subject_share", seed, draw, share, mistakes, "a share")
+    _passed("subject_share")
+
+
+def most_alike(student: Callable, seed: int | None = None) -> None:
+    """`most_alike(f, g)`: for each latent of f the latent of g whose activations correlate most."""
+
+    def draw(rng):
+        tokens, mine, theirs = _sizes(rng, (30, 40), (5, 7), (8, 10))
+        f = np.maximum(rng.normal(size=(tokens, mine)), 0) * rng.uniform(0.2, 5, mine)
+        mixed = f[:, rng.integers(0, mine, theirs)] + rng.normal(size=(tokens, theirs))
+        return f, np.maximum(mixed, 0) * rng.uniform(0.1, 9, theirs) + rng.uniform(0, 3, theirs)
+
+    def table(f, g):
+        return np.array([[_pearson(a, b) for b in g.T] for a in f.T])
+
+    def cosines(f, g):
+        return (f / np.linalg.norm(f, axis=0)).T @ (g / np.linalg.norm(g, axis=0))
+
+    mistakes: Mistakes = {
+        "that looks for the partners of g's latents: look along the latents of g": lambda f, g: (
+            table(f, g).argmax(0)
+        ),
+        "without taking off the means, latents that are never silent look alike": lambda f, g: (
+            cosines(f, g).argmax(1)
+        ),
+        "divide by the lengths: the loudest latent is not the most alike": lambda f, g: (
+            (f - f.mean(0)).T @ (g - g.mean(0))
+        ).argmax(1),
+        "these are the correlations themselves: give the index of the largest": lambda f, g: table(
+            f, g
+        ).max(1),
+        "that is the least alike": lambda f, g: table(f, g).argmin(1),
+    }
+    _check(
+        student,
+        "most_alike",
+        seed,
+        draw,
+        lambda f, g: table(f, g).argmax(1),
+        mistakes,
+        "an index for each latent of f",
+    )
+    _passed("most_alike")

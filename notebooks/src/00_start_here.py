@@ -11,7 +11,7 @@
 # In this notebook you meet the story of the whole course: a model that is wrong on purpose, and what changes inside it
 # until it is right. **Time:** 20 minutes to read, a minute to run.
 #
-# | notebook | question | minutes |
+# | notebook | question | minutes to read |
 # |---|---|---|
 # | **01 Hooking checkpoints** | How do I read and replace what flows through a model? | 10 |
 # | **02 Picking a triplet** | Which three checkpoints are worth comparing, and why do curves dip? | 20 |
@@ -22,8 +22,9 @@
 # | **07 Reading features** | What is a feature about, and how good is its name? | 40 |
 # | **08 Scaling up** | What of many checkpoints, other models, other languages? | 45 |
 #
-# Each notebook runs on its own. In each, the cell called *parameters* holds everything you may want to change. (There is no
-# 07 yet; 09 is an appendix, for those who want to know more.)
+# Each notebook runs on its own. In each, the cell called *parameters* holds everything you may want to change. Do you want
+# to *do* something, and be told whether it is right? The same notebooks lie in the folder `exercises`, in parts of at most
+# 45 minutes. (09 is an appendix, for those who want to know more.)
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
@@ -49,7 +50,7 @@ import pandas as pd
 from IPython.display import HTML, display
 
 import ctt_helpers as ctt
-from ctt_helpers.notebook import plots, widgets
+from ctt_helpers.notebook import checks, plots, widgets
 from ctt_helpers.notebook.parameters import top_folder
 
 suite = ctt.setup(globals(), "00", n_pairs=lambda n: None if n >= 16 else "take at least 16 pairs")
@@ -78,6 +79,36 @@ cells.groupby(level=0, sort=False).first().to_frame("a pair of it, right/*wrong"
 #
 # **Question.** A model is trained from nothing. At an early, a middle and the last checkpoint, how often is it right in
 # each cell? Guessing gives 0.5. Write your guesses down; they will be compared.
+
+# %% [markdown]
+# ### Exercise · A model with one rule
+# *Difficulty 1 of 5 · importance 4 of 5 · 3 minutes*
+#
+# To have something to compare with, play a model that knows one rule only: *the verb agrees with its neighbour*. Write
+# `neighbour_rule(subject, attractor)`: how often such a model is right, in the cell with these two numbers ("sg" or "pl").
+#
+# <details><summary>Hint 1</summary>
+#
+# The right verb has the subject's number. Which one does this model choose?
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# It never guesses. So what comes is 1 or 0.
+#
+# </details>
+
+
+# %% exercise="neighbour_rule"
+def neighbour_rule(subject, attractor):
+    """The share right in a cell, of a model whose verb agrees with the neighbour."""
+    ### BEGIN SOLUTION give 1.0 where this model's verb is the right one, else 0.0
+    return float(subject == attractor)
+    ### END SOLUTION
+
+
+# %% check="neighbour_rule"
+checks.neighbour_rule(neighbour_rule)
 
 # %%
 # three numbers from 0 to 1 in each bracket: early, middle, last
@@ -117,6 +148,37 @@ plots.show("Accuracy over tokens seen, a line for each cell (green: congruent) a
 # $$v(s,t) = \text{mean} + \text{subject} \cdot s + \text{attractor} \cdot t + \text{both} \cdot s\,t$$
 #
 # A model that follows the subject has *subject* alone, one that follows the neighbour *attractor* alone.
+
+# %% [markdown]
+# ### Exercise · Weigh two rules
+# *Difficulty 3 of 5 · importance 4 of 5 · 8 minutes*
+#
+# Write `rule_weights(v)`. `v` is `[2, 2]`: the mean of that difference in each cell, the subject's number down (sg, pl), the
+# neighbour's across. Give back *subject*, *attractor* and *both*. Four numbers, four unknowns, and no system to solve.
+#
+# <details><summary>Hint 1</summary>
+#
+# Let only the subject change. How far apart are the two rows, on average? And $s$ goes from −1 to +1: that is two steps.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Each number is the mean over the four cells of $v$ times a sign: $s$ for the subject, $t$ for the attractor, $s\,t$ for both.
+#
+# </details>
+
+
+# %% exercise="rule_weights"
+def rule_weights(v):
+    """(subject, attractor, both) of the means in four cells, [2, 2]."""
+    ### BEGIN SOLUTION take the mean of v times the signs of the subject, of the neighbour, and of both
+    s, t = np.array([[-1], [1]]), np.array([[-1, 1]])
+    return (v * s).mean(), (v * t).mean(), (v * s * t).mean()
+    ### END SOLUTION
+
+
+# %% check="rule_weights"
+checks.rule_weights(rule_weights)
 
 # %%
 if crossed:

@@ -1,4 +1,4 @@
-# %% [markdown]
+# %% [markdown] part="what is learned, and when" reading=12
 # # 02 · Picking a triplet
 #
 # A training run leaves many checkpoints. To compare all of them at once is costly and hard to read. So we pick three:
@@ -228,7 +228,7 @@ found = f"{never} of {len(onsets)} tasks are never right in every cell (open)"
 plots.onset_dots(onsets, looked_at, marked=crossed, title=found)
 plots.show("Dot chart of onsets by task. Circles: nothing misleads there; diamonds: something may.")
 
-# %% [markdown]
+# %% [markdown] part="your own task, and three checkpoints" reading=8
 # ### Exercise · A task of your own
 # *Difficulty 5 of 5 · importance 4 of 5 · 25 minutes*
 #

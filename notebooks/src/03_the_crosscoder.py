@@ -1,4 +1,4 @@
-# %% [markdown]
+# %% [markdown] part="a crosscoder from nothing" reading=9
 # # 03 · The crosscoder
 #
 # A residual stream may hold more ideas than it has numbers. The model writes them on top of each other, as directions that
@@ -282,8 +282,10 @@ for step, batch in enumerate(islice(stream.batches(), 61)):
 # **Try it.** Change one line of the step and run the loop again: keep the $k$ largest of *each* token (`topk` along dimension 1), or leave
 # BatchTopK out and add `0.1 * sizes.sum(1).mean()` to the loss, the older **L1**. What happens to the share explained? And
 # what does L1 want from $u_i$?
-#
-# `ctt.train` does the same for longer, with four things that are worth having:
+
+# %% [markdown] part="is it any good?" reading=11
+# ## Training in earnest
+# `ctt.train` does the same as our loop for longer, with four things that are worth having:
 #
 # - $k$ starts large and falls to its value over the first half of training;
 # - features that have gone silent get a small loss of their own (**AuxK**): they learn to rebuild what the others miss;
@@ -576,7 +578,7 @@ examples = ctt.top_examples(crosscoder, ckpts, held_out[:600], chosen, k=4)
 for feature in chosen:
     display(HTML(f"<b>feature {feature}</b>" + widgets.examples_html(examples[int(feature)])))
 
-# %% [markdown]
+# %% [markdown] part="where is a feature written?" reading=10
 # ## Where is a feature written? RelDec
 # Each feature has one decoder vector per checkpoint. Its **norm** says how strongly the feature is written there. The share
 # of one checkpoint,

@@ -1,4 +1,4 @@
-# %% [markdown]
+# %% [markdown] part="effects, by hand and of all" reading=15
 # # 04 · RelIE and RelDec
 #
 # We have a dictionary of features that three checkpoints share. Which of them *matter* for a task, when, and what are they
@@ -321,7 +321,7 @@ def rel_ie(per_pair):
 # %% check="rel_ie"
 checks.rel_ie(rel_ie)
 
-# %% [markdown]
+# %% [markdown] part="classes, signs and cells" reading=11
 # ### Exercise · Classes
 # *Difficulty 2 of 5 · importance 3 of 5 · 5 minutes*
 #
@@ -487,11 +487,44 @@ else:
 #
 # Their activations are the same at all checkpoints, for the code is shared. Their effects are not. So name a feature by
 # what it does, in cells, and by a rule.
-#
+
+# %% [markdown] part="the hunt, and what features are about" reading=14
 # ## Where it is written is not what it does: RelDec
 # RelDec (notebook 03) is a checkpoint's share of the decoder *norm*: where a feature is written. Does it say where the
 # feature matters? Each dot is a feature above the bar, coloured by its label at the last checkpoint. And which of the two
 # predicts RelIE on *far*?
+
+# %% [markdown]
+# ### Exercise · A rank correlation
+# *Difficulty 3 of 5 · importance 3 of 5 · 7 minutes*
+#
+# Effects are few and large, many and small: one giant decides an ordinary correlation. So we compare *orders*. Write
+# `rank_correlation(a, b)`: put the rank of each number in its place, and take the ordinary correlation of the ranks.
+# (Here no two numbers are equal.)
+#
+# <details><summary>Hint 1</summary>
+#
+# `a.argsort()` says who is smallest, who is next. That is an order, not yet a rank: which place has the *first* number?
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# The order of the order is the rank. `np.corrcoef(x, y)` is a table of four; you need one of its corners.
+#
+# </details>
+
+
+# %% exercise="rank_correlation"
+def rank_correlation(a, b):
+    """Spearman's rank correlation of two rows of numbers."""
+    ### BEGIN SOLUTION rank both rows, and take the ordinary correlation of the ranks
+    rank_a, rank_b = a.argsort().argsort(), b.argsort().argsort()
+    return np.corrcoef(rank_a, rank_b)[0, 1]
+    ### END SOLUTION
+
+
+# %% check="rank_correlation"
+checks.rank_correlation(rank_correlation)
 
 # %%
 reldec = ctt.rel_dec(dictionary.decoder_norms())

@@ -1,4 +1,4 @@
-# %% [markdown]
+# %% [markdown] part="predict, then remove" reading=22
 # # 05 · Does it hold?
 #
 # Notebook 04 gave features effects, and names: this one is about the *subject*, that one about its *neighbour*. A name is a
@@ -257,7 +257,7 @@ def bootstrap_interval(values, groups, rng):
 # %% check="bootstrap_interval" points=2
 checks.bootstrap_interval(bootstrap_interval)
 
-# %% [markdown]
+# %% [markdown] part="groups, and a switch" reading=18
 # ## More and more of them
 # Rank all features by strength on *find*, whatever their label, and remove the first 1, 2, 5 ... Beside it: the effects of
 # the same features one by one, added up.

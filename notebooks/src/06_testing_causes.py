@@ -1,4 +1,4 @@
-# %% [markdown]
+# %% [markdown] part="nulls first" reading=17
 # # 06 · Testing causes
 #
 # Notebooks 04 and 05 found features, measured effects and put error bars on them. Now we test the tools: on nothing, on
@@ -40,7 +40,7 @@ import pandas as pd
 from IPython.display import display
 
 import ctt_helpers as ctt
-from ctt_helpers.notebook import plots
+from ctt_helpers.notebook import checks, plots
 from ctt_helpers.notebook.parameters import top_folder
 
 suite = ctt.setup(globals(), "06", n_pairs=lambda n: None if n >= 20 else "take at least 20 pairs")
@@ -140,10 +140,46 @@ sure[["label", "members", "q", *sure.columns[-len(names) :]]].head(12).round(3)
 
 # %% [markdown]
 # Mind what is *not* there: a strong feature whose RelIE lies near 0.7 (#283 on the embedded suite), and one about the
-# neighbour, whose help and harm cancel over all pairs. So from here on we take incongruent pairs alone.
+# neighbour, whose help and harm cancel over all pairs.
+
+# %% [markdown]
+# ### Exercise · How often by chance?
+# *Difficulty 2 of 5 · importance 4 of 5 · 6 minutes*
 #
+# You have found `observed` features of some kind, and the same count in each of many worlds without a task: `null`. Write
+# `chance_of(observed, null)`: how often a count so large or larger comes where there is nothing. Your own world might be
+# such a one, too: count it among them, so that the answer is never 0.
+#
+# <details><summary>Hint 1</summary>
+#
+# `null >= observed` is True where chance did as well. Why not `>`?
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# With your own world there is one more in the numerator, and one more in the denominator.
+#
+# </details>
+
+
+# %% exercise="chance_of"
+def chance_of(observed, null):
+    """The p value of a count, against counts of worlds with nothing to find."""
+    ### BEGIN SOLUTION count the worlds with as many or more, and your own, among all of them
+    as_many = int((np.asarray(null) >= observed).sum())
+    return (1 + as_many) / (1 + len(null))
+    ### END SOLUTION
+
+
+# %% check="chance_of"
+checks.chance_of(chance_of)
+looks_specific = chance_of(counted(per_pair)["RelIE > 0.7"], tosses["RelIE > 0.7"])
+print(f"as many features that look specific: in {looks_specific:.0%} of worlds without a task")
+
+# %% [markdown] part="two kinds of causes, and another seed" reading=28
 # # 2 · Two kinds of causes
-# "What does this feature do?" can mean two things.
+# From here on we take incongruent pairs alone, where help and harm do not cancel. "What does this feature do?" can mean two
+# things.
 #
 # - **One at a time**: take it away, while all others stay. That is exact ablation; attribution patching (AtP) estimates it.
 # - **All together**: take *everything* away, one after another, and share out what is lost. The **Shapley value** of a
@@ -264,6 +300,41 @@ print("cost, in forward passes or gradients a pair:", cost)
 #
 # **Question.** How many of the features beyond the null will have a partner? And of those, how many keep their *class*, and
 # their *label* (subject, attractor ...), against chance?
+
+# %% [markdown]
+# ### Exercise · Alike by chance
+# *Difficulty 3 of 5 · importance 4 of 5 · 8 minutes*
+#
+# If nine in ten features are *mixed*, two lists agree in most places whatever they say. Write `beyond_chance(before,
+# after)` for two lists of labels: $(a - c) / (1 - c)$, where $a$ is the share of places that agree, and $c$ the share that
+# would if the second list were shuffled. (Known as Cohen's kappa: 0 is chance, 1 is the same list.)
+#
+# <details><summary>Hint 1</summary>
+#
+# Shuffled, the two places know nothing of each other. How likely is "mixed" in the one *and* in the other?
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# For each label: its share in the first list times its share in the second. Add them up.
+#
+# </details>
+
+
+# %% exercise="beyond_chance"
+def beyond_chance(before, after):
+    """Agreement of two lists of labels: 0 where it is that of chance, 1 where they are the same."""
+    ### BEGIN SOLUTION compare the share that agrees with what the labels' shares give by chance
+    before, after = np.asarray(before), np.asarray(after)
+    agree = np.mean(before == after)
+    labels = set(before) | set(after)
+    chance = sum(np.mean(before == label) * np.mean(after == label) for label in labels)
+    return (agree - chance) / (1 - chance)
+    ### END SOLUTION
+
+
+# %% check="beyond_chance"
+checks.beyond_chance(beyond_chance)
 
 # %%
 if other_crosscoder:

@@ -1,4 +1,4 @@
-# %% [markdown]
+# %% [markdown] part="from neighbour to subject" reading=24
 # # 08 · Scaling up
 #
 # Three checkpoints were enough to learn the method. Now we take the whole run, and see this course in one picture: how a
@@ -48,7 +48,7 @@ import torch
 from IPython.display import display
 
 import ctt_helpers as ctt
-from ctt_helpers.notebook import plots
+from ctt_helpers.notebook import checks, plots
 from ctt_helpers.notebook.shapes import check_path, shrunk_suite
 
 suite = ctt.setup(globals(), "08", n_features=lambda n: None if 1 <= n <= 6 else "take 1 to 6")
@@ -106,6 +106,37 @@ pd.DataFrame(explained, names).round(3)
 #
 # **Question.** Draw two curves before you look: the share of the subject and that of the neighbour, from the first
 # checkpoint to the last. Where do they cross? Will the features say the same as the model? And gender?
+
+# %% [markdown]
+# ### Exercise · The share of the subject
+# *Difficulty 2 of 5 · importance 4 of 5 · 6 minutes*
+#
+# Write `subject_share(S, N, B)` for one checkpoint: three rows, a number for each feature. How much of all that depends on the
+# two nouns depends on the subject? Features may work against each other: what one adds and another takes away is not nothing.
+#
+# <details><summary>Hint 1</summary>
+#
+# Two features with $S = +1$ and $S = -1$: their sum is 0. Should their share be, too?
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# First sizes, then sums, then one division. A mean of ratios would give a weak feature as much say as a strong one.
+#
+# </details>
+
+
+# %% exercise="subject_share"
+def subject_share(S, N, B):
+    """The subject's part of all that depends on subject, neighbour or both; from 0 to 1."""
+    ### BEGIN SOLUTION add up the sizes of S over the features, and divide by those of all three
+    subject, neighbour, both = np.abs(S).sum(), np.abs(N).sum(), np.abs(B).sum()
+    return subject / (subject + neighbour + both)
+    ### END SOLUTION
+
+
+# %% check="subject_share"
+checks.subject_share(subject_share)
 
 
 # %%
@@ -203,7 +234,8 @@ if task in told:
 # last noun to the subject. Others fire on **the noun in between, of either number**. They know no number, and their path
 # goes up to the left: they hold the neighbour back. So a label is about what a feature *does*, not about what it fires on.
 # (`onset`: the first checkpoint with half of its largest share; for so many checkpoints it says more than a class.)
-#
+
+# %% [markdown] part="a triplet's features, other models, and costs" reading=21
 # # Part 3 · What becomes of a triplet's features?
 # Notebook 04 had three of these checkpoints and a dictionary of their own. Are its strong features still there? The rule,
 # before we look: of each label take the four strongest features, at the checkpoint where they are strongest, if that is
@@ -212,6 +244,38 @@ if task in told:
 # squares over the cells: the mean effect of a neighbour feature is nothing, for it helps in two cells and hurts in two.)
 #
 # **The control**: another crosscoder of the triplet, with another seed and as little training as the large one.
+
+# %% [markdown]
+# ### Exercise · Who fires alike?
+# *Difficulty 3 of 5 · importance 4 of 5 · 9 minutes*
+#
+# Write `most_alike(f, g)`: `f` and `g` are the codes of two dictionaries on the same text, `[tokens, latents]`, each with a
+# size of its own. For each latent of `f` give back the index of the one in `g` whose activations correlate most with it.
+#
+# <details><summary>Hint 1</summary>
+#
+# A correlation is a cosine of what is left when each latent's mean is gone. So: take off the mean, divide by the length.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Means and lengths are over tokens, axis 0. Then `f.T @ g` has all correlations at once. Which axis do you look along?
+#
+# </details>
+
+
+# %% exercise="most_alike"
+def most_alike(f, g):
+    """For each latent of f the index of the latent of g that correlates most with it."""
+    ### BEGIN SOLUTION take off the means, divide by the lengths, multiply, and look for the largest
+    f, g = f - f.mean(0), g - g.mean(0)
+    f, g = f / np.linalg.norm(f, axis=0), g / np.linalg.norm(g, axis=0)
+    return (f.T @ g).argmax(1)
+    ### END SOLUTION
+
+
+# %% check="most_alike"
+checks.most_alike(most_alike)
 
 # %%
 try:

@@ -1,4 +1,4 @@
-# %% [markdown]
+# %% [markdown] part="planted truth, and the path" reading=18
 # # Appendix: further tests
 #
 # This notebook is no part of the course. It holds what goes further than notebook 06, in pieces that do not need each
@@ -13,7 +13,7 @@
 # - **G** does what a late checkpoint knows leak into an early effect?
 # - **H** what is "off"? Zero, the mean, or another cell's value.
 #
-# **You need:** notebooks 04 to 06. It runs in a minute and a half.
+# **Time:** 47 minutes to read, in pieces; a minute and a half to run. **You need:** notebooks 04 to 06.
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
@@ -253,7 +253,7 @@ assert table.max(axis=None) < 0.01
 print(f"{len(table)} tasks, 16 pairs each; largest gap {table.max(axis=None):.2%}")
 table.loc[table.max(axis=1).nlargest(4).index].map("{:.2%}".format)
 
-# %% [markdown]
+# %% [markdown] part="orders, places, and what is off" reading=29
 # ### Exercise · Shapley values, by sampling
 # *Difficulty 4 of 5 · importance 3 of 5 · 12 minutes*
 #
