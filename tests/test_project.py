@@ -382,6 +382,29 @@ def test_a_notebook_takes_as_long_wherever_that_is_said():
             assert row[1] == reading, source.name
 
 
+WORDS_A_MINUTE = 150  # of prose with terms and formulas in it
+LINES_A_MINUTE = 20  # of code
+
+
+def test_the_minutes_to_read_are_not_too_few():
+    """Exercises are counted in minutes of their own."""
+    tool = load_tool("build_notebooks")
+    for source in tool.sources():
+        cells = jupytext.read(source, fmt="py:percent").cells
+        for part in tool.parts_of(source, cells):
+            words = lines = 0
+            for index in range(part.begin, part.end):
+                cell = cells[index]
+                if cell.cell_type == "markdown":
+                    prose = cell.source.split("### Exercise")[0]
+                    prose = re.sub(r"<details>.*?</details>", "", prose, flags=re.DOTALL)
+                    words += len(re.findall(r"\w+", prose))
+                elif not {"exercise", "check"} & set(cell.metadata):
+                    lines += len(cell.source.splitlines())
+            least = words / WORDS_A_MINUTE + lines / LINES_A_MINUTE
+            assert part.reading >= least, f"{part.stem}: {words} words and {lines} lines of code"
+
+
 def test_every_link_of_the_pages_leads_to_a_file():
     pages = [
         path

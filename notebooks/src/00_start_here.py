@@ -13,8 +13,8 @@
 #
 # | notebook | question | minutes to read |
 # |---|---|---|
-# | **01 Hooking checkpoints** | How do I read and replace what flows through a model? | 10 |
-# | **02 Picking a triplet** | Which three checkpoints are worth comparing, and why do curves dip? | 20 |
+# | **01 Hooking checkpoints** | How do I read and replace what flows through a model? | 15 |
+# | **02 Picking a triplet** | Which three checkpoints are worth comparing, and why do curves dip? | 24 |
 # | **03 The crosscoder** | How do I learn one dictionary for three models? Is it any good? | 30 |
 # | **04 RelIE and RelDec** | Which features matter for a task, and when? | 40 |
 # | **05 Does it hold?** | What happens if I switch them off? | 40 |

@@ -10,7 +10,7 @@
 # - how to put another residual stream in its place, and how to check that you did it right;
 # - why we always leave out the first token.
 #
-# **Time:** 10 minutes to read, half a minute to run. **You need:** some PyTorch. No interpretability.
+# **Time:** 15 minutes to read, half a minute to run. **You need:** some PyTorch. No interpretability.
 
 # %% [markdown]
 # ## Parameters

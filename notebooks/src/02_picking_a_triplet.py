@@ -6,7 +6,7 @@
 #
 # **You will learn** to read a curve that goes *below* chance; that things are learned at different times, and some never;
 # to compare checkpoints from the inside, by the similarity of their activations; and to choose three of them by a rule that
-# you can say aloud. **Time:** 20 minutes to read, a minute to run. **You need:** notebooks 00 and 01.
+# you can say aloud. **Time:** 24 minutes to read, a minute to run. **You need:** notebooks 00 and 01.
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
@@ -228,7 +228,7 @@ found = f"{never} of {len(onsets)} tasks are never right in every cell (open)"
 plots.onset_dots(onsets, looked_at, marked=crossed, title=found)
 plots.show("Dot chart of onsets by task. Circles: nothing misleads there; diamonds: something may.")
 
-# %% [markdown] part="your own task, and three checkpoints" reading=8
+# %% [markdown] part="a task of your own" reading=2
 # ### Exercise · A task of your own
 # *Difficulty 5 of 5 · importance 4 of 5 · 25 minutes*
 #
@@ -283,7 +283,8 @@ plots.show("Line chart of the accuracy over tokens seen on the task that was mad
 # %% [markdown]
 # (Our solution puts *usually* before the verb, and is learned early. Put *slowly* there instead: the same model ends at one half.
 # In the text that it was trained on, *slowly* never stands before a verb. What does it do with a word in a new place?)
-#
+
+# %% [markdown] part="a look inside, and three checkpoints" reading=10
 # ## Looking inside: similarity of activations
 # Accuracy tells *when* behaviour changes. To see when the *inside* changes, we run two checkpoints on the same sentences
 # and take the cosine of their activations, token by token. The mean is their **similarity**: 1 for the same directions, 0
