@@ -13,7 +13,7 @@ from pathlib import Path
 import griffe
 from docutils import nodes
 from griffe2md import render_object_docs
-from latex2mathml.converter import convert
+from math_core import LatexToMathML
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,8 +29,9 @@ exclude_patterns = [".*", "build", "runs"]
 suppress_warnings = ["myst.header"]  # a heading may skip a level
 
 html_theme = "furo"
-html_title = project
+html_title = "Crosscoding Through Time"
 html_static_path = ["static"]
+html_favicon = "static/icon.svg"
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_math_renderer = "mathml"
@@ -43,6 +44,8 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 
 # ---- notebooks and pages
+
+FORMULA = re.compile(r"(?<![$\\])\$[^$]+\$")  # $ in a line of text, not $$
 
 
 def prepare(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -61,6 +64,9 @@ def for_the_site(notebook: dict, path: Path) -> dict:
     if path.parent.name == "exercises":  # not the title of the complete one
         shown[0]["source"] = re.sub(r"\A(# .*)", r"\1 (exercises)", "".join(shown[0]["source"]))
     for cell in shown:
+        if cell["cell_type"] == "markdown":  # a line of a formula may begin with +: that is no list
+            text = "".join(cell["source"])
+            cell["source"] = FORMULA.sub(lambda found: found[0].replace("\n", " "), text)
         for output in cell.get("outputs", []):
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
@@ -83,9 +89,10 @@ def to_a_page(found: re.Match, page: Path) -> str:
 
 
 def formula(self, node: nodes.Element) -> None:
-    """LaTeX as MathML, which browsers draw by themselves."""
-    display = "block" if isinstance(node, nodes.math_block) else "inline"
-    self.body.append(convert(node.astext(), display=display))
+    """LaTeX as MathML, which browsers draw by themselves. What is no LaTeX ends the build."""
+    display = isinstance(node, nodes.math_block)
+    convert = LatexToMathML(fancy_error=False).convert_with_local_state
+    self.body.append(convert(node.astext(), displaystyle=display))
     raise nodes.SkipNode
 
 
@@ -152,6 +159,15 @@ def with_links(text: str) -> str:
     return re.sub(r"\[([^\]]*)\]\(#([^)]+)\)", link, text)
 
 
+def one_title(app: Sphinx, document: nodes.document) -> None:
+    """Parts of a notebook that have titles as large as its own go under that."""
+    first, *others = [child for child in document.children if isinstance(child, nodes.section)]
+    for section in others:
+        document.remove(section)
+        first += section
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", prepare)
+    app.connect("doctree-read", one_title, priority=100)  # before the contents are collected
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
