@@ -1,8 +1,8 @@
 """How the site is made (`make site`). Its pages are the project's own files, where they lie.
 
-`toc.yml` lists them. Nothing is run and nothing of the package's needs is installed for it: notebooks
-are shown as they were committed, and docstrings are read from the sources. No page asks a network
-for anything: formulas are MathML, and fonts are the reader's own.
+`toc.yml` lists them. Nothing is run, and nothing that the package needs is installed: notebooks are
+shown as they were committed, and docstrings are read from the sources. No page asks a network for
+anything: formulas are MathML, and fonts are the reader's own.
 """
 
 import json
@@ -26,6 +26,7 @@ extensions = ["myst_nb", "sphinx_external_toc"]
 external_toc_path = "docs/toc.yml"
 external_toc_exclude_missing = True  # a page is what toc.yml lists
 exclude_patterns = [".*", "build", "runs"]
+smartquotes = False  # "ig" is a value, not a word
 suppress_warnings = ["myst.header"]  # a heading may skip a level
 
 html_theme = "furo"
