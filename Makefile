@@ -6,6 +6,9 @@ PY := $(VENV)/bin/python
 # Written last, so that an interrupted installation is done again; named after this folder, so that
 # one that was moved is, too.
 STAMP := $(VENV)/.installed-$(shell echo "$(CURDIR)" | cksum | cut -d ' ' -f 1)
+# the site's tools want other versions than the notebooks': an environment of their own
+SITE_VENV ?= .venv-site
+SITE_STAMP := $(SITE_VENV)/$(notdir $(STAMP))
 OFFLINE := HF_HUB_OFFLINE=1
 # the models are so small that a second thread costs more than it brings
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest
@@ -13,7 +16,7 @@ ROOT_MAY := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
 .PHONY: help env tutorial test test-quick test-long test-colab lab notebooks bench experiments \
-  lint format clean clean-all
+  site lint format clean clean-all
 
 help:
 	@echo "make tutorial     every notebook, run on the embedded suite, no network needed"
@@ -24,6 +27,7 @@ help:
 	@echo "make test-long    the tests that take minutes;  make test-colab: with Colab's versions"
 	@echo "make notebooks    notebooks/*.ipynb from notebooks/src/*.py, executed"
 	@echo "make bench        the benchmarks;  make experiments: can the numbers be trusted?"
+	@echo "make site         the pages of the project, to read and search offline: build/site/index.html"
 	@echo "make lint         look at the style;  make format: mend it"
 	@echo "make clean        remove caches;  make clean-all: also runs/ and $(VENV)"
 
@@ -61,6 +65,18 @@ bench: env
 experiments: env
 	@$(OFFLINE) $(PY) -m experiments
 
+site: $(SITE_STAMP)
+	@rm -rf build/site build/doctrees build/jupyter_execute
+	@$(SITE_VENV)/bin/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/site
+	@$(SITE_VENV)/bin/python tools/check_site.py build/site
+
+$(SITE_STAMP): docs/requirements.txt docs/constraints.txt
+	@$(or $(PYTHON),python3) tools/check_machine.py --python
+	@$(or $(PYTHON),python3) -m venv "$(SITE_VENV)"
+	@echo "Installing what makes the site into $(SITE_VENV): 0.25 GB, a minute."
+	@$(SITE_VENV)/bin/python -m pip install -q --disable-pip-version-check -r docs/requirements.txt
+	@touch "$(SITE_STAMP)"
+
 lint: env
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -71,9 +87,10 @@ format: env
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .coverage
-	find . -name .git -prune -o -path "./$(VENV)" -prune -o -type d \
+	find . -name .git -prune -o -path "./$(VENV)*" -prune -o -type d \
 	  \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
 clean-all: clean
 	rm -rf runs notebooks/runs
-	if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
+	for venv in "$(VENV)" "$(SITE_VENV)"; do \
+	  if [ -f "$$venv/pyvenv.cfg" ]; then rm -rf "$$venv"; fi; done
