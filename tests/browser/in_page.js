@@ -62,6 +62,17 @@ window.ctt = (() => {
     return it.data["text/plain"];
   }
 
+  // What is cut off at its right, or must be scrolled there. Fields are meant to hold longer texts,
+  // and what takes the focus in order to be scrolled (tabindex) is meant to be.
+  const MEANT = "input, select, textarea, .slider-container, .slider-container *, [tabindex]";
+  function* cutOff(node) {
+    for (const inner of [node, ...node.querySelectorAll("*")]) {
+      if (inner.clientWidth === 0 || inner.scrollWidth <= inner.clientWidth + 1) continue;
+      if (inner.matches(MEANT) || getComputedStyle(inner).overflowX === "visible") continue;
+      yield inner;
+    }
+  }
+
   function tooWide(chosen, widgetsOnly) {
     const found = [];
     if (document.documentElement.scrollWidth > innerWidth) {
@@ -71,8 +82,11 @@ window.ctt = (() => {
       if (cell.model.type !== "code" || (chosen && !chosen.includes(i))) return;
       for (const node of cell.outputArea.node.querySelectorAll(".jp-OutputArea-output")) {
         if (widgetsOnly && !node.querySelector(".jupyter-widgets")) continue;
-        const [need, have] = [node.scrollWidth, node.clientWidth];
-        if (need > have + 1) found.push(`cell ${i}: an output of ${need} in ${have} pixels`);
+        for (const cut of cutOff(node)) {
+          const text = cut.textContent.trim().slice(0, 30);
+          const widths = `${cut.scrollWidth} in ${cut.clientWidth} pixels`;
+          found.push(`cell ${i}: ${cut.tagName} “${text}”, ${widths}`);
+        }
       }
     });
     return found;

@@ -36,7 +36,7 @@ def tab(browser) -> Iterator:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory) -> ctt.pages.Pages:
+def written(browser, tmp_path_factory) -> ctt.pages.Pages:
     suite = ctt.load_suite("tiny")
     ckpts = suite.checkpoints(suite.default_triplet, device="cpu")
     crosscoder = ctt.Crosscoder.load(suite.crosscoder_folder)
