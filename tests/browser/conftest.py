@@ -1,7 +1,6 @@
 """A browser for tests, where there is one, and a folder for what it shows."""
 
 import importlib.util
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def shots(request: pytest.FixtureRequest) -> Path:
-    """An empty folder for the pictures of a module."""
+    """The folder for the pictures of a module."""
     folder = SHOTS / request.path.stem.removeprefix("test_")
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder

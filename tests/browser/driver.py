@@ -233,6 +233,32 @@ class Notebook:
         self.page.screenshot(path=to, clip=clip)
         self.resize(*SIZES[0])
 
+    def follow(self, cell: int, seconds: float = 15) -> str:
+        """Click the first link under a cell.
+
+        Returns:
+            the heading of the page that opens, in another tab of the browser or of Lab.
+        """
+        output = self.page.evaluate_handle("i => ctt.output(i)", cell).as_element()
+        link = output.query_selector("a[href]")
+        assert link, f"there is no link under cell {cell} of {self.path}"
+        before = len(self.page.context.pages)
+        link.click()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.page.wait_for_timeout(100)
+            if len(self.page.context.pages) > before:
+                tab = self.page.context.pages[-1]
+                heading = tab.locator("h1").first.inner_text()
+                tab.close()
+                return heading
+            if self.page.evaluate("ctt.isAway()"):
+                viewer = self.page.frame_locator(".jp-HTMLViewer iframe")
+                heading = viewer.locator("h1").first.inner_text()
+                self.page.evaluate("ctt.comeBack()")
+                return heading
+        raise TimeoutError(f"the first link under cell {cell} of {self.path} opens nothing")
+
     def complaints(self) -> list[str]:
         """Errors and warnings of callbacks, which Lab shows nowhere on the page."""
         return self.page.evaluate("ctt.complaints")

@@ -1,12 +1,14 @@
 // What the tests need inside a page of JupyterLab (started with --expose-app-in-browser).
 "use strict";
 window.ctt = (() => {
-  const panel = () => window.jupyterapp.shell.currentWidget;
+  let opened = null;  // a link may open another tab of Lab
+  const panel = () => opened;
   const kernel = () => panel().sessionContext.session?.kernel;
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
   const complaints = [];
 
   async function ready() {
+    opened = window.jupyterapp.shell.currentWidget;
     await panel().context.ready;
     await panel().sessionContext.ready;
     window.jupyterapp.shell.collapseLeft();
@@ -16,6 +18,13 @@ window.ctt = (() => {
       if (header.msg_type === "error") complaints.push(`${content.ename}: ${content.evalue}`);
       if (header.msg_type === "stream" && content.name === "stderr") complaints.push(content.text);
     });
+  }
+
+  // Whether another tab of Lab is in front, and back to the notebook.
+  const isAway = () => window.jupyterapp.shell.currentWidget !== opened;
+  function comeBack() {
+    window.jupyterapp.shell.currentWidget.close();
+    window.jupyterapp.shell.activateById(opened.id);
   }
 
   // ---- cells
@@ -190,6 +199,6 @@ window.ctt = (() => {
 
   const focused = (i) => controls(i).findIndex((node) => node.contains(document.activeElement));
 
-  return { ready, runFrom, running, cells, output, value, tooWide, controls, told, enter, watch,
+  return { ready, isAway, comeBack, runFrom, running, cells, output, value, tooWide, controls, told, enter, watch,
     answer, focused, complaints };
 })();
