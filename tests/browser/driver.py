@@ -172,6 +172,8 @@ class Notebook:
         self.page.evaluate("ctt.ready()")
 
     def close(self) -> None:
+        """Close it, and end its kernel."""
+        self.page.evaluate("ctt.shutDown()")
         self.page.close()
 
     def run_all(self, seconds: float = 480) -> None:

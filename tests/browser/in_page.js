@@ -27,6 +27,8 @@ window.ctt = (() => {
     window.jupyterapp.shell.activateById(opened.id);
   }
 
+  const shutDown = () => opened.sessionContext.shutdown();
+
   // ---- cells
 
   let runs = 0;
@@ -199,6 +201,6 @@ window.ctt = (() => {
 
   const focused = (i) => controls(i).findIndex((node) => node.contains(document.activeElement));
 
-  return { ready, isAway, comeBack, runFrom, running, cells, output, value, tooWide, controls, told, enter, watch,
+  return { ready, shutDown, isAway, comeBack, runFrom, running, cells, output, value, tooWide, controls, told, enter, watch,
     answer, focused, complaints };
 })();
