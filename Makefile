@@ -15,8 +15,8 @@ PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest
 ROOT_MAY := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help env tutorial test test-quick test-long test-colab lab notebooks bench experiments \
-  site lint format clean clean-all
+.PHONY: help env tutorial test test-quick test-long test-colab test-browser lab notebooks bench \
+  experiments site lint format clean clean-all
 
 help:
 	@echo "make tutorial     every notebook, run on the embedded suite, no network needed"
@@ -25,6 +25,7 @@ help:
 	@echo
 	@echo "make env          only the environment ($(VENV)); the others make it where it is missing"
 	@echo "make test-long    the tests that take minutes;  make test-colab: with Colab's versions"
+	@echo "make test-browser the tests that need Chromium: notebooks, widgets, feature pages, the site"
 	@echo "make notebooks    notebooks/*.ipynb from notebooks/src/*.py, executed"
 	@echo "make bench        the benchmarks;  make experiments: can the numbers be trusted?"
 	@echo "make site         the pages of the project, to read and search offline: build/site/index.html"
@@ -52,6 +53,19 @@ test-long: env
 test-colab: env
 	@$(PY) -m pip install -q --no-deps --upgrade --target $(VENV)/colab -r tests/colab-versions.txt
 	@PYTHONPATH="$(CURDIR)/$(VENV)/colab" $(PYTEST) -n 2 --dist worksteal
+
+# Playwright (170 MB) drives the Chromium of the system, and brings none
+test-browser: env $(VENV)/browser/.installed
+	@PYTHONPATH="$(CURDIR)/$(VENV)/browser" $(PYTEST) -m browser --durations 5
+	@echo "Look at the pictures, the times and what is too wide: runs/browser"
+
+$(VENV)/browser/.installed: $(STAMP) tests/browser/requirements.txt
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { echo "There is no Chromium here: install it (apt install chromium)." >&2; exit 1; }
+	@echo "Installing Playwright (170 MB) into $(VENV)/browser"
+	@$(PY) -m pip install -q --no-deps --upgrade --target $(VENV)/browser \
+	  -r tests/browser/requirements.txt
+	@touch "$@"
 
 lab: env
 	@$(PY) -m jupyter lab --notebook-dir . $(ROOT_MAY)

@@ -450,6 +450,7 @@ def test_a_large_dictionary_is_not_held_in_memory(tmp_path):
 # ---- in a browser
 
 
+@pytest.mark.browser
 def test_a_browser_searches_and_sorts_from_disk(made):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None or importlib.util.find_spec("playwright") is None:
