@@ -130,7 +130,7 @@ def subsets() -> Subsets:
 def cell_of(text: str, row: int, column: int) -> str:
     """The text of a cell of the 2 x 2."""
     inner = text[text.index("<table>") + 7 : text.rindex("</table>")]
-    rows = inner.split("<tr><th>subject ")[1:]
+    rows = inner.split('<tr><th style="padding-right:12px">subject ')[1:]
     return rows[row].split('<td style="text-align:left">')[column + 1]
 
 
@@ -236,16 +236,18 @@ def test_the_sliders_recount(monkeypatch):
     shown.specific.value = 0.7000000000000001  # as a browser counts
     assert "above 0.70" in shown.html.value
     counts = widgets.class_counts(shares, NAMES, 0.7, 0.1)
+    text = shown.html.value
     for what, total in counts.sum().items():
         specific = counts[what][counts.index.str.startswith("specific")].sum()
-        assert f"<b>{specific} of {total} (" in shown.html.value
+        part = f"{specific / total:.0%}"
+        assert f"<b>{specific} ({part})</b>" in shown.html.value and f", {total}</th>" in text
     assert "&lt;random&gt;" in shown.html.value and "<random>" not in shown.html.value
     assert "&lt;mid&gt;" in shown.html.value and "<mid>" not in shown.html.value
 
 
 def test_nothing_active_is_no_division_by_zero():
     text = widgets.class_table_html({"RelIE": np.full((3, 4), np.nan)}, NAMES)
-    assert "0 of 0 (0%)" in text and "nan" not in text
+    assert "RelIE, 0</th>" in text and "<b>0 (0%)</b>" in text and "nan" not in text
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from ctt_helpers.effects import Subsets
 from ctt_helpers.metrics import share_right
 from ctt_helpers.notebook.plots import look
-from ctt_helpers.notebook.widgets.cards import BAR_WIDTH, bar, table
+from ctt_helpers.notebook.widgets.cards import BAR_WIDTH, bar, strip, table
 from ctt_helpers.notebook.widgets.shown import Shown
 from ctt_helpers.pairs import MinimalPairs
 
@@ -47,14 +47,14 @@ def two_by_two_html(
     before, now = subsets.lead[c, 0], subsets.without(off)[c]
     rows = []
     for subject in levels["subject"]:
-        row = f"<th>subject {html.escape(str(subject))}</th>"
+        row = f'<th style="padding-right:12px">subject {html.escape(str(subject))}</th>'
         for attractor in levels["attractor"]:
             inside = _level(pairs, "subject", subject) & _level(pairs, "attractor", attractor)
             color = _color(subject == attractor)
             row += f'<td style="text-align:left">{_cell(before[inside], now[inside], color)}</td>'
         rows.append(row)
     header = ["", *(f"neighbour {html.escape(str(level))}" for level in levels["attractor"])]
-    return f"<p><b>{html.escape(checkpoint)}</b>, {_told(off)}</p>{table(header, rows)}"
+    return _card(f"<b>{html.escape(checkpoint)}</b>, {_told(off)}", header, rows)
 
 
 def ablation_board_html(subsets: Subsets, pairs: MinimalPairs, off: Sequence[int] = ()) -> str:
@@ -83,7 +83,7 @@ def ablation_board_html(subsets: Subsets, pairs: MinimalPairs, off: Sequence[int
             shown = html.escape(name) if first == 0 else ""
             rows.append(
                 f'<td style="text-align:left"><b>{shown}</b></td>'
-                f'<td style="text-align:left">{html.escape(cell)}</td>'
+                f'<td style="text-align:left;white-space:nowrap">{html.escape(cell)}</td>'
                 f"{bar(accuracy, 1, color, width=BAR_WIDTH // 2)}"
                 f"<td>{accuracy:.2f}</td><td>{share_right(before[c, inside]):.2f}</td>"
                 f"<td><b>{now[c, inside].mean():+.2f}</b></td>"
@@ -91,7 +91,12 @@ def ablation_board_html(subsets: Subsets, pairs: MinimalPairs, off: Sequence[int
                 f"<td>{added[c, inside].mean():+.2f}</td>"
             )
     numbers = ["accuracy", "untouched", "lead (logits)", "untouched", "if effects added up"]
-    return f"<p>{_told(off)}</p>{table(['checkpoint', 'cell', '', *numbers], rows)}"
+    return _card(_told(off), ["checkpoint", "cell", "", *numbers], rows)
+
+
+def _card(heading: str, header: Sequence[str], rows: Sequence[str]) -> str:
+    # a widget's own lines are twice as far apart
+    return f'<div style="line-height:1.5"><p>{heading}</p>{table(header, rows)}</div>'
 
 
 def _check(subsets: Subsets, pairs: MinimalPairs) -> None:
@@ -143,7 +148,7 @@ def _cell(before: np.ndarray, now: np.ndarray, color: str) -> str:
         return "no pairs"
     accuracy = share_right(now)
     return (
-        f"<table><tr>{bar(accuracy, 1, color)}</tr></table>"
+        f"{strip(accuracy, 1, color)}"
         f"right: <b>{accuracy:.2f}</b> (was {share_right(before):.2f})<br>"
         f"lead: <b>{now.mean():+.2f}</b> (was {before.mean():+.2f})"
     )

@@ -21,20 +21,18 @@ _LEFT = 'style="text-align:left"'
 # ---- tables
 
 
-def bar(
+def strip(
     value: float, reach: float, color: str, signed: bool = False, width: int = BAR_WIDTH
 ) -> str:
-    """A table cell with a bar.
+    """A bar.
 
     Args:
-        value: the length of the bar; NaN says "inactive".
+        value: the length of the bar.
         reach: the value of the longest bar.
         color: of the bar.
         signed: bars grow left or right from the middle; else to the right from the left edge.
         width: of the longest bar in pixels; of a signed one twice its length.
     """
-    if not np.isfinite(value):
-        return f"<td {_LEFT}>inactive</td>"
     longest = width / 2 if signed else width
     length = longest * min(abs(value) / reach, 1) if reach > 0 else 0
     if not signed:
@@ -44,15 +42,25 @@ def bar(
     else:
         start = longest
     return (
-        f'<td><div style="width:{width}px;background-color:rgba(128,128,128,0.15)">'
+        f'<div style="width:{width}px;background-color:rgba(128,128,128,0.15)">'
         f'<div style="width:{length:.0f}px;margin-left:{start:.0f}px;height:11px;'
-        f'background-color:{color}"></div></div></td>'
+        f'background-color:{color}"></div></div>'
     )
+
+
+def bar(
+    value: float, reach: float, color: str, signed: bool = False, width: int = BAR_WIDTH
+) -> str:
+    """A table cell with a `strip`; NaN says "inactive"."""
+    if not np.isfinite(value):
+        return f"<td {_LEFT}>inactive</td>"
+    return f"<td>{strip(value, reach, color, signed, width)}</td>"
 
 
 def table(header: Sequence[str], rows: Sequence[str]) -> str:
     """A table of rows that are already cells."""
-    head = "".join(f"<th {_LEFT}>{cell}</th>" for cell in header)
+    # without the room on the right a widget's columns touch
+    head = "".join(f'<th style="text-align:left;padding-right:12px">{cell}</th>' for cell in header)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 

@@ -40,8 +40,9 @@ class CheckpointSlider(Shown):
         self.slider.observe(self.show, names="value")
         self.picker = None if into is None else TripletPicker(curve, sim, into, on_choice)
         self.show()
-        parts = [self.slider, self.html]
-        self.widget = ipywidgets.VBox(parts if into is None else [*parts, self.picker.widget])
+        # the menus before the long table, so that all controls are seen at once
+        menus = [] if self.picker is None else [self.picker.widget]
+        self.widget = ipywidgets.VBox([self.slider, *menus, self.html])
 
     @property
     def choice(self) -> list[str] | None:
@@ -167,8 +168,9 @@ def checkpoint_slider(
 ) -> CheckpointSlider:
     """A slider over the checkpoints that shows the accuracies and similarities of each.
 
-    With `into` three menus stand beneath, with a line that says what the rule of `suggest_triplet`
-    makes of the three. What is not in the order of training is not taken.
+    With `into` three menus come along, and a line that says what the rule of `suggest_triplet`
+    makes of the three. What is not in the order of training is not taken. (In JupyterLab the space
+    bar opens a menu; arrows alone go to another cell.)
 
     Args:
         curve: what `accuracy_curve` returns, at least one row.

@@ -75,16 +75,17 @@ def class_table_html(
             count, total = counts[what].iloc[i], totals[what]
             part = count / total if total else 0.0
             row += bar(part, 1, color, width=BAR_WIDTH // 2)
-            row += f"<td>{count:,} ({part:.0%})</td>"
+            row += f'<td style="white-space:nowrap">{count:,} ({part:.0%})</td>'
         rows.append(row)
     last = '<td style="text-align:left"><b>specific to any</b></td>'
-    for what in counts:
-        part = any_specific[what] / totals[what] if totals[what] else 0.0
-        last += f"<td></td><td><b>{any_specific[what]:,} of {totals[what]:,} ({part:.0%})</b></td>"
+    for what, total in totals.items():
+        part = any_specific[what] / total if total else 0.0
+        last += f"<td></td><td><b>{any_specific[what]:,} ({part:.0%})</b></td>"
     header = ["class"]
-    for what in counts:
-        header += [html.escape(str(what)), ""]
-    return f"<p>{lead}</p>{table(header, [*rows, last])}"
+    for what, total in totals.items():
+        header += [f"{html.escape(str(what))}, {total:,}", ""]
+    # a widget's own lines are twice as far apart
+    return f'<div style="line-height:1.5"><p>{lead}</p>{table(header, [*rows, last])}</div>'
 
 
 class ClassSlider(Shown):
