@@ -4,6 +4,7 @@ The answers are compared with one plain ablation for each subset, the counts wit
 """
 
 import itertools
+import re
 import time
 
 import numpy as np
@@ -165,12 +166,15 @@ def test_the_board_shows_each_checkpoint_and_cell_and_the_sum_of_effects(subsets
         rows, itertools.product(range(3), ["pl-pl", "sg-sg", "pl-sg", "sg-pl"]), strict=True
     ):
         mine = pairs.cells == cell
-        numbers = (
-            f"<td>{(now[c, mine] > 0).mean():.2f}</td><td>{(before[c, mine] > 0).mean():.2f}</td>"
-            f"<td><b>{now[c, mine].mean():+.2f}</b></td><td>{before[c, mine].mean():+.2f}</td>"
-            f"<td>{added[c, mine].mean():+.2f}</td>"
-        )
-        assert f">{cell}</td>" in row and numbers in row
+        numbers = [
+            f"{(now[c, mine] > 0).mean():.2f}",
+            f"{(before[c, mine] > 0).mean():.2f}",
+            f"<b>{now[c, mine].mean():+.2f}</b>",
+            f"{before[c, mine].mean():+.2f}",
+            f"{added[c, mine].mean():+.2f}",
+        ]
+        shown_numbers = re.findall(r'<td style="padding-right:12px">(.*?)</td>', row)
+        assert f">{cell}</td>" in row and shown_numbers == numbers
     assert "&lt;mid&gt;" in shown.html.value and "<mid>" not in shown.html.value
     for box in shown.boxes.values():
         box.value = False

@@ -60,8 +60,8 @@ def two_by_two_html(
 def ablation_board_html(subsets: Subsets, pairs: MinimalPairs, off: Sequence[int] = ()) -> str:
     """Accuracy and mean lead by checkpoint and cell, as HTML.
 
-    The last column is what the lead would be if effects added up: the untouched one, and the
-    effects of the features one by one.
+    "right" is the accuracy, "was" what it is with all features on, and "added up" what the lead
+    would be if effects added up: the untouched one, and the effects of the features one by one.
 
     Args:
         subsets: what `ctt.ablate_subsets` returns.
@@ -78,20 +78,21 @@ def ablation_board_html(subsets: Subsets, pairs: MinimalPairs, off: Sequence[int
     rows = []
     for c, name in enumerate(subsets.names):
         for first, (cell, inside) in enumerate(parts.items()):
-            accuracy = share_right(now[c, inside])
+            right, was_right = share_right(now[c, inside]), share_right(before[c, inside])
+            lead, was, sum_of = (each[c, inside].mean() for each in (now, before, added))
             color = _color(len(set(cell.split("-"))) == 1)
             shown = html.escape(name) if first == 0 else ""
+            numbers = [f"{right:.2f}", f"{was_right:.2f}", f"<b>{lead:+.2f}</b>"]
+            numbers += [f"{was:+.2f}", f"{sum_of:+.2f}"]
             rows.append(
                 f'<td style="text-align:left"><b>{shown}</b></td>'
                 f'<td style="text-align:left;white-space:nowrap">{html.escape(cell)}</td>'
-                f"{bar(accuracy, 1, color, width=BAR_WIDTH // 2)}"
-                f"<td>{accuracy:.2f}</td><td>{share_right(before[c, inside]):.2f}</td>"
-                f"<td><b>{now[c, inside].mean():+.2f}</b></td>"
-                f"<td>{before[c, inside].mean():+.2f}</td>"
-                f"<td>{added[c, inside].mean():+.2f}</td>"
+                f"{bar(right, 1, color, width=BAR_WIDTH // 2)}"
+                + "".join(f'<td style="padding-right:12px">{number}</td>' for number in numbers)
             )
-    numbers = ["accuracy", "untouched", "lead (logits)", "untouched", "if effects added up"]
-    return _card(_told(off), ["checkpoint", "cell", "", *numbers], rows)
+    # short, so that the table fits 800 pixels
+    header = ["checkpoint", "cell", "", "right", "was", "lead", "was", "added up"]
+    return _card(_told(off), header, rows)
 
 
 def _card(heading: str, header: Sequence[str], rows: Sequence[str]) -> str:

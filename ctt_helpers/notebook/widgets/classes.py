@@ -80,7 +80,8 @@ def class_table_html(
     last = '<td style="text-align:left"><b>specific to any</b></td>'
     for what, total in totals.items():
         part = any_specific[what] / total if total else 0.0
-        last += f"<td></td><td><b>{any_specific[what]:,} ({part:.0%})</b></td>"
+        count = f"<b>{any_specific[what]:,} ({part:.0%})</b>"
+        last += f'<td></td><td style="white-space:nowrap">{count}</td>'
     header = ["class"]
     for what, total in totals.items():
         header += [f"{html.escape(str(what))}, {total:,}", ""]
