@@ -28,7 +28,8 @@ _EXPORTS = {
     ],
     "attribution": ["effects_from_gradient"],
     "effects": [
-        "Effects", "Metric", "ablate", "ablation_curve", "indirect_effects", "readout_of",
+        "Effects", "Metric", "Subsets", "ablate", "ablate_subsets", "ablation_curve",
+        "indirect_effects", "readout_of",
     ],
     "metrics": [
         "activation_similarity", "classify", "decoder_similarity", "match_features", "pairwise",

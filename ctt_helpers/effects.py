@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 ARRAYS = ("mean", "abs_mean", "error", "total", "gap", "n_nodes")
 FILES = ("effects.safetensors", "effects.json")
 BASELINES = ("zero", "mean", "resample")
+MOST_IN_SUBSETS = 10  # latents whose subsets are all taken away
 
 # (checkpoint, its raw activations) -> those of all checkpoints, from which f is read
 ReadFrom = Callable[[int, Float[Tensor, "tokens d_model"]], Float[Tensor, "tokens n d_model"]]
@@ -978,3 +979,114 @@ def clustered_stderr(
     if n < 2:
         return float("nan")
     return float((sums @ sums * n / (n - 1)) ** 0.5 / len(values))
+
+
+# ---- every subset of a few latents
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """What the model answers without each subset of a few latents.
+
+    Attributes:
+        features: the latents, m of them.
+        names: labels of the checkpoints.
+        lead: [checkpoints, 2^m, pairs] logit(right) - logit(wrong). In the subset of number s,
+            features[j] is off where bit j of s is set; s = 0 is the model as it is.
+    """
+
+    features: list[int]
+    names: list[str]
+    lead: Float[np.ndarray, "checkpoints subsets pairs"] = field(repr=False)
+
+    def number(self, off: Iterable[int]) -> int:
+        """The number of a subset, given the latents that are off.
+
+        Raises:
+            ValueError: a latent that is not among `features`.
+        """
+        number = 0
+        for feature in off:
+            if feature not in self.features:
+                raise ValueError(
+                    f"Feature {feature} is not among those whose subsets were taken away: there "
+                    f"are {self.features}."
+                )
+            number |= 1 << self.features.index(feature)
+        return number
+
+    def without(self, off: Iterable[int]) -> Float[np.ndarray, "checkpoints pairs"]:
+        """The lead without these latents."""
+        return self.lead[:, self.number(off)]
+
+
+def ablate_subsets(
+    crosscoder: Crosscoder,
+    ckpts: Checkpoints,
+    pairs: MinimalPairs,
+    features: Sequence[int],
+    batch_size: int = 128,
+) -> Subsets:
+    """Set every subset of a few latents to zero, exactly, everywhere but at the first token.
+
+    Effects of several latents do not add up, so that 2^m subsets of m latents cannot be had from m
+    effects. A pair takes 2^a forward passes of the layers above at each checkpoint, where a of the
+    m latents are active in it: the others change nothing there. That is 2^m at most: m = 8 is
+    little for the embedded suite, and much for a large model.
+
+    Args:
+        crosscoder: trained on these checkpoints and layer.
+        ckpts: the checkpoints, in the order of the crosscoder.
+        pairs: the task.
+        features: the latents, each once, ten at most.
+        batch_size: pairs read at once, and sequences in a forward pass.
+
+    Raises:
+        ValueError: no latents, more than ten, one that does not exist or comes twice, or what does
+            not belong together.
+        hooks.NotFinite: a logit is NaN or infinite.
+    """
+    features = check_features(list(features), crosscoder.n_latents)
+    m = len(features)
+    if not 1 <= m <= MOST_IN_SUBSETS or len(set(features)) < m:
+        raise ValueError(
+            f"features has {m} latents, {len(set(features))} of them different: give 1 to "
+            f"{MOST_IN_SUBSETS}, each once. The number of subsets is 2 to their number."
+        )
+    readings = _read(crosscoder, ckpts, pairs, batch_size)
+    W_dec, b_dec = (weights.detach() for weights in crosscoder.raw_decoder())
+    lead = np.empty((len(ckpts), 2**m, len(pairs)))
+    bar = progress(range(len(ckpts) * len(readings)), "subsets")
+    for c, model in enumerate(ckpts):
+        for reading in readings:
+            readout = readout_of(model, reading.pairs, reading.x[:, :, c], b_dec[c])
+            f = reading.f(c)[..., features]
+            decoder = W_dec[features, c].to(reading.x)
+            lead[c, :, reading.rows] = -_every_subset(readout, f, decoder, batch_size)
+            bar.update()
+        hooks.check_finite(torch.from_numpy(lead[c]), model, f"Logits on {pairs.name!r}")
+    bar.close()
+    return Subsets(features=features, names=list(ckpts.labels), lead=lead)
+
+
+def _every_subset(
+    readout: Readout,
+    f: Float[Tensor, "pairs t m"],
+    decoder: Float[Tensor, "m d_model"],
+    batch_size: int,
+) -> Float[np.ndarray, "subsets pairs"]:
+    """m of the stream without each subset of these latents."""
+    n_pairs, m = len(f), f.shape[-1]
+    bits = 2 ** np.arange(m)
+    active = (f > 0).any(1).cpu().numpy() @ bits  # [pairs] which are active, as a number
+    subsets = np.arange(2**m)[:, None] & active  # [subsets, pairs] what of a subset is there
+    different, place = np.unique(np.arange(n_pairs) << m | subsets, return_inverse=True)
+    rows = torch.from_numpy(different >> m).to(f.device)
+    off = torch.from_numpy((different[:, None] & bits) > 0).to(f)  # [items, m]
+    values = []
+    for start in range(0, len(different), batch_size):
+        items = slice(start, start + batch_size)
+        here = rows[items]
+        x = readout.x[here] - (f[here] * off[items, None]) @ decoder
+        values.append(readout.value(x, here).cpu().double().numpy())
+    return np.concatenate(values)[place.reshape(subsets.shape)]

@@ -269,7 +269,8 @@ def test_the_widgets_work_with_colabs_ipywidgets(tmp_path):
         "import sys, ipywidgets as w, pytest; assert w.__version__ == '7.7.1'; "
         "sys.exit(pytest.main(sys.argv[1:]))"
     )
-    tests = ["-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_widgets.py")]
+    files = [str(ROOT / "tests" / name) for name in ("test_widgets.py", "test_widgets_cells.py")]
+    tests = ["-q", "-p", "no:cacheprovider", *files]
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code, *tests], capture_output=True, text=True, cwd=ROOT, env=env

@@ -391,14 +391,19 @@ pd.DataFrame(picked, index=["first", "middle", "last"]).T
 # embedded suite) it prefers earlier checkpoints, on the way into the dip. Both have the dip and the end in them. A choice
 # like this is a suggestion: what you find later should not hang on it. The runner-up is compared in the appendix of 04.
 #
-# **Try it.** Move the slider: each checkpoint shows its accuracies and how similar it is to the others. Where would *you*
-# put the middle one? (Without a running kernel you see the table of one checkpoint.)
+# **Try it.** Move the slider: each checkpoint shows its accuracies and how similar it is to the others. The menus hold a
+# triplet (the space bar opens one), and a line says what the rule makes of it. **Question.** The rule *begins* in the dip.
+# Put the dip in the *middle*, and something earlier first. What does the rule say, and do you agree? (Without a running
+# kernel you see the table of one checkpoint; the rule's best four are above.)
 
 # %%
+triplet = list(choice.revisions)  # the menus write your choice into this list
 display(HTML(widgets.checkpoint_table_html(curve, sim, choice.revisions[1])))
-widgets.checkpoint_slider(curve, sim)
+widgets.checkpoint_slider(curve, sim, into=triplet)
 
 # %%
+print("your triplet:", ", ".join(triplet))  # run this cell again after choosing
+picked["yours"] = triplet
 folder = Path(out)
 folder.mkdir(parents=True, exist_ok=True)
 curve[curve["cell"] == "all"].to_csv(folder / "accuracy.csv", index=False)

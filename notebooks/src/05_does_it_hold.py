@@ -36,9 +36,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import HTML, display
 
 import ctt_helpers as ctt
-from ctt_helpers.notebook import checks, plots
+from ctt_helpers.notebook import checks, plots, widgets
 
 suite = ctt.setup(
     globals(),
@@ -52,7 +53,7 @@ dictionary = ctt.Crosscoder.load(crosscoder or suite.crosscoder_folder)
 
 # %% tags=["estimate"]
 if suite.name != "tiny":  # what it takes on this machine, before anything is downloaded
-    todo = {"ablation": 4 * n_pairs, "ablate": (15 + 6 * n_random) * n_pairs}
+    todo = {"ablation": 4 * n_pairs, "ablate": (15 + 6 * n_random + 2**6) * n_pairs}
     print(ctt.estimate(ckpts, pairs=todo, n_latents=dictionary.n_latents, k=dictionary.k or 64))
 
 # %%
@@ -219,6 +220,31 @@ pd.DataFrame(rows).T[cells].round(2)
 # changes nothing. Left alone, it has a prejudice of its own: at the dip it says "plural". And at the end some controls do
 # harm, too: they may hold strong features of other labels, and one such feature is met below.
 #
+# ### Switch them off yourself
+# Groups hide who does it. Here are the strongest few features of all checkpoints, on *find*, and each subset of them has
+# been taken away (`ctt.ablate_subsets`): a tick only looks up.
+#
+# **Question.** At step600 the embedded suite is right in 40 % of the pl-sg pairs (a plural subject, a singular
+# neighbour). *Which single feature must go* so that pl-sg comes right? And which cells pay for it? (Without a mouse: Tab goes
+# from control to control, arrows move the slider, the space bar ticks. Without a kernel: the table has all of them on.)
+
+# %%
+strongest = order[:, :4].T.ravel().tolist()  # the first of each checkpoint, then the second ...
+few = list(dict.fromkeys(strongest))[:6]
+subsets = ctt.ablate_subsets(dictionary, ckpts, far, few)
+middle = names[len(names) // 2]
+if has_cells:
+    display(HTML(widgets.two_by_two_html(subsets, far, middle)))
+    display(widgets.two_by_two(subsets, far, middle).widget)
+
+# %% [markdown]
+# <details><summary>What we found</summary>
+#
+# #283. Without it pl-sg goes from 0.40 to 0.95, and both singular subjects lose: sg-sg from 1.00 to 0.30, sg-pl from 0.57 to
+# 0.07. It tells of the singular. Nothing became wiser, and the model now says "plural".
+#
+# </details>
+#
 # How sure are such means? Here the bars rest on a formula. There is a way that needs none: draw the sentences anew, with
 # replacement, many times, and see where the means lie. Pairs of the same words say nearly the same thing, so they are drawn
 # *together*.
@@ -341,6 +367,24 @@ plots.show(
 # in incongruent pairs than fifty do, or all.
 #
 # **Question.** How can one missing feature be worse than none at all? What might it have told the layers above?
+#
+# Look for it on a board of all checkpoints and cells. **To find out**: at the end of training one tick breaks both
+# incongruent cells. Which? Leave it there. Which second tick mends pl-sg again, and which one sg-pl? Taken alone neither
+# does much good there. What would the sum of two effects have said? (*right*: the accuracy; *was*: with all features on;
+# *added up*: the lead, if the effects of single features simply added up.)
+
+# %%
+display(HTML(widgets.ablation_board_html(subsets, far, few[:1])))
+widgets.ablation_board(subsets, far)
+
+# %% [markdown]
+# <details><summary>What we found</summary>
+#
+# At step3000 without #398 accuracy is 0.00 in pl-sg and 0.02 in sg-pl. With #283 off as well, pl-sg is back at 0.97 and its
+# lead at +2.7; added up, the two effects would give −1.3. With #437 in its place, sg-pl comes back to 0.72. So #398 keeps
+# the neighbour's number from being heard, and these two tell it. What a feature does depends on what else is there.
+#
+# </details>
 #
 # ## A switch
 # Take the feature whose effect at the end differs most between incongruent and congruent pairs, on *find*.

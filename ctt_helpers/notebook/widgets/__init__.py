@@ -5,6 +5,12 @@ the cards of `cards.py`, which a page without widgets calls itself. Works with i
 """
 
 # ruff: noqa: F401 (reached as widgets.feature_explorer ...)
+from ctt_helpers.notebook.widgets.ablations import (
+    ablation_board,
+    ablation_board_html,
+    two_by_two,
+    two_by_two_html,
+)
 from ctt_helpers.notebook.widgets.cards import (
     checkpoint_table_html,
     examples_html,
@@ -12,5 +18,6 @@ from ctt_helpers.notebook.widgets.cards import (
     tokens_html,
 )
 from ctt_helpers.notebook.widgets.checkpoints import checkpoint_slider
+from ctt_helpers.notebook.widgets.classes import class_counts, class_slider, class_table_html
 from ctt_helpers.notebook.widgets.explorer import feature_explorer
 from ctt_helpers.notebook.widgets.notes import read_notes, save_note

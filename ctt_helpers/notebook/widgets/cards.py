@@ -21,18 +21,19 @@ _LEFT = 'style="text-align:left"'
 # ---- tables
 
 
-def _bar(value: float, reach: float, color: str, signed: bool = False) -> str:
-    """A table cell with a bar.
+def strip(
+    value: float, reach: float, color: str, signed: bool = False, width: int = BAR_WIDTH
+) -> str:
+    """A bar.
 
     Args:
-        value: the length of the bar; NaN says "inactive".
+        value: the length of the bar.
         reach: the value of the longest bar.
         color: of the bar.
         signed: bars grow left or right from the middle; else to the right from the left edge.
+        width: of the longest bar in pixels; of a signed one twice its length.
     """
-    if not np.isfinite(value):
-        return f"<td {_LEFT}>inactive</td>"
-    longest = BAR_WIDTH / 2 if signed else BAR_WIDTH
+    longest = width / 2 if signed else width
     length = longest * min(abs(value) / reach, 1) if reach > 0 else 0
     if not signed:
         start = 0
@@ -41,15 +42,25 @@ def _bar(value: float, reach: float, color: str, signed: bool = False) -> str:
     else:
         start = longest
     return (
-        f'<td><div style="width:{BAR_WIDTH}px;background-color:rgba(128,128,128,0.15)">'
+        f'<div style="width:{width}px;background-color:rgba(128,128,128,0.15)">'
         f'<div style="width:{length:.0f}px;margin-left:{start:.0f}px;height:11px;'
-        f'background-color:{color}"></div></div></td>'
+        f'background-color:{color}"></div></div>'
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[str]) -> str:
+def bar(
+    value: float, reach: float, color: str, signed: bool = False, width: int = BAR_WIDTH
+) -> str:
+    """A table cell with a `strip`; NaN says "inactive"."""
+    if not np.isfinite(value):
+        return f"<td {_LEFT}>inactive</td>"
+    return f"<td>{strip(value, reach, color, signed, width)}</td>"
+
+
+def table(header: Sequence[str], rows: Sequence[str]) -> str:
     """A table of rows that are already cells."""
-    head = "".join(f"<th {_LEFT}>{cell}</th>" for cell in header)
+    # without the room on the right a widget's columns touch
+    head = "".join(f'<th style="text-align:left;padding-right:12px">{cell}</th>' for cell in header)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 
@@ -77,13 +88,13 @@ def checkpoint_table_html(curve: pd.DataFrame, sim: pd.DataFrame, revision: str)
     colors = look.task_colors(list(curve["task"]))
     tasks = [
         f"<td {_LEFT}>{html.escape(str(row.task))}</td>"
-        f"{_bar(row.accuracy, 1, colors[row.task])}"
+        f"{bar(row.accuracy, 1, colors[row.task])}"
         f"<td>{row.accuracy:.2f} &plusmn; {row.stderr:.2f}</td>"
         f"<td>{row.n_pairs:,}</td>"
         for row in here.itertuples()
     ]
     text = f"<b>{html.escape(revision)}</b>: {int(here['tokens_seen'].iloc[0]):,} tokens seen"
-    left = _table(("task", "accuracy (chance is 0.5)", "&plusmn; standard error", "pairs"), tasks)
+    left = table(("task", "accuracy (chance is 0.5)", "&plusmn; standard error", "pairs"), tasks)
     right = "<p>No similarity was computed for this checkpoint.</p>"
     if revision in sim.index:
         right = _similarity_table(sim, revision)
@@ -100,11 +111,11 @@ def _similarity_table(sim: pd.DataFrame, revision: str) -> str:
     signed = any(value < 0 for value in others.values())
     rows = [
         f"<td {_LEFT}>{html.escape(str(name))}</td>"
-        f"{_bar(value, 1, look.GREY, signed=signed)}"
+        f"{bar(value, 1, look.GREY, signed=signed)}"
         f"<td>{value:.3f}</td>"
         for name, value in others.items()
     ]
-    return _table(("checkpoint", "mean cosine similarity", ""), rows)
+    return table(("checkpoint", "mean cosine similarity", ""), rows)
 
 
 # ---- a feature
@@ -187,11 +198,11 @@ def feature_card_html(
         shade = to_hex(color)
         cells = [
             f"<td {_LEFT}><b>{html.escape(name)}</b></td>",
-            _bar(ie[i], largest_ie, shade, signed=True),
+            bar(ie[i], largest_ie, shade, signed=True),
             _number(ie[i], "+.3f"),
-            _bar(rel[i], 1, shade),
+            bar(rel[i], 1, shade),
             _number(rel[i], ".2f"),
-            _bar(norms[i], largest_norm, shade),
+            bar(norms[i], largest_norm, shade),
             _number(norms[i], ".3f"),
         ]
         if promoted is not None:
@@ -211,7 +222,7 @@ def feature_card_html(
     heading = f"Feature #{feature}"
     if label:
         heading += f": {html.escape(label)}"
-    text = f"<h4>{heading}</h4>{_table(header, rows)}"
+    text = f"<h4>{heading}</h4>{table(header, rows)}"
     if not examples:
         return text + "<p>No examples were collected for this feature: top_examples finds them.</p>"
     return text + "<p>Top examples, shaded by activation:</p>" + examples_html(examples)
