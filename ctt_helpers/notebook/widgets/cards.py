@@ -165,7 +165,8 @@ def feature_card_html(
         rel_ie: [checkpoints, latents] shares; NaN where the latent is inactive.
         decoder_norms: [checkpoints, latents] norms in scaled space.
         names: labels of the checkpoints.
-        examples: this feature's top examples, mappings with `tokens` and `activations`.
+        examples: this feature's top examples, mappings with `tokens` and `activations`; empty: it
+            is never active on the text; None: nobody looked.
         promoted: what `promoted_tokens` returns, or for each checkpoint a list of (token, score);
             None: no such column.
         label: a few words about the feature.
@@ -212,8 +213,10 @@ def feature_card_html(
     if label:
         heading += f": {html.escape(label)}"
     text = f"<h4>{heading}</h4>{_table(header, rows)}"
-    if not examples:
+    if examples is None:
         return text + "<p>No examples were collected for this feature: top_examples finds them.</p>"
+    if not examples:
+        return text + "<p>No examples: it is active nowhere in the text that was read.</p>"
     return text + "<p>Top examples, shaded by activation:</p>" + examples_html(examples)
 
 

@@ -1,0 +1,199 @@
+"""A form for annotations: saved as one types, and compared with another person's."""
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+
+from ctt_helpers.notebook.widgets.cards import _LEFT, _table
+from ctt_helpers.notebook.widgets.notes import (
+    Annotation,
+    agreement,
+    merged,
+    read_annotations,
+    save_annotation,
+    save_merged,
+)
+from ctt_helpers.notebook.widgets.shown import Shown
+
+LABELS = ("subject", "attractor", "both", "mixed", "none")  # those of the factorial
+CONFIDENCES = ("a guess", "likely", "sure")
+_WIDE = {"width": "100%", "max_width": "560px"}
+
+
+class AnnotationForm(Shown):
+    """See `annotation_form`."""
+
+    def __init__(
+        self,
+        cards: Mapping[int, str],
+        path: str | Path,
+        other: str | Path | None,
+        labels: Sequence[str],
+        confidences: Sequence[str],
+    ) -> None:
+        self.cards = cards
+        self.path = path
+        self._filling = False
+        features = list(cards)
+        self.feature = ipywidgets.Dropdown(
+            options=[(f"#{i}", i) for i in features], value=features[0], description="feature"
+        )
+        self.html = ipywidgets.HTML()
+        self.label = ipywidgets.Dropdown(options=[("–", ""), *zip(labels, labels, strict=True)])
+        self.label.description = "label"
+        self.confidence = ipywidgets.Dropdown(
+            options=[("–", ""), *zip(confidences, confidences, strict=True)], description="how sure"
+        )
+        self.note = ipywidgets.Text(
+            placeholder="What does this feature stand for?",
+            description="note",
+            continuous_update=True,
+            layout=ipywidgets.Layout(**_WIDE),
+        )
+        self.status = ipywidgets.HTML()
+        self.other = ipywidgets.Text(
+            value="" if other is None else str(other),
+            placeholder="a CSV file of another annotator",
+            description="other file",
+            layout=ipywidgets.Layout(**_WIDE),
+        )
+        self.compare = ipywidgets.Button(description="Compare")
+        self.compared = ipywidgets.HTML()
+        self.feature.observe(self.show, names="value")
+        for field in (self.label, self.confidence, self.note):
+            field.observe(self.keep, names="value")
+        self.compare.on_click(self.show_agreement)
+        self.widget = ipywidgets.VBox(
+            [
+                self.feature,
+                self.html,
+                self.label,
+                self.confidence,
+                self.note,
+                self.status,
+                self.other,
+                self.compare,
+                self.compared,
+            ]
+        )
+        self.show()
+
+    def show(self, _change: Any = None) -> None:
+        """Show the feature that is chosen, and what was said about it."""
+        self.html.value = self.cards[self.feature.value]
+        self.status.value = ""
+        own = self._try(lambda: read_annotations(self.path))
+        said = own.get(self.feature.value, Annotation()) if own else Annotation()
+        self._filling = True  # to fill the fields in is not to say something
+        try:
+            self.label.value = self._known(self.label, said.label)
+            self.confidence.value = self._known(self.confidence, said.confidence)
+            self.note.value = said.note
+        finally:
+            self._filling = False
+        if own is not None:
+            self._count(own)
+
+    @staticmethod
+    def _known(menu: ipywidgets.Dropdown, word: str) -> str:
+        """The word; it becomes an option where the file has one that the menu lacks."""
+        if word not in [value for _, value in menu.options]:
+            menu.options = [*menu.options, (word, word)]
+        return word
+
+    def keep(self, _change: Any = None) -> None:
+        """Save what stands in the fields."""
+        if self._filling:
+            return
+        said = Annotation(self.label.value, self.confidence.value, self.note.value)
+
+        def save() -> dict[int, Annotation]:
+            save_annotation(self.path, self.feature.value, said)
+            return read_annotations(self.path)
+
+        own = self._try(save)
+        if own is not None:
+            self._count(own)
+
+    def _count(self, own: Mapping[int, Annotation]) -> None:
+        done = sum(i in own for i in self.cards)
+        where = html.escape(str(self.path))
+        self.status.value = f"{done} of {len(self.cards)} features annotated, saved in {where}."
+
+    def show_agreement(self, _button: Any = None) -> None:
+        """Compare with the other file: how far, and where not."""
+        told = self._try(self._agreement, self.compared)
+        if told is not None:
+            self.compared.value = told
+
+    def _agreement(self) -> str:
+        own_path, other_path = (Path(path).expanduser() for path in (self.path, self.other.value))
+        if not self.other.value.strip() or not other_path.is_file():
+            raise ValueError(
+                f"There is no file {self.other.value!r}. Give the path of a CSV file that another "
+                "annotator saved with this form."
+            )
+        if other_path.resolve() == own_path.resolve():
+            raise ValueError("This is your own file. Give that of another annotator.")
+        ours, theirs = read_annotations(own_path), read_annotations(other_path)
+        people = {own_path.stem: ours, other_path.stem: theirs}
+        if len(people) < 2:  # of the same name, in two folders
+            people = {"first": ours, "second": theirs}
+        together = own_path.with_name(f"{own_path.stem}_merged.csv")
+        save_merged(together, people)
+        told = [str(agreement(ours, theirs, field)) for field in ("label", "confidence")]
+        told.append(f"The first is {own_path}, the second {other_path}. Merged in {together}.")
+        table = merged(people)
+        rows = [
+            f"<td>#{feature}</td>" + "".join(f"<td {_LEFT}>{html.escape(w)}</td>" for w in words)
+            for feature, words in zip(table.index, table.to_numpy().tolist(), strict=True)
+            if words[0] and words[3] and words[0] != words[3]
+        ]
+        head = ["feature", *(html.escape(" ".join(column)) for column in table.columns)]
+        apart = f"<p>Not alike:</p>{_table(head, rows)}" if rows else ""
+        return f"<p>{'<br>'.join(html.escape(line) for line in told)}</p>{apart}"
+
+    def _try(self, action: Callable[[], Any], where: ipywidgets.HTML | None = None) -> Any:
+        """Do something with a file; an error is shown, for in a callback it would be lost."""
+        where = where or self.status
+        try:
+            where.value = ""
+            return action()
+        except (ValueError, OSError) as error:
+            where.value = f"<b>Not done:</b> {html.escape(str(error))}"
+            return None
+
+
+def annotation_form(
+    cards: Mapping[int, str],
+    path: str | Path,
+    other: str | Path | None = None,
+    labels: Sequence[str] = LABELS,
+    confidences: Sequence[str] = CONFIDENCES,
+) -> AnnotationForm:
+    """A form to annotate features one after the other. Each change is saved at once.
+
+    Args:
+        cards: feature -> HTML to read, in the order of the menu.
+        path: the annotator's CSV file (feature, label, confidence, note); what it holds is shown
+            again.
+        other: another annotator's file, to compare with; it can be typed in, too.
+        labels: the words to choose from. Two annotators need the same.
+        confidences: words for how sure one is.
+
+    Returns:
+        An object that displays in a notebook; `.feature`, `.label`, `.confidence`, `.note`,
+        `.other` and `.compare` are its controls, `.html`, `.status` and `.compared` show.
+
+    Raises:
+        ValueError: no features, or a label that is empty or there twice.
+    """
+    if not cards:
+        raise ValueError("There is nothing to annotate: give cards={feature: html}.")
+    for kind, words in (("labels", labels), ("confidences", confidences)):
+        if "" in words or len(set(words)) < len(words) or isinstance(words, str):
+            raise ValueError(f"{kind}={words!r}: give a list of different words, none empty.")
+    return AnnotationForm(cards, path, other, labels, confidences)
