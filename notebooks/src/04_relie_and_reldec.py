@@ -628,6 +628,32 @@ else:
     print("Left out here: no task says in which cells its pairs are.")
 
 # %% [markdown]
+# ## Whose are they? All in a triangle
+# RelIE of three checkpoints adds up to 1, so a feature has a place in a triangle: in a corner if one checkpoint has all of
+# its effect, on a side if one has none, in the middle if all have as much. Each that passes the bar has a **page** by now.
+#
+# **Question.** Which corner is fullest, which is empty? Colour by the label at the first checkpoint, then at the last: do the
+# features at the side from first to last change theirs? Open one that does.
+
+# %%
+above = np.where(strength > 0, ratios, np.nan)  # only what passes the bar
+if len(names) == 3 and len(counted):
+    plots.ternary(above, strength, names, title="Whose effect is it? RelIE of three checkpoints")
+    plots.show("Triangle with a dot a feature; the corners are the three checkpoints.")
+    more = {"null": {task: null[task]}, "notes": fate_of, "seed": seed, "ablation": False}
+    mine = ({task: effects[task]}, {task: find[task]})
+    shown_on = ctt.pages.write(Path(out) / "pages", dictionary, ckpts, text, *mine,
+                               features=counted.tolist(), **more)  # fmt: skip
+    whose = zip(decided["candidate"], decided["members"], strict=True)
+    by = {f"label at {n}": about[task].label[c] for c, n in enumerate(names) if task in crossed}
+    by["RelIE"] = [who[0] if kind == "specific" else kind for kind, who in whose]
+    by["RelDec, the largest"] = np.array(names)[reldec.argmax(0)]
+    where = {"pages": shown_on.folder, "labels": fate_of}
+    display(widgets.share_triangle(above, strength, names, by, **where))
+else:
+    print("Left out here: a triangle takes three checkpoints, and features above the bar.")
+
+# %% [markdown]
 # On the embedded suite agreement goes from the neighbour to the subject, and *mixed* features, whose effect depends on both
 # nouns, do much of it. Gender ends with the neighbour. One training run, two phenomena, two stories: "the model learns
 # syntax" is too short. (Pale bars share out next to nothing. 08 has all checkpoints, and what gender did in between.)
@@ -641,7 +667,7 @@ else:
 
 # %%
 Path(out).mkdir(parents=True, exist_ok=True)
-menu = np.argsort(-np.abs(ie).sum(0))[:200].tolist()
+menu = widgets.listed_features(ie)  # each of these gets examples
 examples = ctt.top_examples(dictionary, ckpts, text, list({*fate_of, *menu}), k=4)
 norms = dictionary.decoder_norms().detach().cpu().numpy()
 for fate, i in [(fate, group[0]) for fate, group in caught.items() if group]:

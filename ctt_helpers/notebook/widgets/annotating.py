@@ -7,6 +7,7 @@ from typing import Any
 
 import ipywidgets
 
+from ctt_helpers.factorial import LABELS
 from ctt_helpers.notebook.widgets.cards import _LEFT, _table
 from ctt_helpers.notebook.widgets.notes import (
     Annotation,
@@ -18,7 +19,6 @@ from ctt_helpers.notebook.widgets.notes import (
 )
 from ctt_helpers.notebook.widgets.shown import Shown
 
-LABELS = ("subject", "attractor", "both", "mixed", "none")  # those of the factorial
 CONFIDENCES = ("a guess", "likely", "sure")
 _WIDE = {"width": "100%", "max_width": "560px"}
 

@@ -120,8 +120,10 @@ class Playground(Shown):
         ]
         before = _told(self.before) if self.before else "move a slider to compare"
         table = _table(["", "", f"now: {_told(self.shown)}", f"before: {before}"], rows)
-        seeds = f"Mean of {len(now)} crosscoder{'s' if len(now) > 1 else ''} of different seeds"
-        return f"{table}<p>{seeds}; in brackets the lowest and the highest.</p>"
+        seeds = "One crosscoder."
+        if len(now) > 1:
+            seeds = f"Mean of {len(now)} seeds; in brackets the lowest and the highest."
+        return f"{table}<p>{seeds}</p>"
 
 
 def _told(setting: tuple[float, float]) -> str:
