@@ -723,9 +723,11 @@ if (tables / "dictionary.csv").is_file():
     with plots.style():
         fig, axes = plt.subplots(1, 3, figsize=(8, 2.6))
         for ax, (what, values) in zip(axes, measures.items(), strict=True):
-            for own, marker in zip(sorted(tried["penalty"].unique()), "os^", strict=False):
+            kinds = zip(sorted(tried["penalty"].unique()), "os^", plots.look.HUES, strict=False)
+            for own, marker, color in kinds:
                 at = tried["penalty"] == own
-                ax.plot(tried["l0"][at], values[at], marker, alpha=0.7, ms=5, label=f"{own:g}")
+                given = {"color": color, "alpha": 0.7, "ms": 5, "label": f"{own:g}"}
+                ax.plot(tried["l0"][at], values[at], marker, **given)
             ax.set(xlabel="active a token (L0)", ylabel=what, ylim=(0, None))
         axes[0].legend(title="penalty")
         fig.suptitle(f"{len(tried)} crosscoders of the embedded suite: a dot each")
