@@ -171,7 +171,7 @@ class Dots(HTMLParser):
 
     def place(self, feature: int) -> tuple[float, float]:
         style = dict(part.split(":") for part in self.found[feature][1]["style"].split(";"))
-        return float(style["left"][:-2]), float(style["top"][:-2])
+        return 6 * float(style["left"][:-1]), 5 * float(style["top"][:-1])  # 6 wide, 5 high
 
 
 SHARES = np.array([[1, 0, 0, 1 / 3, 0.5, np.nan], [0, 1, 0, 1 / 3, 0.5, 0], [0, 0, 1, 1 / 3, 0, 1]])
@@ -185,7 +185,7 @@ def test_the_triangle_has_its_corners_its_middle_and_no_inactive_feature():
     assert first[0] < second[0] < third[0] and second[1] < first[1] == third[1]
     # all sides are as long, and shares are weights of the corners
     sides = [np.linalg.norm(a - b) for a, b in itertools.combinations((first, second, third), 2)]
-    assert np.ptp(sides) < 0.2
+    assert np.ptp(sides) < 0.1 and min(sides) > 100
     assert np.allclose(dots.place(3), (first + second + third) / 3, atol=0.1)
     assert np.allclose(dots.place(4), (first + second) / 2, atol=0.1)
 
@@ -428,7 +428,7 @@ def kinds(widget):
 
 def test_controls_are_native_have_names_and_hang_nothing(tmp_path, rows):
     native = {
-        "Dropdown", "SelectionSlider", "FloatSlider", "Text", "IntText", "Button",
+        "Dropdown", "SelectionSlider", "FloatLogSlider", "Text", "IntText", "Button",
         "HTML", "HBox", "VBox",
     }  # fmt: skip
     for shown in all_widgets(tmp_path, rows):

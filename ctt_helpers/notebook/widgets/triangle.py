@@ -26,8 +26,8 @@ WIDTH, HEIGHT = 480, 400  # pixels
 CORNERS = np.array([[50, 362], [240, 362 - 380 * 0.75**0.5], [430, 362]])  # x, y in pixels
 BOUND = 0.7  # above this share a feature is specific
 STYLE = """<style>
-.ctt-triangle { position: relative; width: 480px; height: 400px; }
-.ctt-triangle svg { position: absolute; left: 0; top: 0; }
+.ctt-triangle { position: relative; width: 100%; max-width: 480px; aspect-ratio: 6 / 5; }
+.ctt-triangle svg { position: absolute; left: 0; top: 0; width: 100%; height: 100%; }
 .ctt-triangle a, .ctt-triangle span.ctt-dot { position: absolute; border-radius: 50%;
   opacity: 0.75; transform: translate(-50%, -50%); box-sizing: border-box;
   border: 1px solid #ffffff; }
@@ -129,12 +129,14 @@ def _dot(
     feature: int, x: float, y: float, size: float, color: str, told: list[str], link: str | None
 ) -> str:
     safe = [html.escape(part) for part in told]
-    sides = ["ctt-dot", "ctt-left" if x < 110 else "ctt-right" if x > WIDTH - 110 else ""]
+    # what is told opens towards the middle, so that a narrow page does not cut it off
+    sides = ["ctt-dot", "ctt-left" if x < 190 else "ctt-right" if x > WIDTH - 190 else ""]
     sides.append("ctt-high" if y < 160 else "")
     common = (
         f'class="{" ".join(filter(None, sides))}" data-feature="{feature}" '
-        f'aria-label="{", ".join(safe)}" style="left:{x:.1f}px;top:{y:.1f}px;width:{size:.1f}px;'
-        f'height:{size:.1f}px;background-color:{color}"'
+        f'aria-label="{", ".join(safe)}" style="left:{100 * x / WIDTH:.2f}%;'
+        f"top:{100 * y / HEIGHT:.2f}%;width:{size:.1f}px;height:{size:.1f}px;"
+        f'background-color:{color}"'
     )
     tip = f'<span class="ctt-tip" aria-hidden="true"><b>{safe[0]}</b><br>{"<br>".join(safe[1:])}'
     if link is None:
@@ -157,7 +159,7 @@ def _frame(names: Sequence[str]) -> str:
             f'width="9" height="9" fill="{to_hex(color)}"/><text x="{x + 8:.0f}" y="{y:.0f}" '
             f'text-anchor="middle" font-size="14" fill="currentColor">{html.escape(name)}</text>'
         )
-    return f'<svg width="{WIDTH}" height="{HEIGHT}" aria-hidden="true">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true">{"".join(parts)}</svg>'
 
 
 def _legend(groups: Sequence[str], colors: Mapping[str, str]) -> str:
@@ -186,14 +188,18 @@ class ShareTriangle(Shown):
         self.given = (shares, strength, names)
         self.colors, self.links, self.labels = colors, links, labels
         self.color = ipywidgets.Dropdown(options=list(colors), description="colour by")
-        largest = float(np.nanmax(np.abs(strength), initial=0)) or 1.0
-        self.at_least = ipywidgets.FloatSlider(
-            value=0,
-            min=0,
-            max=largest,
-            step=largest / 50,
+        active = strength[np.isfinite(shares).all(0) & (strength > 0)]
+        self.lowest = float(active.min()) if len(active) else 1.0
+        largest = float(active.max()) if len(active) else 1.0
+        low, high = np.log10([self.lowest, max(largest, 1.01 * self.lowest)])
+        # most effects are small: equal steps would drop half of the features at the first
+        self.at_least = ipywidgets.FloatLogSlider(
+            value=self.lowest,
+            min=low,
+            max=high,
+            step=(high - low) / 40,
             description="at least",
-            readout_format=".2f",
+            readout_format=".2g",
             layout=ipywidgets.Layout(width="100%", max_width="420px"),
         )
         self.html = ipywidgets.HTML()
@@ -207,12 +213,10 @@ class ShareTriangle(Shown):
     def show(self, _change: Any = None) -> None:
         """Draw the features that are strong enough, in the colours chosen."""
         groups = self.colors[self.color.value] if self.color.value else None
+        # at its left end nothing is left out, whatever was lost in rounding
+        at_least = self.at_least.value if self.at_least.value > 1.001 * self.lowest else 0
         self.html.value = triangle_html(
-            *self.given,
-            groups=groups,
-            links=self.links,
-            labels=self.labels,
-            at_least=self.at_least.value,
+            *self.given, groups=groups, links=self.links, labels=self.labels, at_least=at_least
         )
 
 
