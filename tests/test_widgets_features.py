@@ -66,10 +66,10 @@ def test_playground_shows_means_and_ranges_of_the_setting(rows):
     assert (shown.k.value, shown.penalty.value) == (8, 0.0)  # the one with most seeds
     cells = {row[0]: row[2:] for row in cells_of(shown.html.value)}
     assert cells["active a token (L0)"] == ["8.0 [7.9, 8.1]", ""]
-    assert cells["unexplained at <a>, %"][0] == "9.00 [8.00, 10.00]"
-    assert cells["unexplained at <b>, %"][0] == "19.00 [18.00, 20.00]"
-    assert cells["dead latents, %"][0] == "15.0 [10.0, 20.0]"
-    assert cells["specific to one checkpoint (RelDec)"][0] == "3 [2, 4]"
+    assert cells["missed at <a>, %"][0] == "9.00 [8.00, 10.00]"
+    assert cells["missed at <b>, %"][0] == "19.00 [18.00, 20.00]"
+    assert cells["dead, %"][0] == "15.0 [10.0, 20.0]"
+    assert cells["specific by RelDec"][0] == "3 [2, 4]"
     assert "&lt;a&gt;" in shown.html.value and "<a>" not in shown.html.value
 
 
@@ -77,14 +77,15 @@ def test_playground_compares_with_the_setting_before_and_knows_what_is_missing(r
     shown = widgets.playground(rows)
     shown.penalty.value = 0.5
     cells = {row[0]: row[2:] for row in cells_of(shown.html.value)}
-    assert cells["specific to one checkpoint (RelDec)"] == ["60", "3 [2, 4]"]
-    assert cells[""] == ["now: k = 8, penalty = 0.5", "before: k = 8, penalty = 0"]
+    assert cells["specific by RelDec"] == ["60", "3 [2, 4]"]
+    assert "<b>now</b>: k = 8, penalty = 0.5 (one crosscoder)" in shown.html.value
+    assert "<b>before</b>: k = 8, penalty = 0<" in shown.html.value
     shown.k.value = 16  # nobody trained that
     assert "Nobody trained one with k = 16, penalty = 0.5" in shown.html.value
     assert "the penalties 0." in shown.html.value
     shown.penalty.value = 0.0
     cells = {row[0]: row[2:] for row in cells_of(shown.html.value)}
-    assert cells["specific to one checkpoint (RelDec)"] == ["6", "60"]
+    assert cells["specific by RelDec"] == ["6", "60"]
 
 
 def test_playground_refuses_other_tables(rows):

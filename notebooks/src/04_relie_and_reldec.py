@@ -641,8 +641,8 @@ else:
 # RelIE of three checkpoints adds up to 1, so a feature has a place in a triangle: in a corner if one checkpoint has all of
 # its effect, on a side if one has none, in the middle if all have as much. Each that passes the bar has a **page** by now.
 #
-# **Question.** Which corner is fullest, which is empty? Colour by the label at the first checkpoint, then at the last: do the
-# features at the side from first to last change theirs? Open one that does.
+# **Question.** Which corner is fullest, which is nearly empty? Colour by the label at the first checkpoint, then at the last:
+# which of the large ones change theirs? Hover over them, and open the page of one.
 
 # %%
 above = np.where(strength > 0, ratios, np.nan)  # only what passes the bar
@@ -664,6 +664,15 @@ if len(names) == 3 and len(counted):
     display(widgets.share_triangle(above, strength, names, by, **where))
 else:
     print("Left out here: a triangle takes three checkpoints, and features above the bar.")
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# On the embedded suite the last corner has eleven of 31, the first four (all weak), the middle one a single feature. #283 and
+# #437 are labelled *attractor* at first and *subject* in the end: one feature, put to another use. (Tab goes through the dots,
+# Enter opens a page. In JupyterLab a menu opens with the space bar.)
+#
+# </details>
 
 # %% [markdown]
 # ## What are they about? Read before you name

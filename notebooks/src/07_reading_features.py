@@ -128,9 +128,11 @@ if {"subject", "attractor"} <= set(pairs[task].levels):
     said = ctt.factorial_of(effects[task], pairs[task], asked, seed=seed, null=null[task]).label[-1]
     rule = {i: widgets.Annotation(str(word)) for i, word in zip(asked, said, strict=True)}
     widgets.save_annotations(by_rule, rule)
-cards = {i: widgets.examples_html([*bands[i]["top"][:3], *bands[i]["random"]]) for i in asked}
-rows = {}
-for i in asked:  # the same in short, where the form below does not run
+cards, rows = {}, {}
+for i in asked:
+    some = [*bands[i]["top"][:3], *bands[i]["random"]]
+    bare = [{"tokens": e["tokens"], "activations": e["activations"]} for e in some]
+    cards[i] = widgets.examples_html(bare)
     at = [text[e["sequence"], e["position"]].item() for e in bands[i]["random"]]
     words = ", ".join(dict.fromkeys(ckpts.tokenizer.decode([token]).strip() for token in at))
     rows[f"#{i}"] = {"active in": f"{often[i]:.0%}", "for example on": words}

@@ -147,12 +147,13 @@ class AnnotationForm(Shown):
         told = [str(agreement(ours, theirs, field)) for field in ("label", "confidence")]
         told.append(f"The first is {own_path}, the second {other_path}. Merged in {together}.")
         table = merged(people)
+        one, two = ([(name, "label"), (name, "note")] for name in people)
         rows = [
             f"<td>#{feature}</td>" + "".join(f"<td {_LEFT}>{html.escape(w)}</td>" for w in words)
-            for feature, words in zip(table.index, table.to_numpy().tolist(), strict=True)
-            if words[0] and words[3] and words[0] != words[3]
+            for feature, *words in table[[*one, *two]].itertuples()
+            if words[0] and words[2] and words[0] != words[2]
         ]
-        head = ["feature", *(html.escape(" ".join(column)) for column in table.columns)]
+        head = ["feature", *(html.escape(" ".join(column)) for column in (*one, *two))]
         apart = f"<p>Not alike:</p>{_table(head, rows)}" if rows else ""
         return f"<p>{'<br>'.join(html.escape(line) for line in told)}</p>{apart}"
 

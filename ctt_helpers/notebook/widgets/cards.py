@@ -51,8 +51,8 @@ def _table(header: Sequence[str], rows: Sequence[str]) -> str:
     """A table of rows that are already cells."""
     head = "".join(f"<th {_LEFT}>{cell}</th>" for cell in header)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    # widgets have no style for tables: without a padding, columns run together
-    return f'<table cellpadding="4"><tr>{head}</tr>{body}</table>'
+    # widgets have no style for tables: columns would run together, and lines stand far apart
+    return f'<table cellpadding="4" style="line-height:1.4"><tr>{head}</tr>{body}</table>'
 
 
 # ---- a checkpoint

@@ -104,10 +104,10 @@ class Playground(Shown):
         measures = [("active a token (L0)", self.rows["l0"], look.GREY, ".1f")]
         for name in self.checkpoints:
             missed = 100 * (1 - self.rows[EXPLAINED + name])
-            measures.append((f"unexplained at {name}, %", missed, to_hex(colors[name]), ".2f"))
+            measures.append((f"missed at {name}, %", missed, to_hex(colors[name]), ".2f"))
         measures += [
-            ("dead latents, %", 100 * self.rows["dead"], look.GREY, ".1f"),
-            ("specific to one checkpoint (RelDec)", self.rows["specific"], look.HUES[2], ".0f"),
+            ("dead, %", 100 * self.rows["dead"], look.GREY, ".1f"),
+            ("specific by RelDec", self.rows["specific"], look.HUES[2], ".0f"),
         ]
         now = self._of(self.shown).index
         old = self._of(self.before).index if self.before else []
@@ -119,11 +119,14 @@ class Playground(Shown):
             for what, values, color, spec in measures
         ]
         before = _told(self.before) if self.before else "move a slider to compare"
-        table = _table(["", "", f"now: {_told(self.shown)}", f"before: {before}"], rows)
-        seeds = "One crosscoder."
+        seeds = "one crosscoder"
         if len(now) > 1:
-            seeds = f"Mean of {len(now)} seeds; in brackets the lowest and the highest."
-        return f"{table}<p>{seeds}</p>"
+            seeds = f"mean of {len(now)} seeds; in brackets the lowest and the highest"
+        table = _table(["", "", "now", "before"], rows)
+        return (
+            f"<p><b>now</b>: {_told(self.shown)} ({seeds})<br><b>before</b>: {before}</p>{table}"
+            "<p>missed: variance that is not explained</p>"
+        )
 
 
 def _told(setting: tuple[float, float]) -> str:
@@ -144,7 +147,7 @@ def _checkpoints(rows: pd.DataFrame) -> list[str]:
 def playground(rows: pd.DataFrame) -> Playground:
     """Two sliders, k and the decoder-norm penalty, over crosscoders that are trained already.
 
-    Beneath stand L0, what is left unexplained at each checkpoint, dead latents and those specific
+    Beneath stand L0, the variance missed at each checkpoint, dead latents and those specific
     to one checkpoint, beside the same of the setting that was chosen before.
 
     Args:
