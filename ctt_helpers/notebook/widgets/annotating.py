@@ -20,7 +20,7 @@ from ctt_helpers.notebook.widgets.notes import (
 from ctt_helpers.notebook.widgets.shown import Shown
 
 CONFIDENCES = ("a guess", "likely", "sure")
-_WIDE = {"width": "100%", "max_width": "560px"}
+_WIDE = {"width": "auto", "max_width": "560px"}
 
 
 class AnnotationForm(Shown):

@@ -68,7 +68,7 @@ class Playground(Shown):
                 options=[(f"{value:g}", value) for value in sorted(rows[knob].unique().tolist())],
                 value=start,
                 description=knob,
-                layout=ipywidgets.Layout(width="100%", max_width="420px"),
+                layout=ipywidgets.Layout(width="auto", max_width="420px"),
             )
             for knob, start in zip(KNOBS, first, strict=True)
         )

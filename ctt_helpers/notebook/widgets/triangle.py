@@ -200,7 +200,7 @@ class ShareTriangle(Shown):
             step=(high - low) / 40,
             description="at least",
             readout_format=".2g",
-            layout=ipywidgets.Layout(width="100%", max_width="420px"),
+            layout=ipywidgets.Layout(width="auto", max_width="420px"),
         )
         self.html = ipywidgets.HTML()
         for control in (self.color, self.at_least):
