@@ -307,6 +307,17 @@ def test_the_form_saves_each_change_and_reloads(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["own.csv"]
 
 
+def test_what_arrives_late_goes_to_the_feature_that_it_was_typed_for(tmp_path):
+    """A front end that is still sending what was typed when the next feature is chosen."""
+    form = make_form(tmp_path / "own.csv")
+    typed_in = form.note
+    typed_in.value = "plur"
+    form.feature.value = 4
+    typed_in.value = "plural"
+    assert widgets.read_annotations(tmp_path / "own.csv") == {7: Annotation(note="plural")}
+    assert form.note.value == ""
+
+
 def test_a_word_of_the_file_that_the_menu_lacks_is_kept(tmp_path):
     path = tmp_path / "own.csv"
     widgets.save_annotation(path, 7, Annotation("tense", "50 %", ""))

@@ -36,82 +36,73 @@ class AnnotationForm(Shown):
     ) -> None:
         self.cards = cards
         self.path = path
-        self._filling = False
+        self.words = {"label": labels, "confidence": confidences}
         features = list(cards)
         self.feature = ipywidgets.Dropdown(
             options=[(f"#{i}", i) for i in features], value=features[0], description="feature"
         )
         self.html = ipywidgets.HTML()
-        self.label = ipywidgets.Dropdown(options=[("–", ""), *zip(labels, labels, strict=True)])
-        self.label.description = "label"
-        self.confidence = ipywidgets.Dropdown(
-            options=[("–", ""), *zip(confidences, confidences, strict=True)], description="how sure"
-        )
-        self.note = ipywidgets.Text(
-            placeholder="What does this feature stand for?",
-            description="note",
-            continuous_update=True,
-            layout=ipywidgets.Layout(**_WIDE),
-        )
+        self.fields = ipywidgets.VBox()
         self.status = ipywidgets.HTML()
         self.other = ipywidgets.Text(
             value="" if other is None else str(other),
             placeholder="a CSV file of another annotator",
             description="other file",
+            continuous_update=False,
             layout=ipywidgets.Layout(**_WIDE),
         )
         self.compare = ipywidgets.Button(description="Compare")
         self.compared = ipywidgets.HTML()
         self.feature.observe(self.show, names="value")
-        for field in (self.label, self.confidence, self.note):
-            field.observe(self.keep, names="value")
+        self.other.observe(self.show_agreement, names="value")
         self.compare.on_click(self.show_agreement)
-        self.widget = ipywidgets.VBox(
-            [
-                self.feature,
-                self.html,
-                self.label,
-                self.confidence,
-                self.note,
-                self.status,
-                self.other,
-                self.compare,
-                self.compared,
-            ]
-        )
+        parts = [self.feature, self.html, self.fields, self.status]
+        self.widget = ipywidgets.VBox([*parts, self.other, self.compare, self.compared])
         self.show()
 
     def show(self, _change: Any = None) -> None:
         """Show the feature that is chosen, and what was said about it."""
-        self.html.value = self.cards[self.feature.value]
+        feature = self.feature.value
+        self.html.value = self.cards[feature]
         self.status.value = ""
         own = self._try(lambda: read_annotations(self.path))
-        said = own.get(self.feature.value, Annotation()) if own else Annotation()
-        self._filling = True  # to fill the fields in is not to say something
-        try:
-            self.label.value = self._known(self.label, said.label)
-            self.confidence.value = self._known(self.confidence, said.confidence)
-            self.note.value = said.note
-        finally:
-            self._filling = False
+        said = own.get(feature, Annotation()) if own else Annotation()
+        # New fields for each feature: what was typed last may arrive when the next one is shown
+        # already, and must not be taken for a note on that.
+        self.label = self._menu("label", "label", said.label)
+        self.confidence = self._menu("confidence", "how sure", said.confidence)
+        self.note = ipywidgets.Text(
+            value=said.note,
+            placeholder="What does this feature stand for?",
+            description="note",
+            continuous_update=True,
+            layout=ipywidgets.Layout(**_WIDE),
+        )
+        fields = (self.label, self.confidence, self.note)
+        for field in fields:
+            field.observe(lambda _change: self._keep(feature, *fields), names="value")
+        self.fields.children = fields
         if own is not None:
             self._count(own)
 
-    @staticmethod
-    def _known(menu: ipywidgets.Dropdown, word: str) -> str:
-        """The word; it becomes an option where the file has one that the menu lacks."""
-        if word not in [value for _, value in menu.options]:
-            menu.options = [*menu.options, (word, word)]
-        return word
+    def _menu(self, field: str, description: str, word: str) -> ipywidgets.Dropdown:
+        """A menu that stands at a word, which becomes an option where the file alone has it."""
+        words = dict.fromkeys(["", *self.words[field], word])
+        options = [(one or "\u2013", one) for one in words]
+        return ipywidgets.Dropdown(options=options, value=word, description=description)
 
-    def keep(self, _change: Any = None) -> None:
-        """Save what stands in the fields."""
-        if self._filling:
-            return
-        said = Annotation(self.label.value, self.confidence.value, self.note.value)
+    def _keep(
+        self,
+        feature: int,
+        label: ipywidgets.Dropdown,
+        confidence: ipywidgets.Dropdown,
+        note: ipywidgets.Text,
+    ) -> None:
+        """Save what stands in a feature's fields."""
 
         def save() -> dict[int, Annotation]:
-            save_annotation(self.path, self.feature.value, said)
+            said = Annotation(label.value, confidence.value, note.value)
+            save_annotation(self.path, feature, said)
             return read_annotations(self.path)
 
         own = self._try(save)
