@@ -130,7 +130,7 @@ def subsets() -> Subsets:
 
 def cell_of(text: str, row: int, column: int) -> str:
     """The text of a cell of the 2 x 2."""
-    inner = text[text.index("<table>") + 7 : text.rindex("</table>")]
+    inner = text[text.index("<tr>", text.index("<table")) : text.rindex("</table>")]
     rows = inner.split('<tr><th style="padding-right:12px">subject ')[1:]
     return rows[row].split('<td style="text-align:left">')[column + 1]
 

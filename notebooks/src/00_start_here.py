@@ -16,7 +16,7 @@
 # | **01 Hooking checkpoints** | How do I read and replace what flows through a model? | 15 |
 # | **02 Picking a triplet** | Which three checkpoints are worth comparing, and why do curves dip? | 24 |
 # | **03 The crosscoder** | How do I learn one dictionary for three models? Is it any good? | 30 |
-# | **04 RelIE and RelDec** | Which features matter for a task, and when? | 40 |
+# | **04 RelIE and RelDec** | Which features matter for a task, and when? | 42 |
 # | **05 Does it hold?** | What happens if I switch them off? | 40 |
 # | **06 Testing causes** | How far can these numbers be trusted? | 45 |
 # | **07 Reading features** | What is a feature about, and how good is its name? | 40 |

@@ -10,7 +10,7 @@
 # - why the *sign* of an effect in four kinds of sentences tells what a feature is about;
 # - to write rules first, to choose on some sentences, and to believe what holds on others.
 #
-# **Time:** 40 minutes to read, a minute or two to run. **You need:** notebooks 02 and 03.
+# **Time:** 42 minutes to read, a minute or two to run. **You need:** notebooks 02 and 03.
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
@@ -321,7 +321,7 @@ def rel_ie(per_pair):
 # %% check="rel_ie"
 checks.rel_ie(rel_ie)
 
-# %% [markdown] part="classes, signs and cells" reading=11
+# %% [markdown] part="classes, signs and cells" reading=9
 # ### Exercise · Classes
 # *Difficulty 2 of 5 · importance 3 of 5 · 5 minutes*
 #
@@ -488,7 +488,7 @@ else:
 # Their activations are the same at all checkpoints, for the code is shared. Their effects are not. So name a feature by
 # what it does, in cells, and by a rule.
 
-# %% [markdown] part="the hunt, and what features are about" reading=14
+# %% [markdown] part="the hunt, and what features are about" reading=18
 # ## Where it is written is not what it does: RelDec
 # RelDec (notebook 03) is a checkpoint's share of the decoder *norm*: where a feature is written. Does it say where the
 # feature matters? Each dot is a feature above the bar, coloured by its label at the last checkpoint. And which of the two
@@ -689,13 +689,52 @@ else:
 # **And the control?** Random directions, which fire as the features do, have nearly the same *shares*, with a fraction of the
 # *strength*. So "from neighbour to subject" is no merit of the trained directions. It lies in what fires where, and in what
 # the model makes of any push there. What training the dictionary adds is size: few directions that carry much.
+
+# %% [markdown]
+# ## Whose are they? All in a triangle
+# RelIE of three checkpoints adds up to 1, so a feature has a place in a triangle: in a corner if one checkpoint has all of
+# its effect, on a side if one has none, in the middle if all have as much. Each that passes the bar has a **page** by now.
 #
+# **Question.** Which corner is fullest, which is nearly empty? Colour by the label at the first checkpoint, then at the last:
+# which of the large ones change theirs? Hover over them, and open the page of one.
+
+# %%
+above = np.where(strength > 0, ratios, np.nan)  # only what passes the bar
+if len(names) == 3 and len(counted):
+    more = {"null": {task: null[task]}, "notes": fate_of, "seed": seed, "ablation": False}
+    mine = ({task: effects[task]}, {task: find[task]})
+    written = ctt.pages.write(Path(out) / "pages", dictionary, ckpts, text, *mine,
+                              features=counted.tolist(), **more)  # fmt: skip
+    print(written)
+    alone = int((above[-1] > 0.7).sum())
+    told = f"Of {int((above[-1] >= 0).sum())} features, {alone} are specific to {names[-1]}"
+    plots.ternary(above, strength, names, title=told)
+    plots.show("Triangle with a dot a feature; the corners are the three checkpoints.")
+    whose = zip(decided["candidate"], decided["members"], strict=True)
+    by = {f"label at {n}": about[task].label[c] for c, n in enumerate(names) if task in crossed}
+    by["RelIE"] = [who[0] if kind == "specific" else kind for kind, who in whose]
+    by["RelDec, the largest"] = np.array(names)[reldec.argmax(0)]
+    where = {"pages": written.folder, "labels": fate_of}
+    display(widgets.share_triangle(above, strength, names, by, **where))
+else:
+    print("Left out here: a triangle takes three checkpoints, and features above the bar.")
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# On the embedded suite the last corner has eleven of 31, the first four (all weak), the middle one a single feature. #283 and
+# #437 are labelled *attractor* at first and *subject* in the end: one feature, put to another use. (Tab goes through the dots,
+# Enter opens a page. In JupyterLab a menu opens with the space bar.)
+#
+# </details>
+
+# %% [markdown]
 # ## What are they about? Read before you name
 # One of each fate, and then a menu of all. Write down what you think it is: notes go into a CSV file in `out`.
 
 # %%
 Path(out).mkdir(parents=True, exist_ok=True)
-menu = np.argsort(-np.abs(ie).sum(0))[:200].tolist()
+menu = widgets.listed_features(ie)  # each of these gets examples
 examples = ctt.top_examples(dictionary, ckpts, text, list({*fate_of, *menu}), k=4)
 norms = dictionary.decoder_norms().detach().cpu().numpy()
 for fate, i in [(fate, group[0]) for fate, group in caught.items() if group]:

@@ -113,6 +113,36 @@ HTML(widgets.examples_html(bands[mine]["top"]))
 HTML(widgets.examples_html(bands[mine]["random"]))
 
 # %% [markdown]
+# ### Write down what you see
+# Now others, a few at least. Whatever you type is saved at once, and is there again when you come back. Choose a label: is
+# the feature about the **subject** of its sentence, about a noun beside it (the **attractor**), **both** compared, **mixed**,
+# or **none** of these?
+#
+# **Question.** Notebook 04 has a rule for that. It looks at *effects*; you look at examples, so at *activity*. How often
+# will you agree with it? Guess first, then press Compare. (**Cohen's kappa** is 1 for full agreement, and 0 for as much as
+# two get who choose without looking.) The other file may as well be a friend's.
+
+# %%
+by_rule = Path(out) / "by_rule.csv"
+if {"subject", "attractor"} <= set(pairs[task].levels):
+    said = ctt.factorial_of(effects[task], pairs[task], asked, seed=seed, null=null[task]).label[-1]
+    rule = {i: widgets.Annotation(str(word)) for i, word in zip(asked, said, strict=True)}
+    widgets.save_annotations(by_rule, rule)
+cards, rows = {}, {}
+for i in asked:
+    some = [*bands[i]["top"][:3], *bands[i]["random"]]
+    bare = [{"tokens": e["tokens"], "activations": e["activations"]} for e in some]
+    cards[i] = widgets.examples_html(bare)
+    at = [text[e["sequence"], e["position"]].item() for e in bands[i]["random"]]
+    words = ", ".join(dict.fromkeys(ckpts.tokenizer.decode([token]).strip() for token in at))
+    rows[f"#{i}"] = {"active in": f"{often[i]:.0%}", "for example on": words}
+pd.DataFrame.from_dict(rows, orient="index")
+
+# %%
+other = by_rule if by_rule.exists() else None
+widgets.annotation_form(cards, Path(out) / "annotations.csv", other)
+
+# %% [markdown]
 # ## A name is a prediction
 # A name is good if somebody who knows only the name can tell sentences in which the feature is active from others. So we
 # draw new sentences, half of them active, in random order. **Your turn:** a "y" for each in which you expect the feature to

@@ -11,6 +11,7 @@ from ctt_helpers.notebook.widgets.ablations import (
     two_by_two,
     two_by_two_html,
 )
+from ctt_helpers.notebook.widgets.annotating import annotation_form
 from ctt_helpers.notebook.widgets.cards import (
     checkpoint_table_html,
     examples_html,
@@ -19,5 +20,17 @@ from ctt_helpers.notebook.widgets.cards import (
 )
 from ctt_helpers.notebook.widgets.checkpoints import checkpoint_slider
 from ctt_helpers.notebook.widgets.classes import class_counts, class_slider, class_table_html
-from ctt_helpers.notebook.widgets.explorer import feature_explorer
-from ctt_helpers.notebook.widgets.notes import read_notes, save_note
+from ctt_helpers.notebook.widgets.explorer import feature_explorer, listed_features
+from ctt_helpers.notebook.widgets.notes import (
+    Annotation,
+    agreement,
+    merged,
+    read_annotations,
+    read_notes,
+    save_annotation,
+    save_annotations,
+    save_merged,
+    save_note,
+)
+from ctt_helpers.notebook.widgets.playground import playground, read_settings
+from ctt_helpers.notebook.widgets.triangle import share_triangle, triangle_html

@@ -59,10 +59,10 @@ def bar(
 
 def table(header: Sequence[str], rows: Sequence[str]) -> str:
     """A table of rows that are already cells."""
-    # without the room on the right a widget's columns touch
-    head = "".join(f'<th style="text-align:left;padding-right:12px">{cell}</th>' for cell in header)
+    head = "".join(f"<th {_LEFT}>{cell}</th>" for cell in header)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    # widgets have no style for tables: columns would run together, and lines stand far apart
+    return f'<table cellpadding="4" style="line-height:1.4"><tr>{head}</tr>{body}</table>'
 
 
 # ---- a checkpoint
@@ -176,7 +176,8 @@ def feature_card_html(
         rel_ie: [checkpoints, latents] shares; NaN where the latent is inactive.
         decoder_norms: [checkpoints, latents] norms in scaled space.
         names: labels of the checkpoints.
-        examples: this feature's top examples, mappings with `tokens` and `activations`.
+        examples: this feature's top examples, mappings with `tokens` and `activations`; empty: it
+            is never active on the text; None: nobody looked.
         promoted: what `promoted_tokens` returns, or for each checkpoint a list of (token, score);
             None: no such column.
         label: a few words about the feature.
@@ -223,8 +224,10 @@ def feature_card_html(
     if label:
         heading += f": {html.escape(label)}"
     text = f"<h4>{heading}</h4>{table(header, rows)}"
-    if not examples:
+    if examples is None:
         return text + "<p>No examples were collected for this feature: top_examples finds them.</p>"
+    if not examples:
+        return text + "<p>No examples: it is active nowhere in the text that was read.</p>"
     return text + "<p>Top examples, shaded by activation:</p>" + examples_html(examples)
 
 

@@ -16,6 +16,19 @@ from ctt_helpers.notebook.widgets.shown import Shown
 _LISTED = 200  # a menu of thousands is slow and of no use; the number field reaches every feature
 
 
+def listed_features(ie_mean: Effects) -> list[int]:
+    """The features in the explorer's menu, the strongest first: collect examples for these.
+
+    Args:
+        ie_mean: [checkpoints, latents] indirect effects.
+    """
+    return np.argsort(-_strength(ie_mean), kind="stable")[:_LISTED].tolist()
+
+
+def _strength(ie_mean: Effects) -> np.ndarray:
+    return np.nansum(np.abs(ie_mean), axis=0)
+
+
 class FeatureExplorer(Shown):
     """See `feature_explorer`."""
 
@@ -56,11 +69,12 @@ class FeatureExplorer(Shown):
     def _options(self) -> list[tuple[str, int]]:
         """Texts of the menu and the features that they stand for, the strongest first."""
         ie_mean = self.arrays[0]
-        strength = np.nansum(np.abs(ie_mean), axis=0)
+        strength = _strength(ie_mean)
         options = []
-        for feature in np.argsort(-strength, kind="stable")[:_LISTED].tolist():
+        for feature in listed_features(ie_mean):
             name = f"#{feature} {self.labels.get(feature, '')}".rstrip()
-            options.append((f"{name} (|IE| {strength[feature]:.3g})", feature))
+            lacks = "" if self.examples.get(feature) else ", no examples"
+            options.append((f"{name} (|IE| {strength[feature]:.3g}{lacks})", feature))
         return options
 
     def pick(self, _change: Any = None) -> None:
@@ -132,12 +146,16 @@ def feature_explorer(
 ) -> FeatureExplorer:
     """A menu of features, the strongest first, and a card about the one chosen.
 
+    The menu says which of its features have no examples (`listed_features` are those to collect
+    them for). The field for a number reaches all others.
+
     Args:
         ie_mean: [checkpoints, latents] indirect effects in logits.
         rel_ie: [checkpoints, latents] shares; NaN where a latent is inactive.
         decoder_norms: [checkpoints, latents] norms in scaled space.
         names: labels of the checkpoints.
-        examples: what `top_examples` returns: feature -> mappings with `tokens` and `activations`.
+        examples: what `top_examples` returns: feature -> mappings with `tokens` and `activations`;
+            an empty list for a feature that is never active on the text.
         promoted: feature -> what `promoted_tokens` returns, or for each checkpoint a list of
             (token, score).
         labels: feature -> a few words about it.
