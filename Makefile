@@ -54,9 +54,11 @@ test-colab: env
 	@$(PY) -m pip install -q --no-deps --upgrade --target $(VENV)/colab -r tests/colab-versions.txt
 	@PYTHONPATH="$(CURDIR)/$(VENV)/colab" $(PYTEST) -n 2 --dist worksteal
 
+# which of them: BROWSER="browser and not long" leaves out most of the notebooks
+BROWSER ?= browser
 # Playwright (170 MB) drives the Chromium of the system, and brings none
 test-browser: env $(VENV)/browser/.installed
-	@PYTHONPATH="$(CURDIR)/$(VENV)/browser" $(PYTEST) -m browser --durations 5
+	@PYTHONPATH="$(CURDIR)/$(VENV)/browser" $(PYTEST) -m "$(BROWSER)" --durations 5
 	@echo "Look at the pictures, the times and what is too wide: runs/browser"
 
 $(VENV)/browser/.installed: $(STAMP) tests/browser/requirements.txt

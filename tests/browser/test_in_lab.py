@@ -44,24 +44,42 @@ class Widget:
 
 
 WIDGETS = [
-    Widget("02", "widgets.checkpoint_slider("),
+    Widget("02", "widgets.checkpoint_slider(", writes="triplet"),
+    Widget("03", "widgets.playground("),
+    Widget("04", "widgets.class_slider("),
+    Widget("04", "widgets.share_triangle(", opens="Feature #"),
     Widget(
         "04",
         "widgets.feature_explorer(",
         silent=("note",),
         writes="widgets.read_notes(Path(out) / 'notes.csv')",
-        cut_off=True,  # the column of tokens
+    ),
+    Widget("05", "widgets.two_by_two("),
+    Widget("05", "widgets.ablation_board("),
+    Widget(
+        "07",
+        "widgets.annotation_form(",
+        writes="len(widgets.read_annotations(Path(out) / 'annotations.csv'))",
     ),
 ]
-
-QUICKER = {"04": {"n_tokens": 8_000}}  # beside what makes a notebook small elsewhere
+# beside what makes a notebook small elsewhere
+QUICKER = {
+    "04": {"n_tokens": 8_000},
+    "05": {"task": "agreement/pp"},
+    "07": {"task": "agreement/pp"},
+}
+QUICK = ("02", "04")  # whose widgets are tried in CI, too; `make test-browser` tries them all
 EXERCISES = sorted((ROOT / "notebooks" / "exercises").glob("*.ipynb"))
 
 
-def source_of(number: str) -> Path:
-    """The notebook that a student has open: the one with exercises, where there is one."""
+def source_of(widget: Widget) -> Path:
+    """The notebook that a student has open: the part with exercises, where there is one."""
     found = [*EXERCISES, *sorted((ROOT / "notebooks").glob("*.ipynb"))]
-    return next(path for path in found if path.name.startswith(number))
+    return next(
+        path
+        for path in found
+        if path.name.startswith(widget.number) and widget.call in path.read_text(encoding="utf-8")
+    )
 
 
 # ---- one server, and each notebook opened and run once
@@ -81,16 +99,16 @@ class Opened:
         target.write_bytes(source.read_bytes())
         return Notebook(self.lab, self.browser, str(path))
 
-    def ran(self, number: str) -> Notebook:
-        """A notebook that ran, with few pairs and steps."""
-        if number not in self.notebooks:
-            source = source_of(number)
+    def ran(self, widget: Widget) -> Notebook:
+        """The widget's notebook, which ran with few pairs and steps."""
+        source = source_of(widget)
+        if source.stem not in self.notebooks:
             path = Path("small") / source.relative_to(ROOT)
-            parameters = {**SMALL[number], **QUICKER.get(number, {})}
+            parameters = {**SMALL[widget.number], **QUICKER.get(widget.number, {})}
             copy_notebook(source, self.lab.folder / path, **parameters)
-            self.notebooks[number] = Notebook(self.lab, self.browser, str(path))
-            self.notebooks[number].run_all()
-        return self.notebooks[number]
+            self.notebooks[source.stem] = Notebook(self.lab, self.browser, str(path))
+            self.notebooks[source.stem].run_all()
+        return self.notebooks[source.stem]
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +134,20 @@ def times(shots) -> Path:
 # ---- widgets
 
 
-@pytest.mark.parametrize("widget", WIDGETS, ids=lambda w: f"{w.number}-{w.call.strip('(')}")
+@pytest.mark.parametrize(
+    "widget",
+    [
+        pytest.param(
+            widget,
+            id=f"{widget.number}-{widget.call.strip('(')}",
+            marks=() if widget.number in QUICK else pytest.mark.long,
+        )
+        for widget in WIDGETS
+    ],
+)
 def test_every_control_of_a_widget_works(widget, opened, shots, times):
     """By pointer, by keyboard alone, at two widths, and without a word of complaint."""
-    notebook = opened.ran(widget.number)
+    notebook = opened.ran(widget)
     assert notebook.errors() == []
     cell = notebook.find(widget.call)
     name = f"{widget.number}_{widget.call.strip('(').split('.')[-1]}"
@@ -229,7 +257,17 @@ def test_a_dead_control_and_an_error_in_a_callback_are_noticed(opened, shots):
 # ---- notebooks with exercises
 
 
-@pytest.mark.parametrize("source", EXERCISES, ids=lambda path: path.name[:2])
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(
+            path,
+            id=path.name.split("_")[0],
+            marks=() if path.name.startswith("01") else pytest.mark.long,
+        )
+        for path in EXERCISES
+    ],
+)
 def test_an_exercise_notebook_opens_as_a_student_meets_it(source, opened, shots):
     expected = nbformat.read(source, as_version=4).cells
     notebook = opened.plain(source)
@@ -249,17 +287,18 @@ def test_an_exercise_notebook_opens_as_a_student_meets_it(source, opened, shots)
     assert notebook.page.locator("mjx-merror, .MathJax_Error").count() == 0
     for width, height in SIZES:
         notebook.resize(width, height)
-        notebook.page.screenshot(path=shots / f"{source.stem[:2]}_exercises_{width}.png")
+        notebook.page.screenshot(path=shots / f"{source.stem.split('_')[0]}_exercises_{width}.png")
     assert notebook.too_wide() == []
     assert notebook.watch.said == []
     notebook.close()
 
 
+@pytest.mark.long
 def test_the_notebooks_that_ran(opened, shots):
     """Every error is that of a stub or its check; what is too wide at 800 pixels is listed."""
     listed = []
-    for number in sorted({widget.number for widget in WIDGETS}):
-        notebook = opened.ran(number)
+    for number, widget in {source_of(widget).stem: widget for widget in WIDGETS}.items():
+        notebook = opened.ran(widget)
         raised = [cell["error"] for cell in notebook.cells() if cell["error"]]
         assert notebook.errors() == []
         assert all(error.startswith("NotImplementedError: ") for error in raised), raised
