@@ -4,6 +4,7 @@ wrong names.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -241,3 +242,18 @@ def test_every_figure_has_a_text_for_those_who_do_not_see_it(notebook):
             if "image/png" in output.get("data", {}):
                 alt = output.metadata.get("image/png", {}).get("alt", "")
                 assert len(alt) > 40, f"end with plots.show('what is drawn'): {cell.source[-200:]}"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS[:9], ids=number)
+def test_it_ends_with_what_to_remember_and_a_few_questions(notebook):
+    """Three takeaways, and three to five questions with folded answers. (09 is an appendix.)"""
+    cells = nbformat.read(notebook, as_version=4).cells
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    (remember,) = [text for text in texts if "## What to remember" in text]
+    takeaways = re.findall(r"^(?:\d\.|-) ", remember.split("## What to remember")[1], re.MULTILINE)
+    assert len(takeaways) >= 3
+    questions = texts[-1].split("## Check yourself")[1]
+    numbers = re.findall(r"^(\d)\. ", questions, re.MULTILINE)
+    assert 3 <= len(numbers) <= 5 and numbers == [str(i + 1) for i in range(len(numbers))]
+    assert questions.count("<details><summary>Answer</summary>") == len(numbers)
+    assert questions.count("</details>") == len(numbers)

@@ -343,3 +343,41 @@ else:
 #
 # **Next:** 01 · Hooking checkpoints. Or jump to the one whose question you like best. All words are in the
 # [glossary](GLOSSARY.md), beside this notebook.
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. A model is right in 52 % of the pairs. Name two quite different models that would be.
+#
+# <details><summary>Answer</summary>
+#
+# One that guesses, in every cell. And one that follows the neighbour: always right in the congruent cells, always wrong
+# in the others. The cells tell them apart.
+#
+# </details>
+#
+# 2. A feature helps in pl-pl and does as much harm in sg-pl. Whose feature is it, and what is its mean effect?
+#
+# <details><summary>Answer</summary>
+#
+# The neighbour's: it pushes for plural where the neighbour is plural, whatever the subject is. The mean is nothing, for
+# help and harm cancel.
+#
+# </details>
+#
+# 3. RelIE of a feature is 0.9 at the last checkpoint. What does that not tell you?
+#
+# <details><summary>Answer</summary>
+#
+# How large the effect is, whether it helps or harms, and in which cells. It only says when the feature matters most,
+# compared with itself.
+#
+# </details>
+#
+# 4. Why did we choose features on some sentences and show them on others?
+#
+# <details><summary>Answer</summary>
+#
+# The strongest of hundreds are strong by luck, too, and what holds for these words may hang on these words alone.
+#
+# </details>

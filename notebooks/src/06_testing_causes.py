@@ -419,3 +419,42 @@ for name, table in {"exams": scores, "decided": decided}.items():
 # **Try it**: `task="gender/pp"`; or `seed=1`: other random directions, orders, and crosscoder.
 # **Next:** 08 · Scaling up: all checkpoints, other models and languages. · To read more: Sundararajan et al., *Axiomatic
 # Attribution* (2017); Castro et al., on sampling Shapley values (2009); Syed et al., *Attribution Patching* (2023).
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. Twenty features look specific, with RelIE above 0.7. With labels swapped it is thirty, on average. What have you
+# found?
+#
+# <details><summary>Answer</summary>
+#
+# Nothing that speaks for specific features: a ratio of two small noisy numbers likes to be extreme. Ask first which
+# effects lie beyond random directions, then which classes are decided.
+#
+# </details>
+#
+# 2. A feature's single ablation has no effect, and its Shapley value is large. How can that be?
+#
+# <details><summary>Answer</summary>
+#
+# Another feature does the same work. Take away one, and the other steps in. Over all orders each gets its part of what
+# both do.
+#
+# </details>
+#
+# 3. "IG ranks worse than ablation." What do you ask first?
+#
+# <details><summary>Answer</summary>
+#
+# Against which target? One feature at a time, or all together? Whoever asks for single ablation has chosen who wins.
+#
+# </details>
+#
+# 4. Half of the features find a partner in a dictionary with another seed. Is half of the finding gone?
+#
+# <details><summary>Answer</summary>
+#
+# Look at who they are: those with a partner may carry most of the effect. And then at whether effect and label come
+# back, not only the feature.
+#
+# </details>

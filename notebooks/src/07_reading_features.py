@@ -267,13 +267,31 @@ table.rename_axis(["feature", "name"]).to_csv(Path(out) / "scores.csv")
 # 2. **A name is a prediction.** Ask it about sentences that nobody has read, and put guessing beside it.
 # 3. **Look at both shares.** Yes too often is too broad, no too often too narrow.
 #
-# **Check yourself.** Why as many inactive as active sentences? <details><summary>Answer</summary>Of a rare feature "never"
-# would be right nearly always. With both kinds alike, it is right half of the time.</details>
-#
-# A name scores 1.00 on 5 + 5 sentences. How sure are you? <details><summary>Answer</summary>Not very: the interval goes
-# down to about 0.7. With 40 + 40 it goes to 0.94.</details>
-#
-# A name is right in 55 % of the active sentences and in all others. What would you change?
-# <details><summary>Answer</summary>It is too narrow: read the middle and the weak examples, and widen it.</details>
-#
 # **Next:** 08 · Scaling up. · To read more: Bills et al., *Language models can explain neurons in language models* (2023).
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. Why as many inactive as active sentences?
+#
+# <details><summary>Answer</summary>
+#
+# Of a rare feature "never" would be right nearly always. With both kinds alike, it is right half of the time.
+#
+# </details>
+#
+# 2. A name scores 1.00 on 5 + 5 sentences. How sure are you?
+#
+# <details><summary>Answer</summary>
+#
+# Not very: the interval goes down to about 0.7. With 40 + 40 it goes to 0.94.
+#
+# </details>
+#
+# 3. A name is right in 55 % of the active sentences and in all others. What would you change?
+#
+# <details><summary>Answer</summary>
+#
+# It is too narrow: read the middle and the weak examples, and widen it.
+#
+# </details>

@@ -412,3 +412,42 @@ for name, asked in {"pythia-160m": {"atp": 300, "ablation": 300}, "pythia-1b": N
 #
 # **Limits.** The large crosscoder was trained briefly, with one seed. What it leaves out is in no share, and bands are over
 # sentences only (other seeds: `factorial_shares` in `experiments/`). Random weights say nothing of OLMo or BLOOM.
+
+# %% [markdown]
+# ## Check yourself
+#
+# 1. The features' curve goes from neighbour to subject. Random directions that fire alike show nearly the same curve.
+# What is then the merit of the trained ones?
+#
+# <details><summary>Answer</summary>
+#
+# Size: few of them carry much of the effect. The curve itself lies in what fires where, and in what the model makes of
+# any push.
+#
+# </details>
+#
+# 2. The sum of |N| over features is large, and the sum of N is near zero. What do the features do?
+#
+# <details><summary>Answer</summary>
+#
+# They work against each other: some push for what the neighbour wants, others hold it back.
+#
+# </details>
+#
+# 3. A feature of the triplet has no partner among thirteen checkpoints. What do you compare with before you say that it
+# is gone?
+#
+# <details><summary>Answer</summary>
+#
+# With another seed of the triplet's own crosscoder, trained as briefly. What that loses, too, is not lost to the number
+# of checkpoints.
+#
+# </details>
+#
+# 4. The paths of OLMo and BLOOM pass the check with random weights. What do you know of these models?
+#
+# <details><summary>Answer</summary>
+#
+# That our code reads and replaces the right place in them. Of what they have learned: nothing.
+#
+# </details>
