@@ -137,12 +137,12 @@ def _by_keyboard(page: Any, control: Any, kind: str) -> None:
 
 
 def _drag(page: Any, handle: Any) -> None:
-    """Take a slider's handle to the further quarter of its way."""
+    """Take a slider's handle to the further end of its way."""
     box = handle.bounding_box()
     way = handle.evaluate("node => node.closest('.noUi-base').getBoundingClientRect().toJSON()")
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     right = x > way["x"] + way["width"] / 2
-    to = way["x"] + way["width"] * (0.25 if right else 0.75)
+    to = way["x"] + way["width"] * (0.1 if right else 0.9)
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(to, y, steps=4)

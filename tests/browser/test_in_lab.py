@@ -59,6 +59,7 @@ WIDGETS = [
     Widget(
         "07",
         "widgets.annotation_form(",
+        silent=("how sure", "note", "other file", "Compare"),  # the same line says what was saved
         writes="len(widgets.read_annotations(Path(out) / 'annotations.csv'))",
     ),
 ]
@@ -115,6 +116,10 @@ class Opened:
 def opened(browser, tmp_path_factory) -> Iterator[Opened]:
     folder = tmp_path_factory.mktemp("lab")
     (folder / "root").mkdir()
+    # as a checkout has them: 03 shows tables that were made there
+    for place in (folder / "root", folder / "root" / "small"):
+        place.mkdir(exist_ok=True)
+        (place / "experiments").symlink_to(ROOT / "experiments")
     (folder / "own").mkdir()
     lab = Lab(folder / "root", folder / "own")
     try:

@@ -121,16 +121,17 @@ def _similarity_table(sim: pd.DataFrame, revision: str) -> str:
 # ---- a feature
 
 
-def _scored_tokens(promoted: Promoted, i: int, name: str, most: int = 5) -> str:
-    """The tokens with the highest scores on one line, those with the lowest on the next.
+CARD_BAR = 90  # pixels: a card with three bars fits a page of 800
 
-    The lowest are below 0. A line without tokens is left out.
+
+def _scored_tokens(promoted: Promoted, i: int, name: str, most: int = 5) -> list[str]:
+    """Two table cells: the tokens with the highest scores, and those with the lowest, below 0.
 
     Args:
         promoted: see `feature_card_html`.
         i: index of the checkpoint.
         name: label of the checkpoint.
-        most: tokens on a line.
+        most: tokens in a cell.
     """
     if isinstance(promoted, pd.DataFrame):
         rows = promoted[promoted["checkpoint"] == name]
@@ -141,13 +142,12 @@ def _scored_tokens(promoted: Promoted, i: int, name: str, most: int = 5) -> str:
     less_likely = [(token, score) for token, score in scored if score < 0]
     likelier.sort(key=lambda pair: -pair[1])
     less_likely.sort(key=lambda pair: pair[1])
-    lines = []
+    cells = []
     for side in (likelier[:most], less_likely[:most]):
-        if side:
-            # repr without its quotes: a line break in a token is written as \n
-            words = [f"{html.escape(repr(token)[1:-1])} ({score:+.2f})" for token, score in side]
-            lines.append(", ".join(words))
-    return "<br>".join(lines)
+        # repr without its quotes: a line break in a token is written as \n
+        words = [f"{html.escape(repr(token)[1:-1])} ({score:+.2f})" for token, score in side]
+        cells.append(f"<td {_LEFT}>{', '.join(words)}</td>")
+    return cells
 
 
 def _number(value: float, spec: str) -> str:
@@ -179,7 +179,7 @@ def feature_card_html(
         examples: this feature's top examples, mappings with `tokens` and `activations`; empty: it
             is never active on the text; None: nobody looked.
         promoted: what `promoted_tokens` returns, or for each checkpoint a list of (token, score);
-            None: no such column.
+            None: no such table.
         label: a few words about the feature.
 
     Raises:
@@ -199,15 +199,13 @@ def feature_card_html(
         shade = to_hex(color)
         cells = [
             f"<td {_LEFT}><b>{html.escape(name)}</b></td>",
-            bar(ie[i], largest_ie, shade, signed=True),
+            bar(ie[i], largest_ie, shade, signed=True, width=CARD_BAR),
             _number(ie[i], "+.3f"),
-            bar(rel[i], 1, shade),
+            bar(rel[i], 1, shade, width=CARD_BAR),
             _number(rel[i], ".2f"),
-            bar(norms[i], largest_norm, shade),
+            bar(norms[i], largest_norm, shade, width=CARD_BAR),
             _number(norms[i], ".3f"),
         ]
-        if promoted is not None:
-            cells.append(f"<td {_LEFT}>{_scored_tokens(promoted, i, name)}</td>")
         rows.append("".join(cells))
     header = [
         "checkpoint",
@@ -218,12 +216,16 @@ def feature_card_html(
         "decoder norm",
         "scaled space",
     ]
-    if promoted is not None:
-        header.append("tokens made likelier, and less likely (score)")
     heading = f"Feature #{feature}"
     if label:
         heading += f": {html.escape(label)}"
     text = f"<h4>{heading}</h4>{table(header, rows)}"
+    if promoted is not None:
+        tokens = [
+            f"<td {_LEFT}><b>{html.escape(name)}</b></td>{''.join(_scored_tokens(promoted, i, name))}"
+            for i, name in enumerate(names)
+        ]
+        text += table(["checkpoint", "makes likelier (score)", "less likely"], tokens)
     if examples is None:
         return text + "<p>No examples were collected for this feature: top_examples finds them.</p>"
     if not examples:
