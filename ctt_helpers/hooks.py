@@ -470,7 +470,7 @@ def past_above(model: HookedModel, x: Residual, attention_mask: Ids | None = Non
     Only for models that take it back (`model.takes_past`); see `logits_above`.
     """
     cache = DynamicCache()
-    _last_block(model, x, attention_mask, cache=cache)
+    hidden_above(model, x, attention_mask, cache=cache)
     above = [cache.layers[index] for index in range(model.layer + 1, model.n_layers)]
     keys, values = [layer.keys for layer in above], [layer.values for layer in above]
     return Past(keys, values, x.shape[1])
@@ -502,21 +502,24 @@ def logits_above(
     if past is not None and attention_mask is None:
         attention_mask = torch.ones(len(x), past.length + x.shape[1], dtype=torch.long)
     with model.lock, _answering_alone(model, position):
-        hidden = _last_block(model, x, attention_mask, cache)
+        hidden = hidden_above(model, x, attention_mask, cache)
     return unembed(model, hidden, position, tokens)
 
 
-def _last_block(
-    model: HookedModel, x: Residual, mask: Ids | None, cache: DynamicCache | None = None
+def hidden_above(
+    model: HookedModel,
+    x: Residual,
+    attention_mask: Ids | None = None,
+    cache: DynamicCache | None = None,
 ) -> Residual:
-    """Output of the last block, from the residual stream after `model.layer`."""
+    """Output of the last block, from `x`, the residual stream after `model.layer`."""
     x = x.to(model.device, model.dtype)
     last = model.n_layers - 1
     if model.layer == last:
         return x
     # only the shape of the ids matters: the blocks that would see them are skipped
     ids = torch.zeros(x.shape[:2], dtype=torch.long, device=model.device)
-    inputs = _inputs(model, ids, mask)
+    inputs = _inputs(model, ids, attention_mask)
     if cache is not None:
         inputs |= {"use_cache": True, "past_key_values": cache}
     skipped = x if model.tuple_length is None else (x, *[None] * (model.tuple_length - 1))
