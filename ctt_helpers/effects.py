@@ -423,7 +423,8 @@ class _Sight:
     def first(self) -> tuple[hooks.Past, Int[Tensor, " pairs"]]:
         """Of the first position: of each first token there is, and which of them a pair has."""
         some, which = _kinds(self.pairs.input_ids[:, :1].cpu())
-        return hooks.past_above(self.model, self.x[some, :1]), which
+        first = self.x[some.to(self.x.device, non_blocking=True), :1]
+        return hooks.past_above(self.model, first), which
 
     def answer_logits(
         self, x: Tensor, rows: Rows, start: int | None = None
@@ -455,8 +456,12 @@ class _Sight:
         """Answer logits of activations that differ in the first token and in length alone."""
         kinds = torch.stack([self.pairs.input_ids[:, 0].cpu(), self.lengths], dim=1)
         some, which = _kinds(kinds)
-        logits = self.all_logits(x[some], some)
-        return logits[which[:, None], self.pairs.answers]
+        logits = self.all_logits(x[some.to(x.device, non_blocking=True)], some)
+        which, answers = (
+            index.to(logits.device, non_blocking=True)
+            for index in (which[:, None], self.pairs.answers)
+        )
+        return logits[which, answers]
 
 
 def _kinds(rows: Int[Tensor, "rows _"]) -> tuple[Int[Tensor, " kinds"], Int[Tensor, " rows"]]:

@@ -331,12 +331,14 @@ def _hidden(output: Tensor | tuple) -> Tensor:
 
 
 def _inputs(model: HookedModel, ids: Ids, mask: Ids | None) -> dict[str, Any]:
-    mask = torch.ones_like(ids) if mask is None else mask
-    return {
-        "input_ids": ids.to(model.device),
-        "attention_mask": mask.to(model.device),
-        "use_cache": False,
-    }
+    """What a pass is given. The host waits for the device at none of it.
+
+    Without a mask none is given: a model would look on the device whether anything is masked.
+    """
+    inputs = {"input_ids": ids.to(model.device, non_blocking=True), "use_cache": False}
+    if mask is not None:
+        inputs["attention_mask"] = mask.to(model.device, non_blocking=True)
+    return inputs
 
 
 def _forget_stop() -> None:
@@ -448,6 +450,8 @@ class Past:
 
     def cut(self, rows: Tensor | slice, length: int) -> "Past":
         """Of some sequences, in the order of `rows`, their first `length` tokens."""
+        if self.keys and isinstance(rows, Tensor):
+            rows = rows.to(self.keys[0].device, non_blocking=True)
         keys = [layer[:, :, :length][rows] for layer in self.keys]
         values = [layer[:, :, :length][rows] for layer in self.values]
         return Past(keys, values, length)
@@ -499,8 +503,6 @@ def logits_above(
         and `tokens`.
     """
     cache = None if past is None else past.cache(model.layer, len(x))
-    if past is not None and attention_mask is None:
-        attention_mask = torch.ones(len(x), past.length + x.shape[1], dtype=torch.long)
     with model.lock, _answering_alone(model, position):
         hidden = hidden_above(model, x, attention_mask, cache)
     return unembed(model, hidden, position, tokens)
@@ -591,7 +593,7 @@ def unembed(
     if position is None:
         return _scaled(model, head(model.final_norm(hidden)))
     rows = torch.arange(hidden.shape[0], device=hidden.device)
-    hidden = hidden[rows, position.to(hidden.device)]
+    hidden = hidden[rows, position.to(hidden.device, non_blocking=True)]
     if hidden.dtype == at_least_float32(hidden).dtype:
         final = model.final_norm(hidden)
     else:
@@ -600,7 +602,7 @@ def unembed(
     if tokens is None:
         bias = None if bias is None else bias.to(final)
         return _scaled(model, nn.functional.linear(final, head.weight.to(final), bias))
-    tokens = tokens.to(hidden.device)
+    tokens = tokens.to(hidden.device, non_blocking=True)
     logits = torch.einsum("bkd,bd->bk", head.weight[tokens].to(final), final)
     return _scaled(model, logits if bias is None else logits + bias[tokens].to(final))
 
