@@ -173,15 +173,17 @@ class Readout:
             at_once: how many in a pack at most.
             starts: the first position at which each item is changed; None: the first touched.
         """
+        if not len(rows):
+            return
         if self.causal is None:
-            for items in torch.arange(len(rows)).split(at_once) if len(rows) else ():
+            for items in torch.arange(len(rows)).split(at_once):
                 yield Pack(items, slice(None))
             return
         stops = self.causal.lengths[rows]
         starts = torch.ones_like(stops) if starts is None else starts
         kinds, of_kind = torch.stack([starts, stops]).unique(dim=1, return_inverse=True)
-        for kind, (start, stop) in enumerate(kinds.T.tolist()):
-            items = (of_kind == kind).nonzero().flatten()
+        in_order = of_kind.argsort(stable=True).split(of_kind.bincount().tolist())
+        for (start, stop), items in zip(kinds.T.tolist(), in_order, strict=True):
             for part in items.split(at_once):
                 yield Pack(part, slice(start, stop))
 

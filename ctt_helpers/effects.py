@@ -456,7 +456,9 @@ class _Sight:
         """Answer logits of activations that differ in the first token and in length alone."""
         kinds = torch.stack([self.pairs.input_ids[:, 0].cpu(), self.lengths], dim=1)
         some, which = _kinds(kinds)
-        logits = self.all_logits(x[some.to(x.device, non_blocking=True)], some)
+        few = x[some.to(x.device, non_blocking=True)]
+        # without a mask: no position sees the padding after it
+        logits = hooks.logits_above(self.model, few, None, self.lengths[some] - 1)
         which, answers = (
             index.to(logits.device, non_blocking=True)
             for index in (which[:, None], self.pairs.answers)

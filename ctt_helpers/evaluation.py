@@ -145,7 +145,7 @@ def evaluate(
     crosscoder.eval()
     n = len(ckpts)
     sums = None
-    ce = {what: torch.zeros(n, dtype=torch.float64) for what in ("clean", "spliced", "zero")}
+    losses = {what: [[] for _ in range(n)] for what in ("clean", "spliced", "zero")}
     groups = list(_groups(ckpts, text))
     for group in progress(groups, "evaluate"):
         read = _read(ckpts, group)
@@ -158,19 +158,19 @@ def evaluate(
             sums.add(inner, rebuilt, f)
             spliced.append(torch.cat([x[:, :1], rebuilt.view_as(x[:, 1:])], dim=1))
         for c, model in enumerate(ckpts):
-            losses = {
-                what: sum(
-                    _cross_entropy(model, x[:, :, c], ids)
-                    for ids, x in zip(group, streams, strict=True)
-                )
-                for what, streams in {"clean": read, "spliced": spliced}.items()
-            }
+            for what, streams in {"clean": read, "spliced": spliced}.items():
+                for ids, x in zip(group, streams, strict=True):
+                    losses[what][c].append(_cross_entropy(model, x[:, :, c], ids))
             first = torch.cat([x[:, 0, c] for x in read])
-            losses["zero"] = _cross_entropy_of_zero(model, first, torch.cat(group))
-            found = torch.stack(list(losses.values())).cpu()  # the device is waited for here alone
-            hooks.check_finite(found, model)
-            for what, summed in zip(losses, found.double(), strict=True):
-                ce[what][c] += summed
+            losses["zero"][c].append(_cross_entropy_of_zero(model, first, torch.cat(group)))
+    # the device is waited for here, not once a batch
+    ce = {
+        what: torch.stack([torch.stack(parts).sum() for parts in found]).cpu().double()
+        for what, found in losses.items()
+    }
+    for c, summed in enumerate(torch.stack(list(ce.values())).T):
+        if not summed.isfinite().all():
+            hooks.check_finite(summed, ckpts[c])
     n_predicted = text.shape[0] * (text.shape[1] - 2)
     ce = {what: summed / n_predicted for what, summed in ce.items()}
     tokens = text.shape[0] * (text.shape[1] - 1)
@@ -270,11 +270,11 @@ def _cross_entropy_of_zero(
     summed = []
     few = _logits_at_once(model)
     for token in ids[:, 0].unique():
-        rows = (ids[:, 0] == token).nonzero().flatten()
+        alike = ids[:, 0] == token
         x = torch.zeros(1, ids.shape[1] - 1, first.shape[1], device=first.device, dtype=first.dtype)
-        x[0, 0] = first[int(rows[0])]
+        x[0, 0] = first[int(alike.byte().argmax())]
         hidden = hooks.hidden_above(model, x)[0, 1:]
-        targets = ids[rows, 2:].T.to(hidden.device, non_blocking=True)  # [positions, sequences]
+        targets = ids[alike, 2:].T.to(hidden.device, non_blocking=True)  # [positions, sequences]
         for part, after in zip(hidden.split(few), targets.split(few), strict=True):
             logits = hooks.unembed(model, part[None])[0].float()
             summed.append(-logits.log_softmax(-1).gather(1, after).sum())

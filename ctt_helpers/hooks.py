@@ -330,15 +330,24 @@ def _hidden(output: Tensor | tuple) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _inputs(model: HookedModel, ids: Ids, mask: Ids | None) -> dict[str, Any]:
-    """What a pass is given. The host waits for the device at none of it.
+class _NoCache(DynamicCache):
+    """A cache that keeps nothing.
 
-    Without a mask none is given: a model would look on the device whether anything is masked.
+    Where none is given and no mask either, nnsight makes a mask of ones, and looks on the device
+    whether anything is masked; so does the model then. The host would wait for the device twice a
+    pass.
     """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple:
+        return key_states, value_states
+
+
+def _inputs(model: HookedModel, ids: Ids, mask: Ids | None) -> dict[str, Any]:
+    """What a pass is given; without a mask the host waits for nothing."""
     inputs = {"input_ids": ids.to(model.device, non_blocking=True), "use_cache": False}
-    if mask is not None:
-        inputs["attention_mask"] = mask.to(model.device, non_blocking=True)
-    return inputs
+    if mask is None:
+        return inputs | {"past_key_values": _NoCache()}
+    return inputs | {"attention_mask": mask.to(model.device, non_blocking=True)}
 
 
 def _forget_stop() -> None:
