@@ -380,10 +380,11 @@ def top_examples(
     crosscoder.eval()
     k = whole_number("k", k)
     features = check_features(np.atleast_1d(features).tolist(), crosscoder.n_latents)
+    some = crosscoder.part(features)  # of the others nothing is computed
     peaks, places = [], []
     for group in progress(list(_groups(ckpts, text)), "examples"):
         for x in _read(ckpts, group):
-            peak, place = crosscoder.encode(x[:, 1:])[..., features].max(1)
+            peak, place = some.encode(x[:, 1:]).max(1)
             peaks.append(peak.cpu())
             places.append(place.cpu() + 1)
     value, where = torch.cat(peaks), torch.cat(places)
@@ -396,7 +397,7 @@ def top_examples(
             continue
         (x,) = _read(ckpts, [text[rows]])
         activations = torch.zeros(len(rows), text.shape[1])
-        activations[:, 1:] = crosscoder.encode(x[:, 1:])[..., feature].cpu()
+        activations[:, 1:] = some.encode(x[:, 1:])[..., column].cpu()
         for row, shown in zip(rows, activations, strict=True):
             position = int(where[row, column])
             example = _example(ckpts, text[row], shown, row, position)
