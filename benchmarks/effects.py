@@ -371,7 +371,10 @@ def attribution_rows(case: Case, on: str, peak: float) -> list[dict[str, Any]]:
     for found, (ie, _) in ((case.ten_points(), case.paper()), (case.by("atp").ie, case.paper(1))):
         torch.testing.assert_close(found, ie, rtol=1e-3, atol=1e-4 * float(ie.abs().max()))
     return [
-        row("IG, the same ten points", "gradient on f, whole passes", on, case.ten_points, case.paper, peak),
+        row(
+            "IG, the same ten points", "gradient on f, whole passes", on, case.ten_points,
+            case.paper, peak,
+        ),
         row(
             "AtP", "gradient on f, whole pass", on, lambda: case.by("atp"),
             lambda: case.paper(1), peak,
@@ -536,6 +539,7 @@ def rates(device: str, sizes: Sizes) -> dict[str, pd.DataFrame]:
     """How fast a GPU does it, with three models of Pythia-1B's shape in bfloat16."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     ckpts = random_checkpoints(sizes, device, dtype)
+    print(f"takes_past: {ckpts[0].takes_past}, answers_alone: {ckpts[0].answers_alone}", flush=True)
     some = ctt.load_suite("tiny").pairs(TASK)
     crosscoder = random_crosscoder(ckpts, some[:64], sizes.n_latents, sizes.k)
     peak = ceiling(device, dtype)

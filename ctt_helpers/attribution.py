@@ -30,11 +30,13 @@ NODES, WEIGHTS = _nodes(5)
 SMALLEST_PIECE = 2.0**-12
 NEAR = 0.5  # "ig_near" goes so far along the joint line
 ITEMS_AT_ONCE = 512  # forward passes that are run at once
+WORTH_A_PASS = 512  # positions that are not run: where it saves fewer, items share a pass
 GRADIENTS_AT_ONCE = 256  # gradients that are taken at once: the memory they need, however many
 FIRST_CUT = 0.85  # of the joint line: m is flat at first, and falls where little is left of x
 HALF = 1e-4  # a relative rounding above this is that of half precision
 NARROW = 1 / 32  # of the line: in half precision what a piece this narrow is off may be rounding
 SETTLED = 4.0  # halving a piece of a smooth line makes it less off by far more than this factor
+LAID_OUT = 4  # times ITEMS_AT_ONCE: passes of "shapley" that are laid out, then run in packs
 PERMUTATIONS = 8  # orders that "shapley" goes through
 
 # ---- what is attributed
@@ -181,11 +183,20 @@ class Readout:
             return
         stops = self.causal.lengths[rows]
         starts = torch.ones_like(stops) if starts is None else starts
-        kinds, of_kind = torch.stack([starts, stops]).unique(dim=1, return_inverse=True)
-        in_order = of_kind.argsort(stable=True).split(of_kind.bincount().tolist())
-        for (start, stop), items in zip(kinds.T.tolist(), in_order, strict=True):
+        kinds, of_kind, counts = torch.stack([stops, starts]).unique(
+            dim=1, return_inverse=True, return_counts=True
+        )
+        runs: list[tuple[slice, int]] = []  # which positions, how many items
+        for (stop, start), count in zip(kinds.T.tolist(), counts.tolist(), strict=True):
+            where, before = runs[-1] if runs else (slice(0, 0), 0)
+            if where.stop == stop and count * (start - where.start) < WORTH_A_PASS:
+                runs[-1] = (where, before + count)
+            else:
+                runs.append((slice(start, stop), count))
+        in_order = of_kind.argsort(stable=True).split([count for _, count in runs])
+        for (where, _), items in zip(runs, in_order, strict=True):
             for part in items.split(at_once):
-                yield Pack(part, slice(start, stop))
+                yield Pack(part, where)
 
     def values(
         self,
@@ -626,11 +637,11 @@ def _orders(players: list[Int[Tensor, " latents"]], options: Options) -> Iterato
 
 
 def _packed(orders: Iterator[_Order]) -> Iterator[list[_Order]]:
-    """Orders that are run at once, in their order: about `ITEMS_AT_ONCE` passes."""
+    """Orders that are laid out at once, in their order: many of their passes are alike then."""
     pack, items = [], 0
     for order in orders:
         needed = len(order.players) - 1
-        if pack and items + needed > ITEMS_AT_ONCE:
+        if pack and items + needed > LAID_OUT * ITEMS_AT_ONCE:
             yield pack
             pack, items = [], 0
         pack.append(order)

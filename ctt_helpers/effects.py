@@ -628,9 +628,9 @@ def indirect_effects(
     "ig" integrates the gradient along the joint line (1 - a)(f, e) from a = 0 (clean) to 1
     (x = b_dec), so that the effects and the error term add up to m(b_dec) - m(clean): completeness
     (the paper's choice; Marks et al. 2024). Since the line is straight in x, the gradient is taken
-    with respect to x alone, with only the layers above it. Five Gauss-Legendre nodes a piece; a
-    piece whose integral misses the difference of m at its ends by more than `tol` is halved, for
-    that pair alone.
+    with respect to x alone, with only the layers above it. The line is cut at a = 0.85 first, for m
+    falls late. Five Gauss-Legendre nodes a piece; a piece whose integral misses the difference of m
+    at its ends by more than `tol` is halved, for that pair alone.
     "ig_near" is "ig" on the first half of that line, and `total` is what its slope extends to: the
     best of the cheap ones in size, nearly as good as "atp" in order.
     "ig_own" integrates along each latent's own line, all else kept (five nodes): the exact

@@ -368,8 +368,9 @@ def test_atp_is_one_pass_there_and_back(setting, positions_run):
     assert others == 3 * (1 + n_lengths * pairs.input_ids.shape[1])
 
 
-def test_ablation_runs_what_comes_after_the_first_change(setting, positions_run):
+def test_ablation_runs_what_comes_after_the_first_change(setting, positions_run, monkeypatch):
     ckpts, crosscoder, pairs = setting
+    monkeypatch.setattr(attribution, "WORTH_A_PASS", 0)
     ctt.indirect_effects(crosscoder, ckpts, pairs, "ablation")
     _, f, _, _, _ = parts(ckpts, crosscoder, pairs)
     needed = 0
@@ -381,6 +382,29 @@ def test_ablation_runs_what_comes_after_the_first_change(setting, positions_run)
     # first position
     clean = pairs.input_ids.numel() + int(pairs.attention_mask[:, 1:].sum()) + 1
     assert sum(count for count, _ in positions_run) == 3 * (needed + clean)
+
+
+@pytest.mark.parametrize("worth", [0, 5, 10**6])
+def test_items_share_a_pass_where_little_is_saved(setting, worth, monkeypatch):
+    ckpts, crosscoder, pairs = setting
+    x, _, _, _, b_dec = parts(ckpts, crosscoder, pairs)
+    readout = ctt.readout_of(ckpts[0], pairs, x[:, :, 0], b_dec[0])
+    monkeypatch.setattr(attribution, "WORTH_A_PASS", worth)
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randint(9, (40,), generator=draw)
+    stops = pairs.answer_position[rows] + 1
+    starts = 1 + (torch.rand(40, generator=draw) * (stops - 1)).long()
+    packs = list(readout.packs(rows, 4, starts))
+    assert sorted(torch.cat([pack.items for pack in packs]).tolist()) == list(range(40))
+    for pack in packs:
+        assert len(pack.items) <= 4 and (stops[pack.items] == pack.where.stop).all()
+        assert (starts[pack.items] >= pack.start).all()
+    for stop in stops.unique().tolist():
+        begins = {pack.start for pack in packs if pack.where.stop == stop}
+        own = set(starts[stops == stop].tolist())
+        assert min(begins) == min(own) and begins <= own
+        if worth in (0, 10**6):
+            assert begins == (own if worth == 0 else {min(own)})
 
 
 def test_memory_does_not_grow_with_the_nodes(setting, monkeypatch, positions_run):
