@@ -114,8 +114,8 @@ def test_the_work_is_counted():
     work = Work(pairs={"atp": 2, "ablation": 1, "accuracy": 1}, length=4, n_latents=50, k=10)
     done = count_seconds(work, speeds, 3, 1, 6)
     assert done["accuracy"] == 3 * (2 + 4)
-    assert done["atp"] == 2 * (3 * (2 + (2 + 2) * 4) + 3 * 4 * 100)
-    assert done["ablation"] == 3 * (2 + 4 + 30 * 4) + 4 * 100 and work.active == 30
+    assert done["atp"] == 2 * (3 * (2 + 2 * 4) + 3 * 4 * 100)
+    assert done["ablation"] == 3 * (2 + 2 * 4 + 30 * 4) + 4 * 100 and work.active == 30
     assert Work(n_latents=20, k=10).active == 20
     with pytest.raises(ValueError, match="'pca' is not known; take reading, accuracy"):
         Work(pairs={"pca": 3})
