@@ -6,13 +6,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import estimates, report, settings, speed, story
+from benchmarks import effects, estimates, report, settings, speed, story
 
 TITLE = "Results of the benchmarks"
 BENCHMARKS = {"story": story, "settings": settings, "speed": speed}
-# what the page shows; `python -m benchmarks.estimates` is a command of its own, for it asks for
-# models, a device and sizes
-PARTS = {**BENCHMARKS, "estimates": estimates, "estimates_paper": estimates}
+# what the page shows; `python -m benchmarks.effects` and `python -m benchmarks.estimates` are
+# commands of their own, for they ask for devices, models and sizes
+PARTS = {
+    **BENCHMARKS,
+    "effects_speed": effects,
+    "effects_gpu": effects,
+    "estimates": estimates,
+    "estimates_paper": estimates,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

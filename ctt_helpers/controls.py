@@ -299,9 +299,11 @@ def latent_scaling(
     strongest = norms.argmax(0)
     d = W_dec[torch.arange(n_latents, device=W_dec.device), strongest]
     # sums over tokens of f_i (d_i . y_c), for both targets
-    missed = torch.zeros(n, n_latents, dtype=torch.float64)
+    # kept where the activations are; some devices have no float64
+    exact = torch.float32 if d.device.type == "mps" else torch.float64
+    missed = torch.zeros(n, n_latents, dtype=exact, device=d.device)
     rebuilt = torch.zeros_like(missed)
-    square = torch.zeros(n_latents, dtype=torch.float64)  # sums over tokens of f_i^2
+    square = torch.zeros_like(missed[0])  # sums over tokens of f_i^2
     tokens = 0
     for x in batches:
         f = crosscoder.encode(x)
@@ -310,14 +312,14 @@ def latent_scaling(
         by_latent = f.T if f.device.type == "mps" else f.T.to_sparse()  # few sparse products on MPS
         for total, y in ((missed, error), (rebuilt, reconstruction)):
             product = (by_latent @ y.flatten(1)).unflatten(1, (n, -1))  # Y^T f
-            # some devices have no float64
-            total += torch.einsum("hnd,hd->nh", product, d).cpu().double()
-        square += f.square().sum(0).cpu().double()
+            total += torch.einsum("hnd,hd->nh", product, d)
+        square += f.square().sum(0)
         tokens += len(x)
     if not tokens:
         raise ValueError(
             "There are no tokens in the batches; an iterator can be run through only once."
         )
+    missed, rebuilt, square = (total.cpu().double() for total in (missed, rebuilt, square))
     length = d.square().sum(1).cpu().double()
     written = torch.einsum("hnd,hd->nh", W_dec, d).cpu().double() / length
     weight = square * length

@@ -12,6 +12,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from ctt_helpers.attribution import (
     EVERY,
     METHODS,
     PERMUTATIONS,
+    Causal,
     Latents,
     Options,
     Readout,
@@ -127,30 +129,33 @@ def as_metric(metric: str | Metric | Callable | None) -> Metric:
 
 def metric_of_stream(
     metric: Metric,
-    answer_logits: Callable[[Tensor, Rows], Float[Tensor, "items 2"]],
-    all_logits: Callable[[Tensor, Rows], Float[Tensor, "items vocabulary"]],
+    answer_logits: Callable[..., Float[Tensor, "items 2"]],
+    all_logits: Callable[..., Float[Tensor, "items vocabulary"]],
     right: Int[Tensor, " pairs"],
     wrong: Int[Tensor, " pairs"],
     x: Float[Tensor, "pairs t d_model"],
-) -> Callable[[Float[Tensor, "items t d_model"], Rows], Float[Tensor, " items"]]:
+) -> Callable[..., Float[Tensor, " items"]]:
     """A metric of the answer logits as a metric of the residual stream, as `Readout` takes it.
 
     Args:
         metric: of the logits.
         answer_logits, all_logits: logits at the answer position of activations that belong to the
-            pairs `rows`: of the right and the wrong answer, and of the whole vocabulary.
+            pairs `rows`: of the right and the wrong answer, and of the whole vocabulary. They are
+            given what m is given: x, rows, and where in the sequence x begins, if it is told.
         right, wrong: token ids of the answers.
         x: the clean activations.
     """
     if metric.of_answers is not None:
-        return lambda x, rows=EVERY: metric.of_answers(answer_logits(x, rows))
+        return lambda x, rows=EVERY, *start: metric.of_answers(answer_logits(x, rows, *start))
     with torch.no_grad():
         clean = all_logits(x, EVERY)
     right, wrong = right.to(clean.device), wrong.to(clean.device)
 
-    def m(x: Float[Tensor, "items t d_model"], rows: Rows = EVERY) -> Float[Tensor, " items"]:
+    def m(
+        x: Float[Tensor, "items t d_model"], rows: Rows = EVERY, *start: int
+    ) -> Float[Tensor, " items"]:
         told = Answers(right=right[rows], wrong=wrong[rows], clean=clean[rows])
-        return metric.of(all_logits(x, rows), told)
+        return metric.of(all_logits(x, rows, *start), told)
 
     return m
 
@@ -372,22 +377,101 @@ def readout_of(
         b_dec: the decoder's bias at this checkpoint, in raw space: where the joint line leads.
         metric: as for `indirect_effects`.
     """
-    mask, position, answers = pairs.attention_mask, pairs.answer_position, pairs.answers
+    metric, sight = as_metric(metric), _Sight(model, pairs, x)
+    m = metric_of_stream(metric, sight.answer_logits, sight.all_logits, pairs.right, pairs.wrong, x)
+    keep, baseline = touched(pairs).to(x.device), b_dec.to(x)
 
-    def answer_logits(x: Tensor, rows: Rows) -> Float[Tensor, "items 2"]:
-        return hooks.logits_above(model, x, mask[rows], position[rows], answers[rows])
+    def at_baseline() -> Float[Tensor, " pairs"]:
+        return metric.of_answers(sight.answers_of_few(torch.where(keep[..., None], baseline, x)))
 
-    def all_logits(x: Tensor, rows: Rows) -> Float[Tensor, "items vocabulary"]:
-        return hooks.logits_above(model, x, mask[rows], position[rows])
-
-    m = metric_of_stream(as_metric(metric), answer_logits, all_logits, pairs.right, pairs.wrong, x)
+    few = None if metric.of_answers is None else at_baseline
+    causal = Causal(lengths=sight.lengths, after=m, at_baseline=few)
     return Readout(
         metric=m,
         x=x,
-        baseline=b_dec.to(x),
-        touched=touched(pairs).to(x.device),
+        baseline=baseline,
+        touched=keep,
         eps=torch.finfo(model.dtype).eps,
+        causal=causal if model.takes_past else None,
     )
+
+
+@dataclass
+class _Sight:
+    """Logits at the answer positions of pairs, from the residual stream of one checkpoint.
+
+    Attributes:
+        model: the checkpoint.
+        pairs: as many as `x` has rows.
+        x: [pairs, t, d_model] the clean activations.
+    """
+
+    model: hooks.HookedModel
+    pairs: MinimalPairs
+    x: Float[Tensor, "pairs t d_model"]
+
+    @cached_property
+    def lengths(self) -> Int[Tensor, " pairs"]:
+        """Positions of each pair up to the one of the answer, which is its last."""
+        return self.pairs.answer_position.cpu() + 1
+
+    @cached_property
+    def past(self) -> hooks.Past:
+        """Of all positions of the clean run."""
+        return hooks.past_above(self.model, self.x, self.pairs.attention_mask)
+
+    @cached_property
+    def first(self) -> tuple[hooks.Past, Int[Tensor, " pairs"]]:
+        """Of the first position: of each first token there is, and which of them a pair has."""
+        some, which = _kinds(self.pairs.input_ids[:, :1].cpu())
+        first = self.x[some.to(self.x.device, non_blocking=True), :1]
+        return hooks.past_above(self.model, first), which
+
+    def answer_logits(
+        self, x: Tensor, rows: Rows, start: int | None = None
+    ) -> Float[Tensor, "items 2"]:
+        return self._logits(x, rows, start, self.pairs.answers[rows])
+
+    def all_logits(
+        self, x: Tensor, rows: Rows, start: int | None = None
+    ) -> Float[Tensor, "items vocabulary"]:
+        return self._logits(x, rows, start, None)
+
+    def _logits(
+        self, x: Tensor, rows: Rows, start: int | None, tokens: Int[Tensor, "items 2"] | None
+    ) -> Float[Tensor, "items _"]:
+        if start is None:
+            mask, position = self.pairs.attention_mask[rows], self.pairs.answer_position[rows]
+            return hooks.logits_above(self.model, x, mask, position, tokens)
+        last = torch.full((len(x),), x.shape[1] - 1, device=x.device)
+        past = self._past(rows, start)
+        return hooks.logits_above(self.model, x, None, last, tokens, past)
+
+    def _past(self, rows: Rows, start: int) -> hooks.Past:
+        if start > 1:
+            return self.past.cut(rows, start)
+        past, which = self.first
+        return past.cut(which[rows], 1)
+
+    def answers_of_few(self, x: Float[Tensor, "pairs t d_model"]) -> Float[Tensor, "pairs 2"]:
+        """Answer logits of activations that differ in the first token and in length alone."""
+        kinds = torch.stack([self.pairs.input_ids[:, 0].cpu(), self.lengths], dim=1)
+        some, which = _kinds(kinds)
+        few = x[some.to(x.device, non_blocking=True)]
+        # without a mask: no position sees the padding after it
+        logits = hooks.logits_above(self.model, few, None, self.lengths[some] - 1)
+        which, answers = (
+            index.to(logits.device, non_blocking=True)
+            for index in (which[:, None], self.pairs.answers)
+        )
+        return logits[which, answers]
+
+
+def _kinds(rows: Int[Tensor, "rows _"]) -> tuple[Int[Tensor, " kinds"], Int[Tensor, " rows"]]:
+    """Of each kind of row the first, and the kind of every row."""
+    which = rows.unique(dim=0, return_inverse=True)[1]
+    first = torch.full((int(which.max()) + 1,), len(rows))
+    return first.scatter_reduce(0, which, torch.arange(len(rows)), "amin"), which
 
 
 # ---- what latents are set to
@@ -545,9 +629,9 @@ def indirect_effects(
     "ig" integrates the gradient along the joint line (1 - a)(f, e) from a = 0 (clean) to 1
     (x = b_dec), so that the effects and the error term add up to m(b_dec) - m(clean): completeness
     (the paper's choice; Marks et al. 2024). Since the line is straight in x, the gradient is taken
-    with respect to x alone, with only the layers above it. Five Gauss-Legendre nodes a piece; a
-    piece whose integral misses the difference of m at its ends by more than `tol` is halved, for
-    that pair alone.
+    with respect to x alone, with only the layers above it. The line is cut at a = 0.85 first, for m
+    falls late. Five Gauss-Legendre nodes a piece; a piece whose integral misses the difference of m
+    at its ends by more than `tol` is halved, for that pair alone.
     "ig_near" is "ig" on the first half of that line, and `total` is what its slope extends to: the
     best of the cheap ones in size, nearly as good as "atp" in order.
     "ig_own" integrates along each latent's own line, all else kept (five nodes): the exact
@@ -930,8 +1014,10 @@ def _removed(
             readout = readout_of(model, reading.pairs, reading.x[:, :, c], b_dec[c])
             decoder = W_dec[:, c].to(reading.x)
             streams = removal.streams(readout, reading.f(c), instead, decoder, groups)
+            x = torch.cat(list(streams))  # [groups * pairs, t, d_model]
+            m = readout.changed(x, readout.every.repeat(len(groups)))
             before.append(-readout.clean.cpu())
-            after.append(torch.stack([-readout.value(x).cpu() for x in streams]))
+            after.append(-m.cpu().unflatten(0, (len(groups), -1)))
             bar.update()
         clean, changed = torch.cat(before).double(), torch.cat(after, 1).double()
         hooks.check_finite(clean, model, f"Logits on {pairs.name!r}")

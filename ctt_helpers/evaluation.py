@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ctt_helpers.sources.checkpoints import Checkpoints
 
 TOKENS_AT_ONCE = 2**14  # the codes of more fill a GPU's memory
-LOGITS_AT_ONCE = 2**26  # numbers: tokens times vocabulary
+LOGITS_AT_ONCE = 2**24  # numbers, tokens times vocabulary: more take longer on a CPU
 # Activations that are held where the models do not fit into memory together, and each is loaded
 # once for so many numbers.
 NUMBERS_AT_ONCE = 2**28
@@ -143,48 +143,45 @@ def evaluate(
     """
     _check_text(crosscoder, ckpts, text, least=3)
     crosscoder.eval()
-    n, d_model = len(ckpts), ckpts.d_model
-    tokens = 0
-    active = torch.zeros(crosscoder.n_latents, dtype=torch.float64)
-    squared_error = torch.zeros(n, dtype=torch.float64)
-    square = torch.zeros(n, dtype=torch.float64)
-    total = torch.zeros(n, d_model, dtype=torch.float64)
-    ce = {what: torch.zeros(n, dtype=torch.float64) for what in ("clean", "spliced", "zero")}
+    n = len(ckpts)
+    sums = None
+    losses = {what: [[] for _ in range(n)] for what in ("clean", "spliced", "zero")}
     groups = list(_groups(ckpts, text))
     for group in progress(groups, "evaluate"):
         read = _read(ckpts, group)
-        rebuilt = []
+        spliced = []
         for x in read:
-            inner = x[:, 1:]
+            inner = x[:, 1:].flatten(0, 1)
             f = crosscoder.encode(inner)
-            rebuilt.append(crosscoder.decode(f))
-            tokens += inner.shape[0] * inner.shape[1]
-            active += (f > 0).sum((0, 1)).cpu().double()
-            # some devices have no float64
-            seen, missed = inner.cpu().double(), (inner - rebuilt[-1]).cpu().double()
-            squared_error += missed.pow(2).sum((0, 1, 3))
-            square += seen.pow(2).sum((0, 1, 3))
-            total += seen.sum((0, 1))
+            rebuilt = crosscoder.decode(f)
+            sums = sums or _Sums.around(inner, crosscoder.n_latents)
+            sums.add(inner, rebuilt, f)
+            spliced.append(torch.cat([x[:, :1], rebuilt.view_as(x[:, 1:])], dim=1))
         for c, model in enumerate(ckpts):
-            for ids, x, again in zip(group, read, rebuilt, strict=True):
-                inner = x[:, 1:, c]
-                instead = {
-                    "clean": inner,
-                    "spliced": again[:, :, c],
-                    "zero": torch.zeros_like(inner),
-                }
-                for what, replaced in instead.items():
-                    spliced = torch.cat([x[:, :1, c], replaced], dim=1)
-                    ce[what][c] += _cross_entropy(model, spliced, ids)
+            for what, streams in {"clean": read, "spliced": spliced}.items():
+                for ids, x in zip(group, streams, strict=True):
+                    losses[what][c].append(_cross_entropy(model, x[:, :, c], ids))
+            first = torch.cat([x[:, 0, c] for x in read])
+            losses["zero"][c].append(_cross_entropy_of_zero(model, first, torch.cat(group)))
+    # the device is waited for here, not once a batch
+    ce = {
+        what: torch.stack([torch.stack(parts).sum() for parts in found]).cpu().double()
+        for what, found in losses.items()
+    }
+    for c, summed in enumerate(torch.stack(list(ce.values())).T):
+        if not summed.isfinite().all():
+            hooks.check_finite(summed, ckpts[c])
     n_predicted = text.shape[0] * (text.shape[1] - 2)
     ce = {what: summed / n_predicted for what, summed in ce.items()}
-    deviation = square - (total**2).sum(1) / tokens
+    tokens = text.shape[0] * (text.shape[1] - 1)
+    active = sums.active.cpu().double()
+    explained = 1 - (sums.missed / sums.deviation(tokens)).cpu().double()
     dce, at_stake = ce["spliced"] - ce["clean"], ce["zero"] - ce["clean"]
     recovered = torch.where(at_stake >= CE_FLOOR, 1 - dce / at_stake, torch.nan)
     return Report(
         names=ckpts.labels,
         l0=float(active.sum() / tokens),
-        explained_variance=(1 - squared_error / deviation).tolist(),
+        explained_variance=explained.tolist(),
         dead=float((active == 0).double().mean()),
         dead_tokens=tokens,
         ce_clean=ce["clean"].tolist(),
@@ -195,21 +192,98 @@ def evaluate(
     )
 
 
+@dataclass
+class _Sums:
+    """Sums over tokens, kept where the activations are, in float64 where that device has it.
+
+    Deviations are taken from the mean of the first batch, so that few digits are lost.
+
+    Attributes:
+        near: [n, d_model] that mean.
+        active: [latents] tokens on which each is active.
+        missed: [n] squared errors.
+        square, total: [n] and [n, d_model] squared deviations, and deviations.
+    """
+
+    near: Float[Tensor, "n d_model"]
+    active: Int[Tensor, " latents"]
+    missed: Float[Tensor, " n"]
+    square: Float[Tensor, " n"]
+    total: Float[Tensor, "n d_model"]
+
+    @classmethod
+    def around(cls, x: Float[Tensor, "tokens n d_model"], n_latents: int) -> _Sums:
+        exact, near = _exact(x.device), x.mean(0)
+        return cls(
+            near=near,
+            active=torch.zeros(n_latents, dtype=torch.long, device=x.device),
+            missed=near.new_zeros(len(near), dtype=exact),
+            square=near.new_zeros(len(near), dtype=exact),
+            total=torch.zeros_like(near, dtype=exact),
+        )
+
+    def add(
+        self,
+        x: Float[Tensor, "tokens n d_model"],
+        rebuilt: Float[Tensor, "tokens n d_model"],
+        f: Float[Tensor, "tokens latents"],
+    ) -> None:
+        """Some more tokens."""
+        self.active += (f > 0).sum(0)
+        self.missed += (x - rebuilt).square().sum((0, 2))
+        away = x - self.near
+        self.square += away.square().sum((0, 2))
+        self.total += away.sum(0)
+
+    def deviation(self, tokens: int) -> Float[Tensor, " n"]:
+        """Sum of squared deviations from the mean of all tokens."""
+        return self.square - self.total.square().sum(1) / tokens
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """In which sums are kept: some devices have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _cross_entropy(
     model: hooks.HookedModel,
     x: Float[Tensor, "sequences length d_model"],
     ids: Int[Tensor, "sequences length"],
-) -> float:
+) -> Float[Tensor, ""]:
     """Summed cross-entropy (nats) of the third and later tokens, from the residual stream."""
-    few = max(1, LOGITS_AT_ONCE // (ids.shape[1] * model.config.vocab_size))
-    summed = 0.0
-    for part, targets in zip(x.split(few), ids[:, 2:].split(few), strict=True):
-        logits = hooks.logits_above(model, part)[:, 1:-1].flatten(0, 1).float()
-        after = targets.flatten().to(logits.device)
-        loss = torch.nn.functional.cross_entropy(logits, after, reduction="sum")
-        hooks.check_finite(loss, model)
-        summed += float(loss)
-    return summed
+    hidden = hooks.hidden_above(model, x[:, :-1])[:, 1:].flatten(0, 1)
+    targets = ids[:, 2:].to(hidden.device, non_blocking=True).flatten()
+    summed = []
+    few = _logits_at_once(model)
+    for part, after in zip(hidden.split(few), targets.split(few), strict=True):
+        logits = hooks.unembed(model, part[None])[0].float()
+        summed.append(torch.nn.functional.cross_entropy(logits, after, reduction="sum"))
+    return torch.stack(summed).sum(dtype=_exact(hidden.device))
+
+
+def _cross_entropy_of_zero(
+    model: hooks.HookedModel,
+    first: Float[Tensor, "sequences d_model"],
+    ids: Int[Tensor, "sequences length"],
+) -> Float[Tensor, ""]:
+    """The same with zeros from the second position on: sequences that begin alike are alike."""
+    summed = []
+    few = _logits_at_once(model)
+    for token in ids[:, 0].unique():
+        alike = ids[:, 0] == token
+        x = torch.zeros(1, ids.shape[1] - 1, first.shape[1], device=first.device, dtype=first.dtype)
+        x[0, 0] = first[int(alike.byte().argmax())]
+        hidden = hooks.hidden_above(model, x)[0, 1:]
+        targets = ids[alike, 2:].T.to(hidden.device, non_blocking=True)  # [positions, sequences]
+        for part, after in zip(hidden.split(few), targets.split(few), strict=True):
+            logits = hooks.unembed(model, part[None])[0].float()
+            summed.append(-logits.log_softmax(-1).gather(1, after).sum())
+    return torch.stack(summed).sum(dtype=_exact(hidden.device))
+
+
+def _logits_at_once(model: hooks.HookedModel) -> int:
+    """Of how many tokens the whole vocabulary is looked at together."""
+    return max(1, LOGITS_AT_ONCE // model.config.vocab_size)
 
 
 @torch.no_grad()
@@ -306,10 +380,11 @@ def top_examples(
     crosscoder.eval()
     k = whole_number("k", k)
     features = check_features(np.atleast_1d(features).tolist(), crosscoder.n_latents)
+    some = crosscoder.part(features)  # of the others nothing is computed
     peaks, places = [], []
     for group in progress(list(_groups(ckpts, text)), "examples"):
         for x in _read(ckpts, group):
-            peak, place = crosscoder.encode(x[:, 1:])[..., features].max(1)
+            peak, place = some.encode(x[:, 1:]).max(1)
             peaks.append(peak.cpu())
             places.append(place.cpu() + 1)
     value, where = torch.cat(peaks), torch.cat(places)
@@ -322,7 +397,7 @@ def top_examples(
             continue
         (x,) = _read(ckpts, [text[rows]])
         activations = torch.zeros(len(rows), text.shape[1])
-        activations[:, 1:] = crosscoder.encode(x[:, 1:])[..., feature].cpu()
+        activations[:, 1:] = some.encode(x[:, 1:])[..., column].cpu()
         for row, shown in zip(rows, activations, strict=True):
             position = int(where[row, column])
             example = _example(ckpts, text[row], shown, row, position)

@@ -9,7 +9,8 @@ when it is wrapped (`check`).
 import gc
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from nnsight import TransformersModel
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 Ids = Int[Tensor, "batch tokens"]
 Residual = Float[Tensor, "batch tokens d_model"]
@@ -152,6 +154,9 @@ class HookedModel:
     reads_only: bool = False
     lm: TransformersModel = field(init=False, repr=False)
     lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
+    # shortcuts of `logits_above` that `check` has found to give this model's own numbers
+    takes_past: bool = field(default=False, init=False, repr=False)
+    answers_alone: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self):
         self.parts = architecture_of(self.hf_model)
@@ -325,13 +330,24 @@ def _hidden(output: Tensor | tuple) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
+class _NoCache(DynamicCache):
+    """A cache that keeps nothing.
+
+    Where none is given and no mask either, nnsight makes a mask of ones, and looks on the device
+    whether anything is masked; so does the model then. The host would wait for the device twice a
+    pass.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple:
+        return key_states, value_states
+
+
 def _inputs(model: HookedModel, ids: Ids, mask: Ids | None) -> dict[str, Any]:
-    mask = torch.ones_like(ids) if mask is None else mask
-    return {
-        "input_ids": ids.to(model.device),
-        "attention_mask": mask.to(model.device),
-        "use_cache": False,
-    }
+    """What a pass is given; without a mask the host waits for nothing."""
+    inputs = {"input_ids": ids.to(model.device, non_blocking=True), "use_cache": False}
+    if mask is None:
+        return inputs | {"past_key_values": _NoCache()}
+    return inputs | {"attention_mask": mask.to(model.device, non_blocking=True)}
 
 
 def _forget_stop() -> None:
@@ -425,28 +441,98 @@ def spliced_logits(
     return logits
 
 
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of the first tokens of some sequences, in the blocks above a model's layer.
+
+    A token never sees those after it. So where the residual stream changes from some position on
+    only, what was computed before that position still holds, and need not be computed again.
+
+    Attributes:
+        keys, values: of each block above the layer, [batch, heads, tokens, size].
+        length: how many tokens.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    length: int
+
+    def cut(self, rows: Tensor | slice, length: int) -> "Past":
+        """Of some sequences, in the order of `rows`, their first `length` tokens."""
+        if self.keys and isinstance(rows, Tensor):
+            rows = rows.to(self.keys[0].device, non_blocking=True)
+        keys = [layer[:, :, :length][rows] for layer in self.keys]
+        values = [layer[:, :, :length][rows] for layer in self.values]
+        return Past(keys, values, length)
+
+    def cache(self, layer: int, batch: int) -> DynamicCache:
+        """As transformers takes it; the blocks up to `layer` are skipped, and only counted."""
+        cache = DynamicCache()
+        counted = torch.empty(batch, 1, self.length, 1)
+        for index in range(layer + 1):
+            cache.update(counted, counted, index)
+        for index, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            cache.update(key, value, layer + 1 + index)
+        return cache
+
+
+@torch.no_grad()
+def past_above(model: HookedModel, x: Residual, attention_mask: Ids | None = None) -> Past:
+    """What the blocks above keep of `x`, the residual stream after `model.layer`, for later tokens.
+
+    Only for models that take it back (`model.takes_past`); see `logits_above`.
+    """
+    cache = DynamicCache()
+    hidden_above(model, x, attention_mask, cache=cache)
+    above = [cache.layers[index] for index in range(model.layer + 1, model.n_layers)]
+    keys, values = [layer.keys for layer in above], [layer.values for layer in above]
+    return Past(keys, values, x.shape[1])
+
+
 def logits_above(
     model: HookedModel,
     x: Residual,
     attention_mask: Ids | None = None,
     position: Int[Tensor, " batch"] | None = None,
     tokens: Ids | None = None,
+    past: Past | None = None,
 ) -> Float[Tensor, "..."]:
     """Logits from `x`, the residual stream after `model.layer`, running only the blocks above it.
 
     Gradients reach `x` where it asks for them (weights are frozen). See `unembed` for `position`
     and `tokens`.
 
+    Args:
+        past: of the tokens before those of `x`, where the sequences begin earlier (`past_above`);
+            then the mask, if there is one, covers these tokens too, and `position` counts from the
+            first of `x`.
+
     Returns:
         [batch, tokens, vocabulary]; [batch, vocabulary] with `position`; [batch, k] with `position`
         and `tokens`.
     """
+    cache = None if past is None else past.cache(model.layer, len(x))
+    with model.lock, _answering_alone(model, position):
+        hidden = hidden_above(model, x, attention_mask, cache)
+    return unembed(model, hidden, position, tokens)
+
+
+def hidden_above(
+    model: HookedModel,
+    x: Residual,
+    attention_mask: Ids | None = None,
+    cache: DynamicCache | None = None,
+) -> Residual:
+    """Output of the last block, from `x`, the residual stream after `model.layer`."""
     x = x.to(model.device, model.dtype)
     last = model.n_layers - 1
     if model.layer == last:
-        return unembed(model, x, position, tokens)
+        return x
     # only the shape of the ids matters: the blocks that would see them are skipped
-    inputs = _inputs(model, torch.zeros(x.shape[:2], dtype=torch.long), attention_mask)
+    ids = torch.zeros(x.shape[:2], dtype=torch.long, device=model.device)
+    inputs = _inputs(model, ids, attention_mask)
+    if cache is not None:
+        inputs |= {"use_cache": True, "past_key_values": cache}
     skipped = x if model.tuple_length is None else (x, *[None] * (model.tuple_length - 1))
     with model.lock, model.lm.trace(**inputs) as tracer:
         for index in range(model.layer + 1):
@@ -454,7 +540,32 @@ def logits_above(
         hidden = _hidden(model.blocks[last].output).save()
         tracer.stop()
     _forget_stop()
-    return unembed(model, hidden, position, tokens)
+    return hidden
+
+
+@contextmanager
+def _answering_alone(model: HookedModel, position: Int[Tensor, " batch"] | None) -> Iterator[None]:
+    """Where one position of each sequence is asked for, the last block's MLP runs at that alone.
+
+    It looks at no other position. What it gives is added to the residual stream of all of them,
+    and read at that one.
+    """
+    if position is None or not model.answers_alone or model.layer == model.n_layers - 1:
+        yield
+        return
+
+    def narrow(module: nn.Module, args: tuple) -> tuple:
+        hidden, *others = args
+        rows = torch.arange(len(hidden), device=hidden.device)
+        at = position.to(hidden.device, non_blocking=True)
+        return (hidden[rows, at][:, None], *others)
+
+    block = model.hf_model.get_submodule(model.parts.blocks)[-1]
+    handle = block.mlp.register_forward_pre_hook(narrow)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 # ---- the head
@@ -491,7 +602,7 @@ def unembed(
     if position is None:
         return _scaled(model, head(model.final_norm(hidden)))
     rows = torch.arange(hidden.shape[0], device=hidden.device)
-    hidden = hidden[rows, position.to(hidden.device)]
+    hidden = hidden[rows, position.to(hidden.device, non_blocking=True)]
     if hidden.dtype == at_least_float32(hidden).dtype:
         final = model.final_norm(hidden)
     else:
@@ -500,7 +611,7 @@ def unembed(
     if tokens is None:
         bias = None if bias is None else bias.to(final)
         return _scaled(model, nn.functional.linear(final, head.weight.to(final), bias))
-    tokens = tokens.to(hidden.device)
+    tokens = tokens.to(hidden.device, non_blocking=True)
     logits = torch.einsum("bkd,bd->bk", head.weight[tokens].to(final), final)
     return _scaled(model, logits if bias is None else logits + bias[tokens].to(final))
 
@@ -525,7 +636,8 @@ def check(model: HookedModel) -> None:
     `residual_stream` must be the model's own hidden states, `logits_above` a whole pass, and a
     splice of what was read must change nothing: bit for bit on a CPU; elsewhere to a relative 1e-5
     in float32 and to a few roundings in half precision. It sets `model.tuple_length`: how long the
-    tuple is that a block gives, None for a tensor.
+    tuple is that a block gives, None for a tensor; and which shortcuts of `logits_above` give the
+    same numbers, `model.takes_past` and `model.answers_alone`.
 
     Raises:
         ValueError: something differs; the message says what.
@@ -569,6 +681,28 @@ def check(model: HookedModel) -> None:
             2, ids[:, None, :2].to(whole.logits.device)
         )[:, 0]
         _require_same(model, "answer logits and a whole pass", answers, expected, exact=False)
+        _find_shortcuts(model, x, position, ids[:, :2], expected)
+
+
+def _find_shortcuts(
+    model: HookedModel, x: Residual, position: Tensor, tokens: Ids, expected: Tensor
+) -> None:
+    """Take those shortcuts of `logits_above` that give the numbers of a whole pass."""
+
+    def holds(answers: Callable[[], Tensor]) -> bool:
+        try:
+            found = answers()
+        except Exception:  # whatever a class of models does where its blocks are laid out otherwise
+            return False
+        return not _difference(model, found, expected, exact=False)
+
+    def after_two() -> Tensor:
+        past = past_above(model, x[:, :3]).cut(slice(None), 2)
+        return logits_above(model, x[:, 2:], None, position - 2, tokens, past)
+
+    model.answers_alone = True
+    model.answers_alone = holds(lambda: logits_above(model, x, None, position, tokens))
+    model.takes_past = holds(after_two)
 
 
 def _whole_pass(model: HookedModel, ids: Ids) -> Any:
@@ -583,23 +717,29 @@ def _whole_pass(model: HookedModel, ids: Ids) -> Any:
     return None
 
 
-def _require_same(
-    model: HookedModel, what: str, found: Tensor, expected: Tensor, exact: bool = True
-) -> None:
+def _difference(model: HookedModel, found: Tensor, expected: Tensor, exact: bool = True) -> str:
+    """By how much two tensors differ, in words; "" where they are the same."""
     found, expected = found.detach(), expected.detach()
-    same_shape = found.shape == expected.shape
-    if same_shape and torch.equal(found, expected):
-        return
-    if same_shape and not (exact and expected.device.type == "cpu"):
+    if found.shape != expected.shape:
+        return f"in shape, {tuple(found.shape)} and {tuple(expected.shape)}"
+    if torch.equal(found, expected):
+        return ""
+    off = float((found.float() - expected.float()).abs().max())
+    if not (exact and expected.device.type == "cpu"):
         # rounding of a head in the model's own dtype, or of another order of sums
         eps = max(torch.finfo(model.dtype).eps * 8, 1e-5)
         largest = float(expected.float().abs().max())
-        if float((found.float() - expected.float()).abs().max()) <= eps * max(largest, 1e-2):
-            return
-    if same_shape:
-        by = f"up to {float((found.float() - expected.float()).abs().max()):.3g}"
-    else:
-        by = f"in shape, {tuple(found.shape)} and {tuple(expected.shape)}"
+        if off <= eps * max(largest, 1e-2):
+            return ""
+    return f"up to {off:.3g}"
+
+
+def _require_same(
+    model: HookedModel, what: str, found: Tensor, expected: Tensor, exact: bool = True
+) -> None:
+    by = _difference(model, found, expected, exact)
+    if not by:
+        return
     known = "has a row" if model.architecture in ARCHITECTURES else "has no row; guessed were"
     raise ValueError(
         f"{model.architecture} cannot be read here: for {model.in_words()}, layer {model.layer}, "

@@ -11,6 +11,7 @@ import hypothesis
 import matplotlib
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,3 +50,46 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"reference data is not here ({folder}); set CTT_SHARED to its folder")
     return folder
+
+
+class Waiting(TorchDispatchMode):
+    """Counts where a host would wait for a device: a number, or a size, that depends on values.
+
+    Whole numbers are not counted: indices are made on the CPU.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        if name == "aten::nonzero" or (
+            name == "aten::_local_scalar_dense" and args[0].dtype in (torch.bool, torch.float64)
+        ):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """A function: how often a call would wait for a device, copies to the CPU included."""
+
+    def count(call):
+        copied = []
+        real = torch.Tensor.cpu
+
+        def cpu(tensor):
+            copied.extend([tensor] if tensor.is_floating_point() else [])
+            return real(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+        with Waiting() as mode:
+            call()
+        monkeypatch.setattr(torch.Tensor, "cpu", real)
+        return mode.count + len(copied)
+
+    assert count(lambda: torch.ones(1).double().cpu()) == 1
+    assert count(lambda: float(torch.ones(1).double())) == 1
+    assert count(lambda: torch.ones(3).nonzero()) == 1
+    return count

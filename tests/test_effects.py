@@ -16,9 +16,9 @@ from models import random_model, random_suite, some_pairs, some_text, word_token
 from safetensors.torch import save_file
 
 import ctt_helpers as ctt
-from ctt_helpers import hooks
+from ctt_helpers import attribution, hooks
 from ctt_helpers.activations import stacked_activations
-from ctt_helpers.attribution import METHODS, NEAR, NODES, WEIGHTS, effects_from_gradient
+from ctt_helpers.attribution import METHODS, NEAR, NODES, WEIGHTS, Options, effects_from_gradient
 from ctt_helpers.effects import Effects, _drawn_partners, clustered_stderr
 from ctt_helpers.sources import checkpoints
 from ctt_helpers.sources.published import data_folder
@@ -316,6 +316,135 @@ def test_padding_and_batch_size_do_not_matter(setting, method):
     np.testing.assert_allclose(
         shuffled.per_pair.to_dense(), whole.per_pair.to_dense()[:, order], atol=1e-9
     )
+
+
+# ---- nothing is run in vain
+
+
+@pytest.mark.parametrize("options", [{}, {"metric": "log_probability"}])
+@pytest.mark.parametrize("method", METHODS)
+def test_shortcuts_change_nothing(setting, monkeypatch, method, options):
+    """Without keys and values of earlier positions, and with the last MLP at all positions."""
+    ckpts, crosscoder, pairs = setting
+    given = (crosscoder, ckpts, pairs, method, 1e-3)
+    short = ctt.indirect_effects(*given, **options)
+    for model in ckpts:
+        assert model.takes_past and model.answers_alone
+        monkeypatch.setattr(model, "takes_past", False)
+        monkeypatch.setattr(model, "answers_alone", False)
+    plain = ctt.indirect_effects(*given, **options)
+    np.testing.assert_allclose(
+        short.per_pair.to_dense(), plain.per_pair.to_dense(), rtol=1e-7, atol=1e-9
+    )
+    for name in ("mean", "error", "total", "n_nodes"):
+        np.testing.assert_allclose(getattr(short, name), getattr(plain, name), atol=1e-9)
+
+
+@pytest.fixture
+def positions_run(setting):
+    """How many positions go through the first block above the layer, and how often it runs."""
+    ckpts, _, _ = setting
+    seen = []
+    handles = [
+        model.hf_model.gpt_neox.layers[model.layer + 1].register_forward_pre_hook(
+            lambda module, args: seen.append((args[0].shape[:2].numel(), args[0].requires_grad))
+        )
+        for model in ckpts
+    ]
+    yield seen
+    for handle in handles:
+        handle.remove()
+
+
+def test_atp_is_one_pass_there_and_back(setting, positions_run):
+    ckpts, crosscoder, pairs = setting
+    ctt.indirect_effects(crosscoder, ckpts, pairs, "atp")
+    touched_ = int(pairs.attention_mask[:, 1:].sum())
+    with_gradient = sum(count for count, back in positions_run if back)
+    others = sum(count for count, back in positions_run if not back)
+    assert with_gradient == 3 * touched_
+    # the first position once, for all begin with one token; and at the baseline each length once
+    n_lengths = len(pairs.attention_mask.sum(1).unique())
+    assert others == 3 * (1 + n_lengths * pairs.input_ids.shape[1])
+
+
+def test_ablation_runs_what_comes_after_the_first_change(setting, positions_run, monkeypatch):
+    ckpts, crosscoder, pairs = setting
+    monkeypatch.setattr(attribution, "WORTH_A_PASS", 0)
+    ctt.indirect_effects(crosscoder, ckpts, pairs, "ablation")
+    _, f, _, _, _ = parts(ckpts, crosscoder, pairs)
+    needed = 0
+    for row, answer in enumerate(pairs.answer_position.tolist()):
+        for latent in (f[row] > 0).any(0).nonzero().flatten().tolist():
+            first = int((f[row, :, latent] > 0).nonzero()[0])
+            needed += answer + 1 - first
+    # and for each checkpoint the clean run, once to keep keys and values and once for m, and the
+    # first position
+    clean = pairs.input_ids.numel() + int(pairs.attention_mask[:, 1:].sum()) + 1
+    assert sum(count for count, _ in positions_run) == 3 * (needed + clean)
+
+
+@pytest.mark.parametrize("worth", [0, 5, 10**6])
+def test_items_share_a_pass_where_little_is_saved(setting, worth, monkeypatch):
+    ckpts, crosscoder, pairs = setting
+    x, _, _, _, b_dec = parts(ckpts, crosscoder, pairs)
+    readout = ctt.readout_of(ckpts[0], pairs, x[:, :, 0], b_dec[0])
+    monkeypatch.setattr(attribution, "WORTH_A_PASS", worth)
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randint(9, (40,), generator=draw)
+    stops = pairs.answer_position[rows] + 1
+    starts = 1 + (torch.rand(40, generator=draw) * (stops - 1)).long()
+    packs = list(readout.packs(rows, 4, starts))
+    assert sorted(torch.cat([pack.items for pack in packs]).tolist()) == list(range(40))
+    for pack in packs:
+        assert len(pack.items) <= 4 and (stops[pack.items] == pack.where.stop).all()
+        assert (starts[pack.items] >= pack.start).all()
+    for stop in stops.unique().tolist():
+        begins = {pack.start for pack in packs if pack.where.stop == stop}
+        own = set(starts[stops == stop].tolist())
+        assert min(begins) == min(own) and begins <= own
+        if worth in (0, 10**6):
+            assert begins == (own if worth == 0 else {min(own)})
+
+
+def test_memory_does_not_grow_with_the_nodes(setting, monkeypatch, positions_run):
+    """However fine the line is cut, no more gradients are taken at once."""
+    ckpts, crosscoder, pairs = setting
+    monkeypatch.setattr(attribution, "GRADIENTS_AT_ONCE", 20)
+    for tol in (0.1, 1e-5):
+        positions_run.clear()
+        effects = ctt.indirect_effects(crosscoder, ckpts, pairs, "ig", tol=tol)
+        longest = pairs.input_ids.shape[1] - 1
+        assert max(count for count, back in positions_run if back) <= 20 * longest
+    assert effects.n_nodes.max() > 15
+
+
+def test_reading_and_atp_wait_for_nothing(setting, waits):
+    ckpts, crosscoder, pairs = setting
+    text = some_text()
+    assert waits(lambda: hooks.stacked_batches(ckpts, [(text, None)] * 2)) == 0
+    x, f, _, W_dec, b_dec = parts(ckpts, crosscoder, pairs)
+
+    def atp():
+        readout = ctt.readout_of(ckpts[0], pairs, x[:, :, 0], b_dec[0])
+        METHODS["atp"].attribute(readout, f, W_dec[:, 0], Options())
+
+    assert waits(atp) == 0
+
+
+def test_ig_waits_once_a_halving_and_ablation_once(setting, waits, monkeypatch):
+    ckpts, crosscoder, pairs = setting
+    x, f, _, W_dec, b_dec = parts(ckpts, crosscoder, pairs)
+
+    def run(method, at_once):
+        monkeypatch.setattr(attribution, "GRADIENTS_AT_ONCE", at_once)
+        monkeypatch.setattr(attribution, "ITEMS_AT_ONCE", at_once)
+        readout = ctt.readout_of(ckpts[0], pairs, x[:, :, 0], b_dec[0])
+        options = Options(tolerance=0.1)
+        return waits(lambda: METHODS[method].attribute(readout, f, W_dec[:, 0], options))
+
+    for method in ("ig", "ablation"):
+        assert 0 < run(method, 5) == run(method, 500)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -844,7 +973,8 @@ def test_each_checkpoint_is_loaded_twice_where_they_do_not_fit_together(
     loaded.clear()
     table = ctt.ablate(crosscoder, apart, pairs, [1, 2], batch_size=2)
     assert len(loaded) <= 2 * 3
-    pd.testing.assert_frame_equal(table, ctt.ablate(crosscoder, together, pairs, [1, 2]))
+    one_batch = ctt.ablate(crosscoder, together, pairs, [1, 2])
+    pd.testing.assert_frame_equal(table, one_batch, atol=1e-6)  # logits in float32
 
 
 def test_pairs_without_a_prefix_have_no_effects(setting):

@@ -8,7 +8,7 @@ import torch
 from models import random_suite, some_text
 
 import ctt_helpers as ctt
-from ctt_helpers import evaluation
+from ctt_helpers import evaluation, hooks
 from ctt_helpers.activations import stacked_activations
 from ctt_helpers.sources import checkpoints
 
@@ -172,6 +172,26 @@ def test_each_checkpoint_is_loaded_twice_where_they_do_not_fit_together(setting,
     assert len(loaded) <= 2 * 3
     np.testing.assert_allclose(found.explained_variance, expected.explained_variance, rtol=1e-9)
     np.testing.assert_allclose(found.dce, expected.dce, rtol=1e-4, atol=1e-6)
+
+
+def test_no_batch_waits_for_the_device(setting, waits, monkeypatch):
+    ckpts, crosscoder, text = setting
+
+    def run(rows):
+        monkeypatch.setattr(evaluation, "TOKENS_AT_ONCE", rows * text.shape[1])
+        return waits(lambda: ctt.evaluate(crosscoder, ckpts, text))
+
+    assert run(len(text)) == run(2)
+
+
+def test_what_is_wrong_is_told_although_nothing_waits(setting, monkeypatch):
+    ckpts, crosscoder, text = setting
+    real = hooks.unembed
+    monkeypatch.setattr(
+        hooks, "unembed", lambda model, *x: real(model, *x) / (model is not ckpts[1])
+    )
+    with pytest.raises(hooks.NotFinite, match=f"Logits of '{ckpts.labels[1]}'"):
+        ctt.evaluate(crosscoder, ckpts, text)
 
 
 def test_principal_components_are_those_of_a_singular_value_decomposition():

@@ -114,8 +114,8 @@ def test_the_work_is_counted():
     work = Work(pairs={"atp": 2, "ablation": 1, "accuracy": 1}, length=4, n_latents=50, k=10)
     done = count_seconds(work, speeds, 3, 1, 6)
     assert done["accuracy"] == 3 * (2 + 4)
-    assert done["atp"] == 2 * (3 * (2 + (2 + 2) * 4) + 3 * 4 * 100)
-    assert done["ablation"] == 3 * (2 + 4 + 30 * 4) + 4 * 100 and work.active == 30
+    assert done["atp"] == 2 * (3 * (2 + 2 * 4) + 3 * 4 * 100)
+    assert done["ablation"] == 3 * (2 + 2 * 4 + 30 * 4) + 4 * 100 and work.active == 30
     assert Work(n_latents=20, k=10).active == 20
     with pytest.raises(ValueError, match="'pca' is not known; take reading, accuracy"):
         Work(pairs={"pca": 3})
@@ -184,17 +184,20 @@ def test_long_sequences_are_read_and_evaluated_a_few_at_a_time(tmp_path, monkeyp
     ckpts = random_suite(tmp_path, n=2).checkpoints(device="cpu", layer=1)
     text, crosscoder = some_text(9, 12), ctt.Crosscoder(2, 32, 16, k=4)
     at_once = []
-    real = ctt.hooks.logits_above
+    real = ctt.hooks.unembed
 
-    def spy(model, x, *arguments):
-        at_once.append(len(x))
-        return real(model, x, *arguments)
+    def spy(model, hidden, *arguments):
+        at_once.append(hidden.shape[:2].numel())
+        return real(model, hidden, *arguments)
 
-    monkeypatch.setattr(ctt.evaluation.hooks, "logits_above", spy)
+    for model in ckpts:
+        assert model.layer == 1  # it is loaded, and its check is behind it
+    monkeypatch.setattr(ctt.evaluation.hooks, "unembed", spy)
     whole = ctt.evaluate(crosscoder, ckpts, text)
-    assert set(at_once) == {2, 9}  # two: the check of a model when it is loaded
+    # of each but the first and the last token; with zeros the sequences are all alike
+    assert set(at_once) == {9 * 10, 10}
     at_once.clear()
-    # as if the logits of one sequence were already too many
+    # as if the logits of one token were already too many
     monkeypatch.setattr(ctt.evaluation, "LOGITS_AT_ONCE", 1)
     parts = ctt.evaluate(crosscoder, ckpts, text)
     assert parts.ce_clean == pytest.approx(whole.ce_clean) and set(at_once) == {1}

@@ -105,6 +105,79 @@ def test_answer_logits_are_the_full_logits_at_the_answer(hf_model, batch):
     torch.testing.assert_close(two, at_answer.gather(1, tokens), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("start", [1, 4, 8])
+def test_after_the_past_everything_is_as_in_a_whole_pass(hf_model, start):
+    """Changed from `start` on only: logits and gradients of plain hooks on the whole sequence."""
+    draw = torch.Generator().manual_seed(3)
+    ids = torch.randint(2, 32, (5, 9), generator=draw)
+    model = HookedModel(hf_model, word_tokenizer(), 1)
+    assert model.takes_past
+    _, clean = plain(hf_model, 1, ids, torch.ones_like(ids))
+    changed = clean.clone()
+    changed[:, start:] += torch.randn(changed[:, start:].shape, generator=draw)
+    past = hooks.past_above(model, clean)
+    rows = torch.tensor([3, 0, 0, 4, 1])  # of these sequences, in this order
+    position, tokens = torch.tensor([8, 8, start, 8, start]), torch.arange(10).reshape(5, 2) + 5
+    theirs = changed[rows].requires_grad_(True)
+    mine = changed[rows, start:].requires_grad_(True)
+    logits, _ = plain(hf_model, 1, ids[rows], torch.ones_like(ids), theirs)
+    expected = logits[torch.arange(5)[:, None], position[:, None], tokens]
+    found = hooks.logits_above(model, mine, None, position - start, tokens, past.cut(rows, start))
+    size = float(expected.detach().abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * size)
+    gradients = [
+        torch.autograd.grad((answers[:, 0] - answers[:, 1]).sum(), x)[0]
+        for answers, x in ((found, mine), (expected, theirs))
+    ]
+    size = float(gradients[1].abs().max())
+    torch.testing.assert_close(gradients[0], gradients[1][:, start:], rtol=0, atol=1e-4 * size)
+    every = hooks.logits_above(model, mine.detach(), past=past.cut(rows, start))
+    size = float(logits.detach().abs().max())
+    torch.testing.assert_close(every, logits.detach()[:, start:], rtol=0, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("architecture", [*CONFIGS, *WITHOUT_A_ROW])
+def test_which_shortcuts_a_class_of_models_takes(architecture):
+    model = HookedModel(random_model(architecture), word_tokenizer(), 1)
+    assert model.takes_past
+    # OPT has no module for its MLP; Falcon adds to what it gives in place
+    assert model.answers_alone == (architecture not in ("opt", "falcon"))
+
+
+def test_a_shortcut_that_gives_other_numbers_is_not_taken(monkeypatch):
+    hf_model = random_model(gain=3.0)
+    real = hooks.past_above
+
+    def wrong(*given):
+        past = real(*given)
+        return replace(past, keys=[key + 0.01 for key in past.keys])
+
+    monkeypatch.setattr(hooks, "past_above", wrong)
+    model = HookedModel(hf_model, word_tokenizer(), 1)
+    assert not model.takes_past and model.answers_alone
+    monkeypatch.setattr(hooks, "past_above", real)
+    hf_model.gpt_neox.layers[-1].mlp.register_forward_hook(
+        lambda m, i, out: out - out.mean(1)[:, None]
+    )
+    model = HookedModel(hf_model, word_tokenizer(), 1)  # an MLP that looks at other positions
+    assert not model.answers_alone
+
+
+def test_only_the_answers_position_goes_through_the_last_mlp(hf_model, batch):
+    ids, mask = batch
+    model = HookedModel(hf_model, word_tokenizer(), 1)
+    if not model.answers_alone:
+        pytest.skip("this class has no MLP that can run alone")
+    seen = []
+    mlp = hf_model.get_submodule(model.parts.blocks)[-1].mlp
+    handle = mlp.register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
+    x = hooks.residual_stream(model, ids, mask)
+    hooks.logits_above(model, x, mask, mask.sum(1) - 1)
+    hooks.logits_above(model, x, mask)
+    handle.remove()
+    assert seen == [1, 9]
+
+
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_tied_and_untied_heads_and_half_precision_pass_the_check(architecture, batch):
     for tied in (False, True):
