@@ -222,7 +222,9 @@ def feature_card_html(
     text = f"<h4>{heading}</h4>{table(header, rows)}"
     if promoted is not None:
         tokens = [
-            f"<td {_LEFT}><b>{html.escape(name)}</b></td>{''.join(_scored_tokens(promoted, i, name))}"
+            "".join(
+                [f"<td {_LEFT}><b>{html.escape(name)}</b></td>", *_scored_tokens(promoted, i, name)]
+            )
             for i, name in enumerate(names)
         ]
         text += table(["checkpoint", "makes likelier (score)", "less likely"], tokens)
