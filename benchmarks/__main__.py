@@ -6,13 +6,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import estimates, report, settings, speed, story
+from benchmarks import estimates, report, settings, speed, story, training
 
 TITLE = "Results of the benchmarks"
 BENCHMARKS = {"story": story, "settings": settings, "speed": speed}
-# what the page shows; `python -m benchmarks.estimates` is a command of its own, for it asks for
-# models, a device and sizes
-PARTS = {**BENCHMARKS, "estimates": estimates, "estimates_paper": estimates}
+# what the page shows; `python -m benchmarks.estimates` and `benchmarks.training` are commands of
+# their own, for they ask for models, a device, threads and sizes
+PARTS = {
+    **BENCHMARKS,
+    "training": training,
+    "training_gpu": training,
+    "estimates": estimates,
+    "estimates_paper": estimates,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -55,7 +55,8 @@ TABLES = {
         "One row for each size, density and number of threads: milliseconds of a BatchTopK step "
         "with products of the active latents alone (sparse_ms) and of whole matrices (dense_ms); "
         "ratio: dense / sparse, round by round. A step takes the first up to a density of "
-        f"{sparse.SPARSE_BELOW:g}."
+        f"{sparse.SPARSE_BELOW:g}, with more than {sparse.CACHE:,} weights of "
+        f"{sparse.SPARSE_BELOW_IN_MEMORY:g}."
     ),
     "training_checkpoints": (
         "One row for each number of checkpoints and threads, d 128, 1,024 latents: milliseconds "
@@ -148,11 +149,13 @@ class PaperRun:
             self.silent += len(x)
             self.silent[(f > 0).any(0)] = 0
             target = x * self.run.crosscoder.scales[:, None]
-            deviation = (target - target.mean(0)).pow(2).sum()
+            deviation = (target - target.mean(0)).pow(2).sum(-1)
+            squares = error.pow(2).sum(-1)
             return {
                 "loss": loss.item(),
                 "l0": (f > 0).float().sum(1).mean().item(),
-                "explained_variance": (1 - error.pow(2).sum() / deviation).item(),
+                "explained_variance": (1 - squares.sum() / deviation.sum()).item(),
+                "at_each": (1 - squares.sum(0) / deviation.sum(0)).tolist(),
                 "dead": (self.silent >= self.config.dead_after_tokens).sum().item(),
             }
 
@@ -295,7 +298,8 @@ def by_density(shape: Shape, density: float, threads: int) -> dict[str, Any]:
         run, x = made(shape)
 
         def step(run: TrainingRun = run, x: Tensor = x, below: float = below) -> None:
-            with mock.patch.object(sparse, "SPARSE_BELOW", below):
+            limits = {"SPARSE_BELOW": below, "SPARSE_BELOW_IN_MEMORY": below}
+            with mock.patch.multiple(sparse, **limits):
                 run.step(x, log=False)
 
         ways.append(step)
@@ -340,3 +344,191 @@ def on_cpu(threads: list[int], shrink: bool) -> dict[str, pd.DataFrame]:
         "training_density": pd.DataFrame(densities),
         "training_checkpoints": pd.DataFrame(checkpoints),
     }
+
+
+# ---- on a GPU
+
+KINDS = {  # parts of kernels' names -> what they do
+    "products": ("gemm", "cutlass", "nvjet", "xmma", "cublas"),
+    "BatchTopK": ("topk", "radix", "sort", "blockwise", "kth"),
+    "Adam": ("adam",),
+    "clipping": ("norm", "lpnorm", "multi_tensor"),
+    "sums": ("reduce",),
+    "places": ("scatter", "gather", "index", "fill"),
+    "copies": ("memcpy", "memset", "copy"),
+}
+
+
+def kind_of(kernel: str) -> str:
+    name = kernel.lower()
+    return next((kind for kind, parts in KINDS.items() if any(p in name for p in parts)), "rest")
+
+
+def on_device(work: Callable[[], Any], times: int, device: str) -> float:
+    """Milliseconds of a call, by the wall clock, over several of them."""
+    work()
+    wait(device)
+    begin = time.perf_counter()
+    for _ in range(times):
+        work()
+    wait(device)
+    return 1000 * (time.perf_counter() - begin) / times
+
+
+def wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def kernels(work: Callable[[], Any], times: int, device: str) -> dict[str, float]:
+    """Milliseconds a call of each kernel on the device (on a CPU: of each operator)."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = device.startswith("cuda")
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiler:
+        for _ in range(times):
+            work()
+        wait(device)
+    field = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    return {e.key: getattr(e, field) / 1000 / times for e in profiler.key_averages()}
+
+
+def waits(work: Callable[[], Any], times: int, device: str) -> float:
+    """How often the host waits for the device in a call."""
+    if not device.startswith("cuda"):
+        return 0.0
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(times):
+                work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for message in sorted({str(w.message)[:160] + f" at {w.filename}:{w.lineno}" for w in told}):
+        print(f"  waits: {message}", flush=True)
+    return sum("synchroniz" in str(w.message) for w in told) / times
+
+
+def on_gpu(device: str, shrink: bool) -> dict[str, pd.DataFrame]:
+    shape = SMALL if shrink else PAPER
+    rows, parts = [], []
+    for bf16 in (True, False):
+        for dead in (0.0, DEAD):
+            row, where = one_on_gpu(replace(shape, dead=dead), device, bf16)
+            print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()})
+            rows.append(row)
+            parts += [{"precision": row["precision"], "dead": dead, **part} for part in where]
+            if device.startswith("cuda"):
+                torch.cuda.empty_cache()
+    quality = [
+        planted_quality(SMALL if shrink else PLANTED, device, bf16) for bf16 in (True, False)
+    ]
+    return {
+        "training_gpu": pd.DataFrame(rows),
+        "training_gpu_parts": pd.DataFrame(parts),
+        "training_gpu_quality": pd.DataFrame(quality),
+    }
+
+
+def one_on_gpu(
+    shape: Shape, device: str, bf16: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Rows of `training_gpu` and `training_gpu_parts`."""
+    run, x = made(shape, device, bf16)
+    step = lambda: run.step(x, log=False)  # noqa: E731
+    steps = GPU_STEPS if bf16 else GPU_STEPS // 4
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    ms = on_device(step, steps, device)
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device.startswith("cuda") else np.nan
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    width = shape.n_checkpoints * shape.d_model
+    a = torch.randn(shape.batch_size, width, device=device, dtype=dtype)
+    W = torch.randn(shape.n_latents, width, device=device, dtype=dtype)
+    product = on_device(lambda: a @ W.T, 10, device)
+    pre = torch.randn(shape.batch_size, shape.n_latents, device=device)
+    u = torch.rand(shape.n_latents, device=device) + 0.5
+    topk = on_device(lambda: largest_sizes(pre, u, shape.k), 5, device)
+    taken = kernels(step, 5, device)
+    where = pd.Series(taken).groupby(kind_of).sum().sort_values(ascending=False)
+    longest = sorted(taken.items(), key=lambda item: -item[1])[:14]
+    print("\n".join(f"  {ms:8.3f} ms {kind_of(name):10} {name[:110]}" for name, ms in longest))
+    dead = round(shape.dead * shape.n_latents)
+    products = 5 + 4 * dead / shape.n_latents  # of the encoder's size
+    row = {
+        "precision": "bf16" if bf16 else "float32",
+        "dead": shape.dead,
+        "ms": ms,
+        "peak_gb": peak,
+        "waits": waits(step, LOG_EVERY, device),
+        "product_tflops": 2 * shape.batch_size * width * shape.n_latents / product / 1e9,
+        "product_share": products * product / max(where.get("products", np.nan), 1e-9),
+        "kernels_ms": where.sum(),
+        "topk_alone_ms": topk,
+    }
+    return row, [{"what": name, "ms": ms, "share": ms / where.sum()} for name, ms in where.items()]
+
+
+def planted_quality(shape: Shape, device: str, bf16: bool) -> dict[str, Any]:
+    """One row of `training_gpu_quality`: a training on activations made of a sparse dictionary."""
+    draw = torch.Generator(device).manual_seed(1)
+    n, d, h = shape.n_checkpoints, shape.d_model, shape.n_latents // 2
+    directions = torch.randn(h, n * d, generator=draw, device=device) / d**0.5
+    crosscoder = ctt.Crosscoder(n, d, shape.n_latents, k=shape.k).to(device)
+    config = ctt.TrainConfig(steps=PLANTED_STEPS, bf16=bf16, dead_after_tokens=200_000)
+    run = TrainingRun(crosscoder.train(), config)
+    told = []
+    for step in range(PLANTED_STEPS):
+        active = torch.rand(shape.batch_size, h, generator=draw, device=device) < shape.k / h
+        size = 0.5 + torch.rand(shape.batch_size, h, generator=draw, device=device)
+        x = ((active * size) @ directions).unflatten(1, (n, d))
+        figures = run.step(x, log=step >= PLANTED_STEPS - 100)
+        told += [torch.stack([figures["explained_variance"], figures["l0"]])] if figures else []
+    explained, l0 = torch.stack(told).mean(0).tolist()
+    precision = "bf16" if bf16 else "float32"
+    about = {"steps": PLANTED_STEPS, "d_model": d, "latents": shape.n_latents}
+    return {"precision": precision, "explained_variance": explained, "l0": l0, **about}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, pd.DataFrame]:
+    from benchmarks.__main__ import PARTS, TITLE  # which imports this module
+
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="on a CPU")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--gpu-sizes", action="store_true", help="the GPU's tables, on a CPU too")
+    parser.add_argument("--shrink", action="store_true", help="small sizes: to try the code")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results"), help="folder of the results"
+    )
+    given = parser.parse_args(arguments)
+    device = pick_device(given.device)
+    told = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "benchmarks.training", *told])
+    about = {"command": command, **report.machine(), "device": device}
+    about["threads"] = ", ".join(map(str, given.threads))
+    begin = time.perf_counter()
+    if device == "cpu" and not given.gpu_sizes:
+        part, frames = "training", on_cpu(given.threads, given.shrink)
+    else:
+        part, frames = "training_gpu", on_gpu(device, given.shrink)
+        about["threads"] = torch.get_num_threads()
+    if device.startswith("cuda"):
+        about["gpu"] = torch.cuda.get_device_name()
+    about["seconds"] = round(time.perf_counter() - begin)
+    report.save(given.out, part, frames, about)
+    page = report.write_tables(given.out, TITLE, PARTS)
+    for frame in frames.values():
+        print(frame.round(3).to_string(index=False))
+    print(f"All tables: {page}")
+    return frames
+
+
+if __name__ == "__main__":
+    main()

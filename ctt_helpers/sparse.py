@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 # Share of active latents up to which a CPU is faster with them alone, by the table
-# `training_density` of benchmarks/: there it wins up to 0.14 at every size.
-SPARSE_BELOW = 0.10
+# `training_density` of benchmarks/. It is smaller for weights that no cache holds, whose rows come
+# from memory one by one.
+SPARSE_BELOW, SPARSE_BELOW_IN_MEMORY = 0.15, 0.07
+CACHE = 2**22  # weights
 
 
 class DenseCode:
@@ -40,16 +42,15 @@ class DenseCode:
         return f.T @ x
 
     def products(
-        self, x: Float[Tensor, "tokens width"], W: Float[Tensor, "latents width"]
+        self,
+        x: Float[Tensor, "tokens width"],
+        W: Float[Tensor, "latents width"],
+        b: Float[Tensor, " latents"] | None = None,
     ) -> Float[Tensor, "tokens latents"]:
-        """x_t . W_i of each token t and latent i."""
-        return x @ W.T
-
-    def where_active(
-        self, gradient: Float[Tensor, "tokens latents"]
-    ) -> Float[Tensor, "tokens latents"]:
-        """The gradient, 0 where a latent is not active: what ReLU lets through."""
-        return torch.ops.aten.threshold_backward(gradient, self.values, 0)
+        """x_t . W_i + b_i of each latent i that is active in a token t, 0 elsewhere."""
+        found = x @ W.T if b is None else torch.addmm(b.to(x.dtype), x, W.T)
+        # what ReLU's gradient does, in place: several times faster than a mask
+        return torch.ops.aten.threshold_backward.grad_input(found, self.values, 0, grad_input=found)
 
     def per_latent(self, f: Float[Tensor, "tokens latents"]) -> Float[Tensor, " latents"]:
         """Sum over the tokens, in float32 at least."""
@@ -79,7 +80,7 @@ class SparseCode:
         self.latents = places - tokens * n_latents
         self.starts = _starts(tokens, n_tokens)
         # and once more, sorted by latents; numpy sorts short integers in linear time
-        short = self.latents.numpy().astype(np.uint16 if n_latents < 2**16 else np.int64)
+        short = self.latents.numpy().astype(np.uint16 if n_latents <= 2**16 else np.int64)
         self.by_latent = torch.from_numpy(np.argsort(short, kind="stable"))
         self.tokens_by_latent = tokens[self.by_latent]
         self.starts_by_latent = _starts(self.latents, n_latents)
@@ -95,53 +96,57 @@ class SparseCode:
         return _weighted_sums(x, self.tokens_by_latent, f[self.by_latent], self.starts_by_latent)
 
     def products(
-        self, x: Float[Tensor, "tokens width"], W: Float[Tensor, "latents width"]
+        self,
+        x: Float[Tensor, "tokens width"],
+        W: Float[Tensor, "latents width"],
+        b: Float[Tensor, " latents"] | None = None,
     ) -> Float[Tensor, " active"]:
         with warnings.catch_warnings():  # torch's type for this is new, and says so
             warnings.simplefilter("ignore")
             where = torch.sparse_csr_tensor(
                 self.starts, self.latents, self.values, self.shape, check_invariants=False
             )
-        return torch.sparse.sampled_addmm(where, x, W.T, beta=0.0).values()
-
-    def where_active(self, gradient: Float[Tensor, " active"]) -> Float[Tensor, " active"]:
-        return gradient
+        found = torch.sparse.sampled_addmm(where, x, W.T, beta=0.0).values()
+        return found if b is None else found.add_(b[self.latents])
 
     def per_latent(self, f: Float[Tensor, " active"]) -> Float[Tensor, " latents"]:
-        return f.new_zeros(self.shape[1]).index_add(0, self.latents, f)
+        return f.new_zeros(self.shape[1]).index_add_(0, self.latents, f)
 
 
 def code_of(
-    pre: Float[Tensor, "tokens latents"],
+    f: Float[Tensor, "tokens latents"],
+    width: int,
     kept: Int[Tensor, " kept"] | None = None,
     dtype: torch.dtype | None = None,
 ) -> DenseCode | SparseCode:
-    """The code ReLU(pre), in whichever form is faster to multiply with.
+    """A code, in whichever form is faster to multiply with.
 
     Args:
-        pre: what goes into the ReLU.
-        kept: token * n_latents + latent of those that may be active (ascending on a CPU); None:
-            all.
-        dtype: in which products are taken; None: that of `pre`.
+        f: the latents, 0 or above. Where they are not kept, they may be anything.
+        width: of what it is to be multiplied with.
+        kept: token * n_latents + latent of those that stay, ascending on a CPU; None: all.
+        dtype: in which products are taken; None: that of `f`.
     """
-    dtype = dtype or pre.dtype
-    few = int(SPARSE_BELOW * pre.numel())
-    sparse = pre.device.type == "cpu" and dtype == pre.dtype
-    if kept is None and sparse:
-        positive = pre.numpy().ravel() > 0
-        if np.count_nonzero(positive) <= few:
-            kept = torch.from_numpy(np.flatnonzero(positive))
+    dtype = dtype or f.dtype
+    in_cache = f.shape[1] * width <= CACHE
+    few = (SPARSE_BELOW if in_cache else SPARSE_BELOW_IN_MEMORY) * f.numel()
+    if f.device.type != "cpu" or dtype != f.dtype:  # a GPU's whole products are faster
+        few = -1
+    if kept is None and few > 0:
+        active = f.numpy() > 0
+        if np.count_nonzero(active) <= few:
+            kept = torch.from_numpy(np.flatnonzero(active))
     if kept is None:
-        return DenseCode(pre.to(dtype).relu())
-    values = pre.flatten()[kept].relu()
-    if sparse and len(kept) <= few:
+        return DenseCode(f.to(dtype))
+    values = f.flatten()[kept].relu()
+    if len(kept) <= few:
         active = values > 0
         if not active.all():
             kept, values = kept[active], values[active]
-        return SparseCode(kept, values, *pre.shape)
-    f = torch.zeros_like(pre, dtype=dtype)
-    f.view(-1).scatter_(0, kept, values.to(dtype))
-    return DenseCode(f)
+        return SparseCode(kept, values, *f.shape)
+    whole = torch.zeros_like(f, dtype=dtype)
+    whole.view(-1).scatter_(0, kept, values.to(dtype))
+    return DenseCode(whole)
 
 
 def _starts(which: Int[Tensor, " active"], n: int) -> Int[Tensor, " n+1"]:
@@ -166,8 +171,6 @@ def _weighted_sums(
 
 
 class _Encode(torch.autograd.Function):
-    """The code that is given, as a function of what it was made from."""
-
     @staticmethod
     def forward(ctx, x, W_enc, b_enc, code):
         ctx.save_for_backward(x)
@@ -177,7 +180,6 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
-        gradient = ctx.code.where_active(gradient)
         by_encoder = ctx.code.transposed_times(gradient, x.to(gradient.dtype))
         return None, by_encoder.to(ctx.dtype), ctx.code.per_latent(gradient).to(ctx.dtype), None
 
@@ -185,17 +187,18 @@ class _Encode(torch.autograd.Function):
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, f, W_dec, code):
+        ctx.set_materialize_grads(False)
         W = W_dec.to(f.dtype)
         ctx.save_for_backward(f, W)
         ctx.code, ctx.dtype = code, W_dec.dtype
-        return code.times(f, W)
+        return code.times(f, W), code.per_latent(f)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, by_rebuilt, by_mass):
         f, W = ctx.saved_tensors
-        gradient = gradient.to(f.dtype)
-        by_decoder = ctx.code.transposed_times(f, gradient)
-        return ctx.code.products(gradient, W), by_decoder.to(ctx.dtype), None
+        by_rebuilt = by_rebuilt.to(f.dtype)
+        by_decoder = ctx.code.transposed_times(f, by_rebuilt)
+        return ctx.code.products(by_rebuilt, W, by_mass), by_decoder.to(ctx.dtype), None
 
 
 def encode(
@@ -206,13 +209,13 @@ def encode(
 ) -> Float[Tensor, "..."]:
     """f = ReLU(W_enc x + b_enc) where it is active: the code's values, now with a gradient.
 
-    Nothing is computed but the gradients of W_enc and b_enc, when they are asked for.
+    The gradient that comes back is 0 where it is not active, as that of `decode` is.
     """
     return _Encode.apply(x, W_enc, b_enc, code)
 
 
 def decode(
     f: Float[Tensor, "..."], W_dec: Float[Tensor, "latents width"], code: DenseCode | SparseCode
-) -> Float[Tensor, "tokens width"]:
-    """f W_dec, where f is what `encode` gave for this code."""
+) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, " latents"]]:
+    """f W_dec, and the sum of f over the tokens, for what `encode` gave for this code."""
     return _Decode.apply(f, W_dec, code)

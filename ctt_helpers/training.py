@@ -204,10 +204,10 @@ class TrainingRun:
         pre, code = self._encoded(target, u.detach())
         W_enc, W_dec = crosscoder.W_enc.flatten(0, 1).T, crosscoder.W_dec.flatten(1)
         f = sparse.encode(target.flatten(1), W_enc, crosscoder.b_enc, code)
-        rebuilt = sparse.decode(f, W_dec, code).view_as(target) + crosscoder.b_dec
+        rebuilt, mass = sparse.decode(f, W_dec, code)
+        rebuilt = rebuilt.view_as(target) + crosscoder.b_dec
         reconstruction = mse_loss(rebuilt, target, reduction="sum") / len(x)
-        mass = code.per_latent(f if penalty > 0 else f.detach())
-        sparsity = (mass * u).sum() / len(x)
+        sparsity = ((mass if penalty > 0 else mass.detach()) * u).sum() / len(x)
         loss = reconstruction + penalty * sparsity
         self.adam.zero_grad()
         loss.backward()
@@ -245,10 +245,10 @@ class TrainingRun:
         else:
             pre = linear(x.flatten(1), W_enc, crosscoder.b_enc)
         if crosscoder.sparsity == "l1":
-            return pre, sparse.code_of(pre, dtype=dtype)
+            return pre, sparse.code_of(pre.relu_(), W_enc.shape[1], dtype=dtype)
         kept, smallest = largest_sizes(pre, u, self.k(self.done))
         self._follow_threshold(smallest)
-        return pre, sparse.code_of(pre, kept, dtype)
+        return pre, sparse.code_of(pre, W_enc.shape[1], kept, dtype)
 
     def _aux(
         self,
@@ -272,7 +272,7 @@ class TrainingRun:
         grads[0].index_add_(0, dead, by_encoder.to(x.dtype))
         grads[1].index_add_(0, dead, by_decoder)
         crosscoder.b_enc.grad.index_add_(0, dead, by_pre.sum(0))
-        return loss.detach()
+        return loss.detach() * ~alive.all()  # none, where all are still alive
 
     def _dying(self, n_tokens: int) -> Int[Tensor, " dying"]:
         """Latents that are dead, or can be before they are looked for again.
@@ -284,13 +284,16 @@ class TrainingRun:
             return self._dead_soon
         if self.tokens < config.dead_after_tokens:
             return self._dead_soon
-        every = 1
-        if self.silent.device.type != "cpu":
-            every = max(1, min(LOG_EVERY, config.dead_after_tokens // (4 * n_tokens)))
+        every = self._steps_between_looks(n_tokens)
         if self._looked is None or self.done >= self._looked + every:
             soon = self.silent + (every - 1) * n_tokens >= config.dead_after_tokens
             self._dead_soon, self._looked = soon.nonzero().squeeze(1), self.done
         return self._dead_soon
+
+    def _steps_between_looks(self, n_tokens: int) -> int:
+        if self.silent.device.type == "cpu":
+            return 1
+        return max(1, min(LOG_EVERY, self.config.dead_after_tokens // (4 * n_tokens)))
 
     def _follow_threshold(self, smallest: Float[Tensor, ""]) -> None:
         if self.done < self.config.k_anneal * self.config.steps:
