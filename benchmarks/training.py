@@ -34,7 +34,8 @@ from ctt_helpers.training import BETAS, CLIP, LOG_EVERY, TrainingRun
 REPEATS = 7  # rounds of two ways in turns
 DEAD = 0.1  # share of dead latents, where there are any
 L1_DENSITIES = (None, 0.03)  # as it starts, and once it is sparse
-DENSITIES = (0.02, 0.05, 0.08, 0.11, 0.14, 0.2, 0.3)
+DENSITIES = (0.02, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
+DENSITY_REPEATS = 3
 GPU_STEPS = 20
 PLANTED_STEPS = 400
 
@@ -212,7 +213,9 @@ def _rest(gradients: tuple[Tensor, ...]) -> list[Tensor]:
 # ---- times
 
 
-def in_turns(ways: list[Callable[[], Any]], clock: Callable[[], float]) -> np.ndarray:
+def in_turns(
+    ways: list[Callable[[], Any]], clock: Callable[[], float], rounds: int = REPEATS
+) -> np.ndarray:
     """Milliseconds [rounds, ways]; a first round, not counted, pays for what is set up once."""
 
     def taken(way: Callable[[], Any]) -> float:
@@ -220,7 +223,7 @@ def in_turns(ways: list[Callable[[], Any]], clock: Callable[[], float]) -> np.nd
         way()
         return 1000 * (clock() - begin)
 
-    return np.array([[taken(way) for way in ways] for _ in range(REPEATS + 1)])[1:]
+    return np.array([[taken(way) for way in ways] for _ in range(rounds + 1)])[1:]
 
 
 def clock_for(threads: int) -> Callable[[], float]:
@@ -303,7 +306,7 @@ def by_density(shape: Shape, density: float, threads: int) -> dict[str, Any]:
                 run.step(x, log=False)
 
         ways.append(step)
-    times = in_turns(ways, clock)
+    times = in_turns(ways, clock, DENSITY_REPEATS)
     sparse_ms, dense_ms = np.median(times, axis=0)
     return {
         "d_model": shape.d_model,
@@ -313,7 +316,7 @@ def by_density(shape: Shape, density: float, threads: int) -> dict[str, Any]:
         "sparse_ms": sparse_ms,
         "dense_ms": dense_ms,
         "ratio": np.median(times[:, 1] / times[:, 0]),
-        "rounds": REPEATS,
+        "rounds": DENSITY_REPEATS,
     }
 
 

@@ -177,7 +177,7 @@ def test_looking_for_dead_latents_now_and_then_changes_nothing(monkeypatch):
     for every in (1, 4):
         run = TrainingRun(Crosscoder(3, 16, 48, k=1, seed=2).double().train(), config)
         monkeypatch.setattr(run, "_steps_between_looks", lambda _, every=every: every)
-        told = [run.step(x[step % 3 :: 3], log=True) for step in range(40)]
+        told = [run.step(x[step % 2 :: 2], log=True) for step in range(40)]
         seen.append(torch.stack([figures["aux"] for figures in told]))
         weights.append(run.crosscoder.state_dict())
     assert (seen[0] > 0).sum() > 10
