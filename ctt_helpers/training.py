@@ -199,18 +199,22 @@ class TrainingRun:
         crosscoder, config = self.crosscoder, self.config
         penalty = self.penalty(self.done)
         target = x * crosscoder.scales[:, None]
-        with torch.set_grad_enabled(penalty > 0):
-            u = crosscoder.code_norms()
-        pre, code = self._encoded(target, u.detach())
+        norms = crosscoder.decoder_norms().detach()
+        u = norms.sum(0)
+        pre, code = self._encoded(target, u)
         W_enc, W_dec = crosscoder.W_enc.flatten(0, 1).T, crosscoder.W_dec.flatten(1)
         f = sparse.encode(target.flatten(1), W_enc, crosscoder.b_enc, code)
         rebuilt, mass = sparse.decode(f, W_dec, code)
         rebuilt = rebuilt.view_as(target) + crosscoder.b_dec
         reconstruction = mse_loss(rebuilt, target, reduction="sum") / len(x)
-        sparsity = ((mass if penalty > 0 else mass.detach()) * u).sum() / len(x)
-        loss = reconstruction + penalty * sparsity
+        sparsity = (mass * u).sum() / len(x)
+        loss = reconstruction
+        if penalty > 0:
+            loss = loss + penalty * sparsity
         self.adam.zero_grad()
         loss.backward()
+        if penalty > 0:
+            self._add_gradient_of_norms(penalty / len(x) * mass.detach(), norms)
         aux = self._aux(target, rebuilt.detach(), pre)
         torch.nn.utils.clip_grad_norm_(crosscoder.parameters(), CLIP)
         self.adam.param_groups[0]["lr"] = self.lr(self.done)
@@ -250,6 +254,15 @@ class TrainingRun:
         self._follow_threshold(smallest)
         return pre, sparse.code_of(pre, W_enc.shape[1], kept, dtype)
 
+    @torch.no_grad()
+    def _add_gradient_of_norms(
+        self, weights: Float[Tensor, " latents"], norms: Float[Tensor, "checkpoints latents"]
+    ) -> None:
+        """Add that of sum_i weights_i u_i to W_dec's: of ||W|| it is W / ||W||, or 0 where W is."""
+        W_dec = self.crosscoder.W_dec
+        per_norm = weights / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        W_dec.grad.addcmul_(W_dec, per_norm.T[..., None])  # autograd takes several passes
+
     def _aux(
         self,
         x: Float[Tensor, "batch checkpoints d_model"],
@@ -261,8 +274,8 @@ class TrainingRun:
         dead = self._dying(len(x))
         if not len(dead):
             return x.new_zeros(())
-        alive = self.silent[dead] < config.dead_after_tokens
-        pre = pre[:, dead].masked_fill_(alive, 0).requires_grad_()
+        is_dead = self.silent[dead] >= config.dead_after_tokens
+        pre = (pre[:, dead] * is_dead).requires_grad_()
         W_dec = crosscoder.W_dec.detach()[dead].requires_grad_()
         dtype = torch.bfloat16 if config.bf16 else x.dtype
         loss = aux_loss(x - rebuilt, pre, W_dec, max(1, crosscoder.d_model // 2), dtype)
@@ -272,7 +285,7 @@ class TrainingRun:
         grads[0].index_add_(0, dead, by_encoder.to(x.dtype))
         grads[1].index_add_(0, dead, by_decoder)
         crosscoder.b_enc.grad.index_add_(0, dead, by_pre.sum(0))
-        return loss.detach() * ~alive.all()  # none, where all are still alive
+        return loss.detach() * is_dead.any()  # none, where all are still alive
 
     def _dying(self, n_tokens: int) -> Int[Tensor, " dying"]:
         """Latents that are dead, or can be before they are looked for again.
@@ -479,7 +492,7 @@ def _run(
                 run.save(state, settings)
                 on_disk = step
             log = step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps
-            figures = run.step(x.to(crosscoder.W_enc), log)
+            figures = run.step(_moved(x, crosscoder.W_enc), log)
             run.seconds = time.perf_counter() - begin
             if log:
                 bar.set_postfix_str(_note(run, step, figures), refresh=False)
@@ -490,6 +503,13 @@ def _run(
         crosscoder.eval()
     history = pd.DataFrame(run.history)
     return TrainResult(crosscoder, history, run.seconds, start if resumed else None)
+
+
+def _moved(x: Tensor, like: Tensor) -> Tensor:
+    """A batch where the crosscoder is; from pinned memory a GPU fetches it without a wait."""
+    if like.device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(like, non_blocking=True)
+    return x.to(like)
 
 
 def _note(run: TrainingRun, step: int, figures: dict[str, Tensor]) -> str:

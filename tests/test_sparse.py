@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import training as benchmark
 from ctt_helpers import sparse
 from ctt_helpers.crosscoder import Crosscoder, largest_sizes
 from ctt_helpers.training import CLIP, TrainConfig, TrainingRun
@@ -253,3 +254,16 @@ def test_the_encoder_lies_in_memory_as_its_gradient_comes():
     for parameter in first.parameters():  # Adam takes weights, gradients and moments as they lie
         alike = [parameter.grad, run.adam.state[parameter]["exp_avg"]]
         assert {tensor.stride() for tensor in alike} == {parameter.stride()}
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_shrunk(tmp_path):
+    """It also checks that what it compares has the same losses and gradients."""
+    found = benchmark.main(["--shrink", "--threads", "1", "--out", str(tmp_path)])
+    assert list(found) == ["training", "training_density", "training_checkpoints"]
+    assert (found["training"][["ms", "against_ms", "gflop", "mbyte"]] > 0).all(axis=None)
+    assert set(found["training"]["sparsity"]) == {"batch_topk", "l1"}
+    gpu = benchmark.main(["--shrink", "--gpu-sizes", "--out", str(tmp_path)])
+    assert set(gpu["training_gpu"]["precision"]) == {"bf16", "float32"}
+    page = (tmp_path / "TABLES.md").read_text()
+    assert all(f"### {name}.csv" in page for name in (*found, *gpu))
