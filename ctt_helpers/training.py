@@ -11,13 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import linear, mse_loss
 
+from ctt_helpers import sparse
 from ctt_helpers.activations import TensorStream
-from ctt_helpers.crosscoder import Crosscoder, batch_topk
+from ctt_helpers.crosscoder import Crosscoder, largest_sizes
 from ctt_helpers.files import (
     AGAIN,
     atomic_path,
@@ -117,6 +120,7 @@ def aux_loss(
     pre: Float[Tensor, "tokens dead"],
     W_dec: Float[Tensor, "dead checkpoints d_model"],
     aux_k: int,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, ""]:
     """How far dead latents are from rebuilding the error x~ - x^, without b_dec (AuxK; Gao 2024).
 
@@ -125,16 +129,28 @@ def aux_loss(
         pre: what goes into the ReLU of the dead latents.
         W_dec: their decoders.
         aux_k: the latents with the largest code sizes that take part, per token.
+        dtype: of the product; None: that of `pre`.
 
     Returns:
         E[sum_c ||e_c - e^_c||^2], in the units of the reconstruction loss.
     """
+    dtype = dtype or pre.dtype
     f = pre.relu()
     if f.shape[1] > aux_k:
         sizes = f.detach() * W_dec.detach().norm(dim=-1).sum(1)
-        top = sizes.topk(aux_k, dim=1, sorted=False).indices
-        f = torch.zeros_like(f).scatter(1, top, f.gather(1, top))
-    return (error.flatten(1) - f @ W_dec.flatten(1)).pow(2).sum(1).mean()
+        f = f * (sizes >= _smallest_of_largest(sizes, aux_k))
+    rebuilt = f.to(dtype) @ W_dec.flatten(1).to(dtype)
+    return (error.flatten(1) - rebuilt).pow(2).sum(1).mean()
+
+
+def _smallest_of_largest(
+    sizes: Float[Tensor, "tokens latents"], k: int
+) -> Float[Tensor, "tokens 1"]:
+    """The k-th largest of each token."""
+    if sizes.device.type != "cpu":
+        return sizes.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    at = sizes.shape[1] - k
+    return torch.from_numpy(np.partition(sizes.numpy(), at, axis=1)[:, at, None])  # no sort
 
 
 class TrainingRun:
@@ -150,6 +166,8 @@ class TrainingRun:
         self.silent = torch.zeros(crosscoder.n_latents, dtype=torch.int64, device=device)
         # weighted sum of the smallest kept sizes, sum of the weights
         self.threshold = torch.zeros(2, device=device)
+        # latents that are dead or soon will be, and the step in which they were looked for
+        self._dead_soon, self._looked = self.silent[:0], None
 
     # schedules
 
@@ -168,11 +186,6 @@ class TrainingRun:
         start = min(self.config.k_start or 6 * k, self.crosscoder.n_latents)
         return k if step >= until else round(start + (k - start) * step / until)
 
-    def products(self) -> torch.autocast:
-        """A context in which matrix products are taken in bfloat16, if the settings say so."""
-        device = self.crosscoder.W_enc.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.bf16)
-
     def step(
         self, x: Float[Tensor, "batch checkpoints d_model"], log: bool
     ) -> dict[str, Float[Tensor, ""]]:
@@ -180,29 +193,29 @@ class TrainingRun:
 
         Figures: loss, reconstruction, sparsity and aux (its terms before their weights), l0,
         explained_variance (scaled space, all checkpoints together), dead (number of latents).
+
+        Nothing in it waits for a GPU, but for a look at which latents are dead once in a while.
         """
         crosscoder, config = self.crosscoder, self.config
-        with self.products():
-            pre = crosscoder.pre_activations(x)
-        u = crosscoder.code_norms()
-        if crosscoder.sparsity == "l1":
-            f = pre.relu()
-        else:
-            f, smallest = batch_topk(pre, u.detach(), self.k(self.done))
-            self._follow_threshold(smallest)
+        penalty = self.penalty(self.done)
         target = x * crosscoder.scales[:, None]
-        with self.products():
-            rebuilt = crosscoder.decode_scaled(f)
-        error = target - rebuilt
-        reconstruction = error.pow(2).sum((1, 2)).mean()
-        mass = f.sum(0)
+        norms = crosscoder.decoder_norms().detach()
+        u = norms.sum(0)
+        pre, code = self._encoded(target, u)
+        W_enc, W_dec = crosscoder.W_enc.flatten(0, 1).T, crosscoder.W_dec.flatten(1)
+        f = sparse.encode(target.flatten(1), W_enc, crosscoder.b_enc, code)
+        rebuilt, mass = sparse.decode(f, W_dec, code)
+        rebuilt = rebuilt.view_as(target) + crosscoder.b_dec
+        reconstruction = mse_loss(rebuilt, target, reduction="sum") / len(x)
         sparsity = (mass * u).sum() / len(x)
-        aux = self._aux(error, pre)
-        loss = reconstruction + self.penalty(self.done) * sparsity
-        if aux is not None:
-            loss = loss + config.aux_weight * aux
+        loss = reconstruction
+        if penalty > 0:
+            loss = loss + penalty * sparsity
         self.adam.zero_grad()
         loss.backward()
+        if penalty > 0:
+            self._add_gradient_of_norms(penalty / len(x) * mass.detach(), norms)
+        aux = self._aux(target, rebuilt.detach(), pre)
         torch.nn.utils.clip_grad_norm_(crosscoder.parameters(), CLIP)
         self.adam.param_groups[0]["lr"] = self.lr(self.done)
         self.adam.step()
@@ -214,30 +227,86 @@ class TrainingRun:
                 return {}
             deviation = (target - target.mean(0)).pow(2).sum()
             return {
-                "loss": loss.detach(),
+                "loss": loss.detach() + config.aux_weight * aux,
                 "reconstruction": reconstruction.detach(),
                 "sparsity": sparsity.detach(),
-                "aux": torch.zeros_like(loss) if aux is None else aux.detach(),
-                "l0": (f > 0).sum().to(loss) / len(x),
+                "aux": aux,
+                "l0": (code.values > 0).sum().to(loss) / len(x),
                 "explained_variance": 1 - reconstruction.detach() * len(x) / deviation,
                 "dead": (self.silent >= config.dead_after_tokens).sum().to(loss),
             }
 
+    @torch.no_grad()
+    def _encoded(
+        self, x: Float[Tensor, "batch checkpoints d_model"], u: Float[Tensor, " latents"]
+    ) -> tuple[Float[Tensor, "batch latents"], sparse.DenseCode | sparse.SparseCode]:
+        """What goes into the ReLU, from scaled activations, and the latents that stay active."""
+        crosscoder = self.crosscoder
+        dtype = torch.bfloat16 if self.config.bf16 else x.dtype
+        W_enc = crosscoder.W_enc.flatten(0, 1).T
+        if self.config.bf16:
+            pre = linear(x.flatten(1).to(dtype), W_enc.to(dtype)) + crosscoder.b_enc  # in float32
+        else:
+            pre = linear(x.flatten(1), W_enc, crosscoder.b_enc)
+        if crosscoder.sparsity == "l1":
+            return pre, sparse.code_of(pre.relu_(), W_enc.shape[1], dtype=dtype)
+        kept, smallest = largest_sizes(pre, u, self.k(self.done))
+        self._follow_threshold(smallest)
+        return pre, sparse.code_of(pre, W_enc.shape[1], kept, dtype)
+
+    @torch.no_grad()
+    def _add_gradient_of_norms(
+        self, weights: Float[Tensor, " latents"], norms: Float[Tensor, "checkpoints latents"]
+    ) -> None:
+        """Add that of sum_i weights_i u_i to W_dec's: of ||W|| it is W / ||W||, or 0 where W is."""
+        W_dec = self.crosscoder.W_dec
+        per_norm = weights / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+        W_dec.grad.addcmul_(W_dec, per_norm.T[..., None])  # autograd takes several passes
+
     def _aux(
-        self, error: Float[Tensor, "batch checkpoints d_model"], pre: Float[Tensor, "batch latents"]
-    ) -> Float[Tensor, ""] | None:
-        """The loss of the dead latents; None where there can be none."""
+        self,
+        x: Float[Tensor, "batch checkpoints d_model"],
+        rebuilt: Float[Tensor, "batch checkpoints d_model"],
+        pre: Float[Tensor, "batch latents"],
+    ) -> Float[Tensor, ""]:
+        """The loss of the dead latents; adds its gradient to that of the rest."""
+        crosscoder, config = self.crosscoder, self.config
+        dead = self._dying(len(x))
+        if not len(dead):
+            return x.new_zeros(())
+        is_dead = self.silent[dead] >= config.dead_after_tokens
+        pre = (pre[:, dead] * is_dead).requires_grad_()
+        W_dec = crosscoder.W_dec.detach()[dead].requires_grad_()
+        dtype = torch.bfloat16 if config.bf16 else x.dtype
+        loss = aux_loss(x - rebuilt, pre, W_dec, max(1, crosscoder.d_model // 2), dtype)
+        by_pre, by_decoder = torch.autograd.grad(config.aux_weight * loss, (pre, W_dec))
+        by_encoder = by_pre.to(dtype).T @ x.flatten(1).to(dtype)
+        grads = crosscoder.W_enc.grad.flatten(0, 1).T, crosscoder.W_dec.grad
+        grads[0].index_add_(0, dead, by_encoder.to(x.dtype))
+        grads[1].index_add_(0, dead, by_decoder)
+        crosscoder.b_enc.grad.index_add_(0, dead, by_pre.sum(0))
+        return loss.detach() * is_dead.any()  # none, where all are still alive
+
+    def _dying(self, n_tokens: int) -> Int[Tensor, " dying"]:
+        """Latents that are dead, or can be before they are looked for again.
+
+        To look for them is to wait for a GPU, so there it is done every few steps only.
+        """
         config = self.config
         if self.crosscoder.sparsity == "l1" or not config.aux_weight:
-            return None
+            return self._dead_soon
         if self.tokens < config.dead_after_tokens:
-            return None
-        dead = (self.silent >= config.dead_after_tokens).nonzero().squeeze(1)
-        if not len(dead):
-            return None
-        aux_k = max(1, self.crosscoder.d_model // 2)
-        with self.products():
-            return aux_loss(error.detach(), pre[:, dead], self.crosscoder.W_dec[dead], aux_k)
+            return self._dead_soon
+        every = self._steps_between_looks(n_tokens)
+        if self._looked is None or self.done >= self._looked + every:
+            soon = self.silent + (every - 1) * n_tokens >= config.dead_after_tokens
+            self._dead_soon, self._looked = soon.nonzero().squeeze(1), self.done
+        return self._dead_soon
+
+    def _steps_between_looks(self, n_tokens: int) -> int:
+        if self.silent.device.type == "cpu":
+            return 1
+        return max(1, min(LOG_EVERY, self.config.dead_after_tokens // (4 * n_tokens)))
 
     def _follow_threshold(self, smallest: Float[Tensor, ""]) -> None:
         if self.done < self.config.k_anneal * self.config.steps:
@@ -276,7 +345,12 @@ class TrainingRun:
         self.silent = tensors["silent"].to(device)
         self.threshold = tensors["threshold"].to(device)
         for name, parameter in self.crosscoder.named_parameters():
-            self.adam.state[parameter] = part(f"adam.{name}.")
+            moments = part(f"adam.{name}.").items()
+            # in the memory order of the weights, which Adam reads them in
+            self.adam.state[parameter] = {
+                key: torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
+                for key, t in moments
+            }
         self.done, self.tokens = there["done"], there["tokens"]
         self.seconds, self.history = there["seconds"], there["history"]
 
@@ -418,7 +492,7 @@ def _run(
                 run.save(state, settings)
                 on_disk = step
             log = step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps
-            figures = run.step(x.to(crosscoder.W_enc), log)
+            figures = run.step(_moved(x, crosscoder.W_enc), log)
             run.seconds = time.perf_counter() - begin
             if log:
                 bar.set_postfix_str(_note(run, step, figures), refresh=False)
@@ -429,6 +503,13 @@ def _run(
         crosscoder.eval()
     history = pd.DataFrame(run.history)
     return TrainResult(crosscoder, history, run.seconds, start if resumed else None)
+
+
+def _moved(x: Tensor, like: Tensor) -> Tensor:
+    """A batch where the crosscoder is; from pinned memory a GPU fetches it without a wait."""
+    if like.device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(like, non_blocking=True)
+    return x.to(like)
 
 
 def _note(run: TrainingRun, step: int, figures: dict[str, Tensor]) -> str:

@@ -1,0 +1,221 @@
+"""Codes of which little is active: what training multiplies them with, and the gradients.
+
+Of the products of a training step only the encoder's needs all latents: it finds out which are
+active. The others have the code f on one side, and need no more of it than is active.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+# Share of active latents up to which a CPU is faster with them alone, by the table
+# `training_density` of benchmarks/. It is smaller for weights that no cache holds, whose rows come
+# from memory one by one.
+SPARSE_BELOW, SPARSE_BELOW_IN_MEMORY = 0.15, 0.07
+CACHE = 2**22  # weights
+
+
+class DenseCode:
+    """All latents of all tokens, active or not.
+
+    Args:
+        values: f, 0 where a latent is not active. Products are taken in its dtype.
+    """
+
+    def __init__(self, values: Float[Tensor, "tokens latents"]):
+        self.values = values
+
+    def times(
+        self, f: Float[Tensor, "tokens latents"], W: Float[Tensor, "latents width"]
+    ) -> Float[Tensor, "tokens width"]:
+        """f W."""
+        return f @ W
+
+    def transposed_times(
+        self, f: Float[Tensor, "tokens latents"], x: Float[Tensor, "tokens width"]
+    ) -> Float[Tensor, "latents width"]:
+        """f^T x."""
+        return f.T @ x
+
+    def products(
+        self,
+        x: Float[Tensor, "tokens width"],
+        W: Float[Tensor, "latents width"],
+        b: Float[Tensor, " latents"] | None = None,
+    ) -> Float[Tensor, "tokens latents"]:
+        """x_t . W_i + b_i of each latent i that is active in a token t, 0 elsewhere."""
+        found = x @ W.T if b is None else torch.addmm(b.to(x.dtype), x, W.T)
+        # what ReLU's gradient does, in place: several times faster than a mask
+        return torch.ops.aten.threshold_backward.grad_input(found, self.values, 0, grad_input=found)
+
+    def per_latent(self, f: Float[Tensor, "tokens latents"]) -> Float[Tensor, " latents"]:
+        """Sum over the tokens, in float32 at least."""
+        return f.sum(0, dtype=torch.promote_types(f.dtype, torch.float32))
+
+
+class SparseCode:
+    """The active latents of all tokens, one after another; the methods are those of `DenseCode`.
+
+    For CPUs. What is [tokens, latents] there is [active] here.
+
+    Args:
+        places: token * n_latents + latent of each that is active, ascending.
+        values: f there.
+        n_tokens, n_latents: sizes of the whole.
+    """
+
+    def __init__(
+        self,
+        places: Int[Tensor, " active"],
+        values: Float[Tensor, " active"],
+        n_tokens: int,
+        n_latents: int,
+    ):
+        self.values, self.shape = values, (n_tokens, n_latents)
+        tokens = torch.div(places, n_latents, rounding_mode="floor")
+        self.latents = places - tokens * n_latents
+        self.starts = _starts(tokens, n_tokens)
+        # and once more, sorted by latents; numpy sorts short integers in linear time
+        short = self.latents.numpy().astype(np.uint16 if n_latents <= 2**16 else np.int64)
+        self.by_latent = torch.from_numpy(np.argsort(short, kind="stable"))
+        self.tokens_by_latent = tokens[self.by_latent]
+        self.starts_by_latent = _starts(self.latents, n_latents)
+
+    def times(
+        self, f: Float[Tensor, " active"], W: Float[Tensor, "latents width"]
+    ) -> Float[Tensor, "tokens width"]:
+        return _weighted_sums(W, self.latents, f, self.starts)
+
+    def transposed_times(
+        self, f: Float[Tensor, " active"], x: Float[Tensor, "tokens width"]
+    ) -> Float[Tensor, "latents width"]:
+        return _weighted_sums(x, self.tokens_by_latent, f[self.by_latent], self.starts_by_latent)
+
+    def products(
+        self,
+        x: Float[Tensor, "tokens width"],
+        W: Float[Tensor, "latents width"],
+        b: Float[Tensor, " latents"] | None = None,
+    ) -> Float[Tensor, " active"]:
+        with warnings.catch_warnings():  # torch's type for this is new, and says so
+            warnings.simplefilter("ignore")
+            where = torch.sparse_csr_tensor(
+                self.starts, self.latents, self.values, self.shape, check_invariants=False
+            )
+        found = torch.sparse.sampled_addmm(where, x, W.T, beta=0.0).values()
+        return found if b is None else found.add_(b[self.latents])
+
+    def per_latent(self, f: Float[Tensor, " active"]) -> Float[Tensor, " latents"]:
+        return f.new_zeros(self.shape[1]).index_add_(0, self.latents, f)
+
+
+def code_of(
+    f: Float[Tensor, "tokens latents"],
+    width: int,
+    kept: Int[Tensor, " kept"] | None = None,
+    dtype: torch.dtype | None = None,
+) -> DenseCode | SparseCode:
+    """A code, in whichever form is faster to multiply with.
+
+    Args:
+        f: the latents, 0 or above. Where they are not kept, they may be anything.
+        width: of what it is to be multiplied with.
+        kept: token * n_latents + latent of those that stay, ascending on a CPU; None: all.
+        dtype: in which products are taken; None: that of `f`.
+    """
+    dtype = dtype or f.dtype
+    in_cache = f.shape[1] * width <= CACHE
+    few = (SPARSE_BELOW if in_cache else SPARSE_BELOW_IN_MEMORY) * f.numel()
+    if f.device.type != "cpu" or dtype != f.dtype:  # a GPU's whole products are faster
+        few = -1
+    if kept is None and few > 0:
+        active = f.numpy() > 0
+        if np.count_nonzero(active) <= few:
+            kept = torch.from_numpy(np.flatnonzero(active))
+    if kept is None:
+        return DenseCode(f.to(dtype))
+    values = f.flatten()[kept].relu()
+    if len(kept) <= few:
+        active = values > 0
+        if not active.all():
+            kept, values = kept[active], values[active]
+        return SparseCode(kept, values, *f.shape)
+    whole = torch.zeros_like(f, dtype=dtype)
+    whole.view(-1).scatter_(0, kept, values.to(dtype))
+    return DenseCode(whole)
+
+
+def _starts(which: Int[Tensor, " active"], n: int) -> Int[Tensor, " n+1"]:
+    """How many are below each of 0 ... n."""
+    counts = torch.bincount(which, minlength=n)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _weighted_sums(
+    rows: Float[Tensor, "rows width"],
+    which: Int[Tensor, " active"],
+    weights: Float[Tensor, " active"],
+    starts: Int[Tensor, " sums+1"],
+) -> Float[Tensor, "sums width"]:
+    """sum_j weights[j] rows[which[j]], over the j from one start to the next."""
+    return embedding_bag(
+        which, rows, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
+
+
+# ---- with gradients
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, W_enc, b_enc, code):
+        ctx.save_for_backward(x)
+        ctx.code, ctx.dtype = code, W_enc.dtype
+        return code.values.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        by_encoder = ctx.code.transposed_times(gradient, x.to(gradient.dtype))
+        return None, by_encoder.to(ctx.dtype), ctx.code.per_latent(gradient).to(ctx.dtype), None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, f, W_dec, code):
+        ctx.set_materialize_grads(False)
+        W = W_dec.to(f.dtype)
+        ctx.save_for_backward(f, W)
+        ctx.code, ctx.dtype = code, W_dec.dtype
+        return code.times(f, W), code.per_latent(f)
+
+    @staticmethod
+    def backward(ctx, by_rebuilt, by_mass):
+        f, W = ctx.saved_tensors
+        by_rebuilt = by_rebuilt.to(f.dtype)
+        by_decoder = ctx.code.transposed_times(f, by_rebuilt)
+        return ctx.code.products(by_rebuilt, W, by_mass), by_decoder.to(ctx.dtype), None
+
+
+def encode(
+    x: Float[Tensor, "tokens width"],
+    W_enc: Float[Tensor, "latents width"],
+    b_enc: Float[Tensor, " latents"],
+    code: DenseCode | SparseCode,
+) -> Float[Tensor, "..."]:
+    """f = ReLU(W_enc x + b_enc) where it is active: the code's values, now with a gradient.
+
+    The gradient that comes back is 0 where it is not active, as that of `decode` is.
+    """
+    return _Encode.apply(x, W_enc, b_enc, code)
+
+
+def decode(
+    f: Float[Tensor, "..."], W_dec: Float[Tensor, "latents width"], code: DenseCode | SparseCode
+) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, " latents"]]:
+    """f W_dec, and the sum of f over the tokens, for what `encode` gave for this code."""
+    return _Decode.apply(f, W_dec, code)
