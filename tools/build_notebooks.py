@@ -92,9 +92,11 @@ time, and says what it expected, what came, and what may have gone wrong. What y
 yet raises an error that says what to write. Nothing that follows depends on it: go on whenever you
 like."""
 COMPLETE = " (The [complete notebook](../{name}.ipynb) has the solutions, and every output.)"
+SILENT = "%%capture"  # shows neither prints nor figures; an error is shown
 CHANGES = {"append", "extend", "add", "update", "insert", "pop", "setdefault", "requires_grad_"}
 CARRIED = """\
-What the parts before this one made stands in the folded cells that follow. Run them, and go on."""
+What the parts before this one made, the next cells make again, by the package. Run them, and go
+on: there is nothing new to read in them, and what they print is not shown. It takes up to a minute."""
 
 
 def badge(name: str) -> str | None:
@@ -247,6 +249,8 @@ def build_parts(source: Path, form: str = "exercises") -> dict[str, NotebookNode
         for index in carried:
             cell = made_from(source, cells, index, form)
             cell.metadata["jupyter"] = {"source_hidden": True}
+            if "parameters" not in cell.metadata.get("tags", []):
+                cell.source = f"{SILENT}\n{cell.source}"
             notebook.cells.append(cell)
         for index in range(max(part.begin, 1), part.end):
             notebook.cells.append(made_from(source, cells, index, form))

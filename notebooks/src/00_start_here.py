@@ -8,15 +8,15 @@
 # It follows *Crosscoding Through Time* (Bayazit, Mueller, Bosselut; arXiv 2509.05291). By default it runs on a small model
 # that this project pretrained itself. You need no GPU, no account, and no download.
 #
-# In this notebook you meet the story of the whole course: a model that is wrong on purpose, and what changes inside it
-# until it is right. **Time:** 20 minutes to read, a minute to run.
+# In this notebook you meet the story of the whole course: a model that is wrong by rule, and what changes inside it until
+# it is right. **Time:** 20 minutes to read, a minute to run.
 #
 # | notebook | question | minutes to read |
 # |---|---|---|
 # | **01 Hooking checkpoints** | How do I read and replace what flows through a model? | 15 |
 # | **02 Picking a triplet** | Which three checkpoints are worth comparing, and why do curves dip? | 24 |
 # | **03 The crosscoder** | How do I learn one dictionary for three models? Is it any good? | 30 |
-# | **04 RelIE and RelDec** | Which features matter for a task, and when? | 42 |
+# | **04 RelIE and RelDec** | Which features matter for a task, and when? | 45 |
 # | **05 Does it hold?** | What happens if I switch them off? | 40 |
 # | **06 Testing causes** | How far can these numbers be trusted? | 45 |
 # | **07 Reading features** | What is a feature about, and how good is its name? | 40 |
@@ -56,7 +56,7 @@ from ctt_helpers.notebook.parameters import top_folder
 suite = ctt.setup(globals(), "00", n_pairs=lambda n: None if n >= 16 else "take at least 16 pairs")
 
 # %% [markdown]
-# ## A model that is wrong on purpose
+# ## A model that is wrong by rule
 # We give a model the beginning of a sentence and two words that could follow. One is right, one is wrong, and they differ
 # in one point only: that is a **minimal pair**. The right word depends on the **subject**. The noun right before the verb
 # is its **neighbour**, also called the **attractor**, for it may attract the verb. Each of the two is singular (**sg**) or
@@ -78,13 +78,17 @@ cells.groupby(level=0, sort=False).first().to_frame("a pair of it, right/*wrong"
 # Where both have the same number, nothing misleads: the cell is **congruent**. The other two are **incongruent**.
 #
 # **Question.** A model is trained from nothing. At an early, a middle and the last checkpoint, how often is it right in
-# each cell? Guessing gives 0.5. Write your guesses down; they will be compared.
+# each cell? Guessing gives 0.5. Write your guesses down, before you read on; they will be compared.
+
+# %%
+# three numbers from 0 to 1 in each bracket: early, middle, last
+my_guess = {"sg-sg": [], "sg-pl": [], "pl-sg": [], "pl-pl": []}
 
 # %% [markdown]
 # ### Exercise · A model with one rule
 # *Difficulty 1 of 5 · importance 4 of 5 · 3 minutes*
 #
-# To have something to compare with, play a model that knows one rule only: *the verb agrees with its neighbour*. Write
+# Such models are often right or wrong by a rule. Play one that knows a single rule: *the verb agrees with its neighbour*. Write
 # `neighbour_rule(subject, attractor)`: how often such a model is right, in the cell with these two numbers ("sg" or "pl").
 #
 # <details><summary>Hint 1</summary>
@@ -102,17 +106,13 @@ cells.groupby(level=0, sort=False).first().to_frame("a pair of it, right/*wrong"
 # %% exercise="neighbour_rule"
 def neighbour_rule(subject, attractor):
     """The share right in a cell, of a model whose verb agrees with the neighbour."""
-    ### BEGIN SOLUTION give 1.0 where this model's verb is the right one, else 0.0
+    ### BEGIN SOLUTION give back the share that is right in this cell
     return float(subject == attractor)
     ### END SOLUTION
 
 
 # %% check="neighbour_rule"
 checks.neighbour_rule(neighbour_rule)
-
-# %%
-# three numbers from 0 to 1 in each bracket: early, middle, last
-my_guess = {"sg-sg": [], "sg-pl": [], "pl-sg": [], "pl-pl": []}
 
 # %%
 triplet = revisions or suite.default_triplet
@@ -153,7 +153,7 @@ plots.show("Accuracy over tokens seen, a line for each cell (green: congruent) a
 # ### Exercise · Weigh two rules
 # *Difficulty 3 of 5 · importance 4 of 5 · 8 minutes*
 #
-# Write `rule_weights(v)`. `v` is `[2, 2]`: the mean of that difference in each cell, the subject's number down (sg, pl), the
+# Write `rule_weights(v)`. `v` is a numpy array `[2, 2]`: the mean of that difference in each cell, the subject's number down (sg, pl), the
 # neighbour's across. Give back *subject*, *attractor* and *both*. Four numbers, four unknowns, and no system to solve.
 #
 # <details><summary>Hint 1</summary>
@@ -171,7 +171,7 @@ plots.show("Accuracy over tokens seen, a line for each cell (green: congruent) a
 # %% exercise="rule_weights"
 def rule_weights(v):
     """(subject, attractor, both) of the means in four cells, [2, 2]."""
-    ### BEGIN SOLUTION take the mean of v times the signs of the subject, of the neighbour, and of both
+    ### BEGIN SOLUTION give back three numbers: subject, attractor and both
     s, t = np.array([[-1], [1]]), np.array([[-1, 1]])
     return (v * s).mean(), (v * t).mean(), (v * s * t).mean()
     ### END SOLUTION
@@ -225,9 +225,9 @@ far = suite.pairs(wanted[-1], split=other_split, n=n_pairs, path=pairs_path)
 print(f"features {features}; shown on sentences such as: {far.text[0]}")
 
 # %% [markdown]
-# Where is each of them active: on the subject, on the last word before the verb? What it **follows** there is computed and
-# not read off: the part of the formula above that has most of the variance, this time of the feature's activation on the
-# last word ("none": it is the same in all cells).
+# Where is each of them active: on the subject, on the last word before the verb? (That one is the neighbour, or ends its
+# phrase.) What it **follows** is computed. Put the feature's activation on the last word into the formula above, in place of
+# the logits: which part varies most, subject, attractor or both? ("none": it is the same in all cells.)
 
 # %%
 x = ctt.activations.stacked_activations(ckpts, far.input_ids, far.attention_mask)
@@ -278,7 +278,8 @@ if crossed:
 # changes is what the model *does* with it. At first the neighbour decides: "plural" helps in pl-pl and does harm in sg-pl,
 # and where the neighbour is singular nothing happens. In the end the subject decides: it helps in pl-sg and pl-pl. The
 # third is active on the noun in between, of either number, and not on the subject: *this noun is not the one*. At first
-# next to nothing depends on it. In the end the incongruent cells do, more than the others.
+# next to nothing depends on it: read no story into a label of bars so small. In the end it helps in all four cells, and
+# that is the pattern of *subject*; that it helps more where the two nouns differ is the smaller part.
 #
 # So a name such as "the plural feature" says too little: what a feature is *about* depends on who reads it, and when.
 #
@@ -324,13 +325,15 @@ stars = top_folder() / "experiments/results/seeds_stars.csv"  # `make experiment
 if suite.name == "tiny" and stars.is_file():
     stars = pd.read_csv(stars)
     stars = stars[stars["story"].str.startswith("hurts most")].set_index(["model", "crosscoder"])
-    display(stars[["latent", *(f"about {name}" for name in suite.default_triplet)]])
+    stars = stars.rename(columns={"latent": "feature"})
+    display(stars[["feature", *(f"about {name}" for name in suite.default_triplet)]])
 else:
     print("Left out here: the table of nine crosscoders belongs to the embedded suite's checkout.")
 
 # %% [markdown]
-# The first half of the story comes back every time; the second more often than not. That is what "a finding" means in this
-# course: what other seeds find, too. **08** shows what remains of such features among thirteen checkpoints in place of three,
+# The first half of the story comes back every time. But look at the rule: whoever does most harm *where the neighbour
+# misleads* is nearly bound to be about the neighbour. The second half is not built in, and comes back more often than not.
+# That is what "a finding" means in this course: what other seeds find, too, and what the rule has not put there. **08** shows what remains of such features among thirteen checkpoints in place of three,
 # **06** how often single classes come back (seldom).
 #
 # And three features are not the model: **04** and **08** add up all of them. It is a small model of a small language, too. It

@@ -58,9 +58,8 @@ pd.Series(seen, name="tokens seen").rename_axis("revision").to_frame()
 
 # %% [markdown]
 # **Question.** The file sizes of two checkpoints are equal. What else could you compare to make sure that they are not the
-# same checkpoint under two names? (It has happened in published suites.)
-#
-# Our answer: a fingerprint of the weights.
+# same checkpoint under two names? (It has happened in published suites.) The next cell shows our answer, a **fingerprint**: a
+# few characters computed from all the weights, other ones if a single weight is another.
 
 # %%
 ckpts.source["fingerprints"]
@@ -145,7 +144,7 @@ x.shape  # [pairs, tokens, d_model]
 # %% exercise="unwrap"
 def unwrap(output):
     """The residual stream [batch, tokens, d_model] in what a block gives."""
-    ### BEGIN SOLUTION give back a tensor as it is, and of a tuple its first entry
+    ### BEGIN SOLUTION give back the residual stream, a tensor [batch, tokens, d_model]
     return output[0] if isinstance(output, tuple) else output
     ### END SOLUTION
 
@@ -177,7 +176,7 @@ checks.unwrap(unwrap)
 # %% exercise="from_hidden_states"
 def from_hidden_states(hf_model, input_ids, attention_mask, layer):
     """The output of block `layer`, [batch, tokens, d_model]."""
-    ### BEGIN SOLUTION run hf_model with output_hidden_states=True, and take the right entry
+    ### BEGIN SOLUTION give back the output of block `layer`, [batch, tokens, d_model]
     out = hf_model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
     return out.hidden_states[layer + 1]  # entry 0 is the embeddings
     ### END SOLUTION
@@ -206,8 +205,8 @@ helper.shape
 # *Difficulty 3 of 5 · importance 4 of 5 · 8 minutes*
 #
 # Write `next_token_loss(logits, ids)`, from logits `[rows, tokens, vocabulary]` and token ids `[rows, tokens]`: the mean over all
-# predictions of −log P(the token that follows), in nats. At position t the model predicts token t + 1. What the first position
-# predicts is left out (see below), and behind the last position nothing follows.
+# predictions of −log P(the token that follows), in nats. At position t the model predicts token t + 1. The prediction made *at*
+# the first position is left out (see below), and behind the last position nothing follows.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -224,7 +223,7 @@ helper.shape
 # %% exercise="next_token_loss"
 def next_token_loss(logits, ids):
     """Cross-entropy (nats a token) of the next token, without what the first position predicts."""
-    ### BEGIN SOLUTION look up log P of each token that follows, and take minus the mean
+    ### BEGIN SOLUTION give back the mean surprise, one number in nats
     log_p = logits[:, 1:-1].log_softmax(-1)
     return -log_p.gather(-1, ids[:, 2:, None]).mean().item()
     ### END SOLUTION
@@ -299,7 +298,7 @@ assert losses["zeros"] > losses["the model as it is"]
 # %% exercise="pair_accuracy"
 def pair_accuracy(logits, position, answers):
     """Share of pairs that are right, 0 to 1, from logits [pairs, tokens, vocabulary]."""
-    ### BEGIN SOLUTION compare the two words' logits at each answer position, and take the mean
+    ### BEGIN SOLUTION give back the share of pairs that are right, one number
     at_answer = logits[torch.arange(len(logits)), position]
     right, wrong = at_answer.gather(1, answers).T
     return ((right > wrong) + 0.5 * (right == wrong)).double().mean().item()

@@ -81,8 +81,8 @@ with pd.option_context("display.max_colwidth", 80):
 # *Difficulty 2 of 5 · importance 5 of 5 · 6 minutes*
 #
 # Write `two_by_two(lead, subject, attractor)`: a table of accuracies with the subject's level in the rows (sg, pl) and the
-# attractor's in the columns. `lead` is logit(right) − logit(wrong) of each pair, `subject` and `attractor` are the words "sg"
-# or "pl". Before you run the check: at an early checkpoint, which of the four will be near 1, and which near 0?
+# attractor's in the columns. `lead` is logit(right) − logit(wrong) of each pair, a numpy array; `subject` and `attractor` hold
+# the words "sg" or "pl". Before you run the check: at an early checkpoint, which of the four will be near 1, and which near 0?
 #
 # <details><summary>Hint 1</summary>
 #
@@ -99,7 +99,7 @@ with pd.option_context("display.max_colwidth", 80):
 # %% exercise="two_by_two"
 def two_by_two(lead, subject, attractor):
     """Accuracy in each cell: a DataFrame, rows: subject sg, pl; columns: attractor sg, pl."""
-    ### BEGIN SOLUTION take the share of leads above 0 in each cell, and make a table of them
+    ### BEGIN SOLUTION give back a DataFrame with the accuracy in each of the four cells
     right = pd.Series(np.asarray(lead) > 0)
     table = right.groupby([subject, attractor]).mean().unstack()
     return table.loc[["sg", "pl"], ["sg", "pl"]]
@@ -112,7 +112,7 @@ hard = pairs.get(names.get("agreement/pp"))
 if suite.name == "tiny" and hard is not None:  # at the first checkpoint of the suite's triplet
     checkpoint = suite.checkpoints(suite.default_triplet[:1], device=device)[0]
     levels = [hard.table[f"{noun}_level"].to_numpy() for noun in ("subject", "attractor")]
-    display(two_by_two(ctt.logit_differences(checkpoint, hard), *levels).round(2))
+    display(two_by_two(ctt.logit_differences(checkpoint, hard).numpy(), *levels).round(2))
 
 # %% [markdown]
 # Now all tasks at all checkpoints, from `ctt.accuracy_curve`.
@@ -147,8 +147,9 @@ if not crossed:
 #
 # On the embedded suite, the neighbour decides across a phrase and across a subject relative. Orange falls while grey rises,
 # for it is one event: one rule, *agree with the neighbour*, is right on simple sentences and wrong on these. (With two
-# nouns between, *nested_pp*, the neighbour agrees in a third of the incongruent pairs. So orange stops near 1/3.) Where the
-# subject is the neighbour (*sent_comp*), nothing falls. Where a verb comes last (*obj_rel*), orange and green both wait
+# nouns between, *nested_pp*, the neighbour agrees in a third of the incongruent pairs. So orange stops near 1/3.) Where what
+# decides stands nearest (*sent_comp*: the subject; *det_noun*: the word before), nothing falls; behind an *and* (*vp_coord*)
+# orange falls a little, for a short time. Where the word before the answer is a verb (*obj_rel*), orange and green both wait
 # near 0.5. And *center_embed* is never learned: at the end its orange line is still below one half.
 #
 # ## Other things to track
@@ -171,11 +172,13 @@ if others:
 # %% [markdown]
 # On the embedded suite each tells another story. The cells of the table say which.
 # - **Gender ends with the neighbour.** Plain sentences are right; across a phrase the noun in between decides. It had been
-#   better before, so learning can go the wrong way. (The *number* of the same word: see *reflexive_pp* above.)
+#   better before, so learning can go the wrong way. (And *himself* or *themselves*? Its *number* is *reflexive_pp* above: that
+#   one is learned.)
 # - **Polarity** stays with a simpler rule: any negative word before it allows *ever*. The cell with *no* at the neighbour
 #   alone (pos-neg) is wrong to the end.
 # - **Tense** has no dip. What tense the verb in between has hardly matters; it is only late.
 # - **Selection** dips late and deep across a phrase (*subject_pp*), and comes back slowly. With an *object* there is no dip.
+#   (Nouns come in two kinds here, *one* and *other*, by the verbs that they like.)
 #
 # ## When is each learned?
 # We call **onset** the first checkpoint from which on accuracy is at least 0.75 *in the worst cell*. Why the worst? A model
@@ -203,7 +206,7 @@ if others:
 # %% exercise="onset"
 def onset(accuracy):
     """Index of the first checkpoint from which on the worst cell has at least 0.75."""
-    ### BEGIN SOLUTION find the first checkpoint from which on the worst cell is at least 0.75
+    ### BEGIN SOLUTION give back the index of the onset, a whole number
     good = accuracy.min(0) >= 0.75
     good_to_the_end = good[::-1].cumprod().sum()
     return len(good) - int(good_to_the_end)
@@ -230,11 +233,11 @@ plots.show("Dot chart of onsets by task. Circles: nothing misleads there; diamon
 
 # %% [markdown] part="a task of your own" reading=2
 # ### Exercise · A task of your own
-# *Difficulty 5 of 5 · importance 4 of 5 · 25 minutes*
+# *Difficulty 5 of 5 · importance 4 of 5 · 35 minutes*
 #
 # What else might a model learn, and when? Write `own_task()`: a list of at least 12 dicts, each with the texts `prefix`, `right`
 # and `wrong`. Mind three things. Right and wrong begin with a blank. The model must know your words (`suite.tokenizer
-# .get_vocab()`; `suite.pairs(name).text` shows sentences). And every word is right as often as it is wrong: who always says the
+# .get_vocab()`, where `Ġ` is the blank; `suite.pairs(name).text` shows sentences, for a name of `suite.task_names`). And every word is right as often as it is wrong: who always says the
 # same then gets one half. Before you look at the curve, write down where it will rise, and whether it will dip.
 #
 # Then five sentences: what you asked; what you expected and why; what came; what speaks against your reading; what you would do
@@ -314,7 +317,7 @@ plots.show("Line chart of the accuracy over tokens seen on the task that was mad
 # %% exercise="similarity_matrix"
 def similarity_matrix(x, mask):
     """Mean cosine similarity, [checkpoints, checkpoints]."""
-    ### BEGIN SOLUTION leave out padding and first token, take a cosine for each token, and their mean
+    ### BEGIN SOLUTION give back the mean cosines, [checkpoints, checkpoints]
     keep = mask.bool()
     keep[:, 0] = False
     unit = torch.nn.functional.normalize(x[:, keep], dim=-1)  # [checkpoints, tokens, d_model]
@@ -423,7 +426,8 @@ files.write_json(folder / "triplet.json", picked | told)
 # | a relational noun between | 0.24 | 0.87 |
 # | a relative clause between | 0.17 | 0.68 |
 #
-# The same order of events. And then? EleutherAI has published BLiMP accuracies of eight sizes of Pythia. **Question.** The
+# The same order of events. And then? **BLiMP** is a collection of 67 sets of minimal pairs of English, and EleutherAI has
+# published how eight sizes of Pythia do on it. **Question.** The
 # largest has about 170 times the parameters of the smallest. Where will that show most: early or late, on plain sentences
 # or across a distractor? And can a model get *worse* with more training?
 

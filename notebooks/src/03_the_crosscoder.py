@@ -1,4 +1,4 @@
-# %% [markdown] part="a crosscoder from nothing" reading=9
+# %% [markdown] part="a crosscoder from nothing" reading=6
 # # 03 · The crosscoder
 #
 # A residual stream may hold more ideas than it has numbers. The model writes them on top of each other, as directions that
@@ -98,7 +98,7 @@ if suite.name != "tiny":
 # %% exercise="scales_of"
 def scales_of(x):
     """The factor of each checkpoint, [checkpoints]."""
-    ### BEGIN SOLUTION divide the square root of d_model by each checkpoint's mean norm
+    ### BEGIN SOLUTION give back one factor for each checkpoint
     return x.shape[-1] ** 0.5 / x.norm(dim=-1).mean(0)
     ### END SOLUTION
 
@@ -124,7 +124,11 @@ pd.DataFrame(table, index=ckpts.labels).round(2)
 #
 # **Question.** Of $\tilde x$, $f$ and $\hat x$, which has no index $c$? Why is that the whole point?
 #
+# <details><summary>Answer</summary>
+#
 # It is $f$. One code for all checkpoints: that is why one feature can be followed from checkpoint to checkpoint.
+#
+# </details>
 
 # %% [markdown]
 # ### Exercise · Encode
@@ -148,7 +152,7 @@ pd.DataFrame(table, index=ckpts.labels).round(2)
 # %% exercise="encode"
 def encode(x, scales, W_enc, b_enc):
     """The code f, [tokens, latents], of raw activations."""
-    ### BEGIN SOLUTION scale x, add up over all checkpoints, add the bias, cut off below 0
+    ### BEGIN SOLUTION give back the code f, [tokens, latents]
     return torch.relu(torch.einsum("tcd,cdh->th", x * scales[:, None], W_enc) + b_enc)
     ### END SOLUTION
 
@@ -160,8 +164,8 @@ checks.encode(encode)
 # ### Exercise · Decode
 # *Difficulty 2 of 5 · importance 4 of 5 · 5 minutes*
 #
-# Write `decode(f, scales, W_dec, b_dec)`: from the code back to **raw** activations `[tokens, checkpoints, d_model]`. `W_dec`
-# is `[latents, checkpoints, d_model]`, `b_dec` is `[checkpoints, d_model]`.
+# Write `decode(f, scales, W_dec, b_dec)`: from the code back to **raw** activations `[tokens, checkpoints, d_model]`. (The
+# $\hat x$ of the formula is scaled; the function undoes that.) `W_dec` is `[latents, checkpoints, d_model]`, `b_dec` is `[checkpoints, d_model]`.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -178,7 +182,7 @@ checks.encode(encode)
 # %% exercise="decode"
 def decode(f, scales, W_dec, b_dec):
     """Raw activations, [tokens, checkpoints, d_model], from a code."""
-    ### BEGIN SOLUTION write the code to every checkpoint, add the bias, undo the scales
+    ### BEGIN SOLUTION give back raw activations, [tokens, checkpoints, d_model]
     return (torch.einsum("th,hcd->tcd", f, W_dec) + b_dec) / scales[:, None]
     ### END SOLUTION
 
@@ -213,7 +217,7 @@ checks.decode(decode)
 # %% exercise="batch_topk"
 def batch_topk(f, norms, k):
     """f with only the k * tokens largest sizes f_i u_i left, [tokens, latents]."""
-    ### BEGIN SOLUTION find the smallest size that may stay, and set f to 0 where its size is below
+    ### BEGIN SOLUTION give back f with all but the largest sizes set to 0
     sizes = f * norms
     smallest = sizes.flatten().topk(k * len(f)).values[-1]
     return f * (sizes >= smallest)
@@ -227,11 +231,12 @@ checks.batch_topk(batch_topk)
 # Now a loop: encode, keep the largest, decode, compare, move the weights. That is all; it is a crosscoder, from nothing.
 #
 # ### Exercise · A step of training
-# *Difficulty 4 of 5 · importance 5 of 5 · 12 minutes*
+# *Difficulty 4 of 5 · importance 5 of 5 · 15 minutes*
 #
 # Write `training_step(x, scales, weights, k, optimiser)`, with raw activations `x`. The **loss** is the squared difference of
 # $\tilde x$ and $\hat x$, both in scaled space: summed over checkpoints and dimensions, its mean over tokens. The optimiser
-# holds the weights already. Your check also runs your loop on the model's activations: watch it learn.
+# holds the weights already. (It takes what you wrote above: code, sizes, decoder. Where you left one out, copy its solution.)
+# Your check also runs your loop on the model's activations: watch it learn.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -249,7 +254,7 @@ checks.batch_topk(batch_topk)
 def training_step(x, scales, weights, k, optimiser):
     """One step on raw activations [tokens, checkpoints, d_model]; the loss, a number."""
     W_enc, b_enc, W_dec, b_dec = weights
-    ### BEGIN SOLUTION encode, keep the largest sizes, decode, take the loss, let the optimiser step
+    ### BEGIN SOLUTION take one step, and give back the loss, a number
     target = x * scales[:, None]
     f = torch.relu(torch.einsum("tcd,cdh->th", target, W_enc) + b_enc)  # encode
     sizes = f * W_dec.norm(dim=-1).sum(1)  # BatchTopK: the k largest a token, on average
@@ -281,7 +286,7 @@ for step, batch in enumerate(islice(stream.batches(), 61)):
 
 # %% [markdown]
 # **Try it.** Change one line of the step and run the loop again: keep the $k$ largest of *each* token (`topk` along dimension 1), or leave
-# BatchTopK out and add `0.1 * sizes.sum(1).mean()` to the loss, the older **L1**. What happens to the share explained? And
+# BatchTopK out and add `0.1 * sizes.sum(1).mean()` to the loss, the older **L1** (`sizes` are all $f_i u_i$, before any cut). What happens to the share explained? And
 # what does L1 want from $u_i$?
 
 # %% [markdown] part="is it any good?" reading=11
@@ -316,7 +321,7 @@ for step, batch in enumerate(islice(stream.batches(), 61)):
 # %% exercise="above_threshold"
 def above_threshold(f, norms, threshold):
     """f where its size f_i u_i is above the threshold, else 0; [tokens, latents]."""
-    ### BEGIN SOLUTION keep f where its size exceeds the threshold
+    ### BEGIN SOLUTION give back what is left of f, [tokens, latents]
     return f * (f * norms > threshold)
     ### END SOLUTION
 
@@ -325,7 +330,7 @@ def above_threshold(f, norms, threshold):
 checks.above_threshold(above_threshold)
 
 # %% [markdown]
-# Are class and formula the same thing? We compare before the first step.
+# `ctt.Crosscoder` is the package's version. Does it do what your formulas do? We compare before the first step.
 
 # %%
 size = {"n_checkpoints": len(ckpts), "d_model": ckpts.d_model, "n_latents": n_latents, "k": k}
@@ -402,7 +407,7 @@ if history is not None:
 # %% exercise="explained_variance"
 def explained_variance(x, rebuilt):
     """Share of the variance that is rebuilt, [checkpoints]."""
-    ### BEGIN SOLUTION compare the squared error with the squared deviation from the mean
+    ### BEGIN SOLUTION give back the explained variance of each checkpoint
     error = (x - rebuilt).pow(2).sum((0, 2))
     deviation = (x - x.mean(0)).pow(2).sum((0, 2))
     return 1 - error / deviation
@@ -434,7 +439,7 @@ checks.explained_variance(explained_variance)
 # %% exercise="ce_recovered"
 def ce_recovered(clean, rebuilt, zeros):
     """The share of the model's skill that is left."""
-    ### BEGIN SOLUTION divide what is kept by all that there is to lose
+    ### BEGIN SOLUTION give back the share that is left, one number
     return (zeros - rebuilt) / (zeros - clean)
     ### END SOLUTION
 
@@ -443,7 +448,7 @@ def ce_recovered(clean, rebuilt, zeros):
 checks.ce_recovered(ce_recovered)
 
 # %% [markdown]
-# All four, from the package, on held-out text:
+# All four, from the package, on held-out text. (`dce` is CE rebuilt − CE clean, in nats.)
 
 # %%
 held_out = suite.text(n_eval_tokens, split="validation", seed=seed + 1, path=text_path)
@@ -457,7 +462,7 @@ report.to_frame().round(3)
 # %% [markdown]
 # **Question.** At an early checkpoint CE recovered can come out a little *above* 1: the model predicts better from the
 # rebuilt stream than from its own. How can a copy be better than the original? (Think of what the code was read from. The
-# answer is under *Limits*.)
+# answer stands near the end, under *Limits*.)
 #
 # ### Compared with what?
 # A number needs a neighbour. **PCA** is the best that *fixed* directions can do: the same for every token, where the
@@ -468,10 +473,11 @@ report.to_frame().round(3)
 
 # %% [markdown]
 # ### Exercise · What PCA explains
-# *Difficulty 4 of 5 · importance 3 of 5 · 10 minutes*
+# *Difficulty 4 of 5 · importance 3 of 5 · 13 minutes*
 #
 # Write `pca_explained(seen, probe, rank)`, for one checkpoint: both are `[tokens, d_model]`. Fit the mean and the first `rank`
-# directions on `seen`. Project `probe` onto them, and give its explained variance, one number.
+# directions on `seen`, by `torch.linalg.svd`. Project `probe` onto them, and give its explained variance, one number (the
+# deviation is from probe's own mean, as before).
 #
 # <details><summary>Hint 1</summary>
 #
@@ -489,7 +495,7 @@ report.to_frame().round(3)
 # %% exercise="pca_explained"
 def pca_explained(seen, probe, rank):
     """Explained variance of probe by the first principal components of seen."""
-    ### BEGIN SOLUTION fit mean and directions on seen, project probe, and compare
+    ### BEGIN SOLUTION give back the explained variance of probe, one number
     mean = seen.mean(0)
     V = torch.linalg.svd(seen - mean, full_matrices=False)[2][:rank]
     rebuilt = (probe - mean) @ V.T @ V + mean
@@ -534,7 +540,7 @@ plots.show("Bar chart of the variance left unexplained at each checkpoint, for e
 # ## What does the error carry?
 # The crosscoder splits each activation into what the features say and an **error**, what they miss:
 #
-# $$x_c = f\,W_{dec}^c + b_{dec}^c + e_c .$$
+# $$\tilde x_c = f\,W_{dec}^c + b_{dec}^c + e_c .$$
 #
 # From the next notebook on we switch features off and keep the error. So the error must not be able to do the task by
 # itself. Two tests, on tasks with a right and a wrong next word, where guessing gives 0.5:
@@ -579,7 +585,7 @@ examples = ctt.top_examples(crosscoder, ckpts, held_out[:600], chosen, k=4)
 for feature in chosen:
     display(HTML(f"<b>feature {feature}</b>" + widgets.examples_html(examples[int(feature)])))
 
-# %% [markdown] part="where is a feature written?" reading=10
+# %% [markdown] part="where is a feature written?" reading=13
 # ## Where is a feature written? RelDec
 # Each feature has one decoder vector per checkpoint. Its **norm** says how strongly the feature is written there. The share
 # of one checkpoint,
@@ -613,7 +619,7 @@ for feature in chosen:
 # %% exercise="rel_dec"
 def rel_dec(W_dec):
     """Each checkpoint's share of a latent's decoder norm, [checkpoints, latents]."""
-    ### BEGIN SOLUTION take the lengths of the decoder vectors, and share them out among checkpoints
+    ### BEGIN SOLUTION give back the shares, [checkpoints, latents]
     norms = W_dec.norm(dim=-1).T
     return norms / norms.sum(0)
     ### END SOLUTION
@@ -771,7 +777,7 @@ else:
 # %% exercise="fold"
 def fold(W_enc, W_dec, b_dec, scales):
     """W_enc, W_dec and b_dec for raw activations."""
-    ### BEGIN SOLUTION multiply what reads the stream by the scales, divide what writes to it
+    ### BEGIN SOLUTION give back three weights: W_enc, W_dec and b_dec
     return W_enc * scales[:, None, None], W_dec / scales[:, None], b_dec / scales[:, None]
     ### END SOLUTION
 

@@ -1,4 +1,4 @@
-# %% [markdown] part="effects, by hand and of all" reading=15
+# %% [markdown] part="effects, by hand and of all" reading=20
 # # 04 · RelIE and RelDec
 #
 # We have a dictionary of features that three checkpoints share. Which of them *matter* for a task, when, and what are they
@@ -10,7 +10,7 @@
 # - why the *sign* of an effect in four kinds of sentences tells what a feature is about;
 # - to write rules first, to choose on some sentences, and to believe what holds on others.
 #
-# **Time:** 42 minutes to read, a minute or two to run. **You need:** notebooks 02 and 03.
+# **Time:** 45 minutes to read, a minute or two to run. **You need:** notebooks 02 and 03.
 
 # %% tags=["parameters"]
 profile: str = "tiny"  # "tiny", "colab" or "paper": it sets what is None below
@@ -81,7 +81,8 @@ if suite.name != "tiny":  # what it takes on this machine, before anything is do
 # 4. **Three fates**, from the first and the last checkpoint alone. With $R = |\mathrm{IE}_{last}| / (|\mathrm{IE}_{first}|
 #    + |\mathrm{IE}_{last}|)$, the paper's pairwise RelIE, a feature **emerges** if $R > 0.7$ and it helps at the last; it
 #    **fades** if $R < 0.3$ and it helped at the first; it is **kept** if $R$ lies between and it helps at all checkpoints.
-#    Wherever it must help, it must pass the bar, and on *find* have at least 2 % of all effects' summed size.
+#    Wherever it must help, it must pass the bar, and on *find* have at least 2 % of all effects' summed size. (Effects of 0.1
+#    first and 0.9 last: $R = 0.9$, and it emerges.)
 #    A fate **holds** if the same comes out on *far*, with the bar there.
 # 5. **What it is about.** Cross the subject's level $s$ with the neighbour's $t$ (−1 or +1: singular or plural, he or
 #    she). The effect on *plural minus singular* is then $e(s, t) = \text{mean} + \text{subject}\, s + \text{attractor}\, t
@@ -114,7 +115,7 @@ for t in wanted:
 # %% [markdown]
 # ## One feature, by hand
 # A checkpoint's activation is $x_c = f\,W_{dec}^c + b_{dec}^c + e_c$: what the features say, a constant, and the **error**
-# that they miss. We keep the error, so that nothing changes unless we change it. To remove feature $i$ is to subtract $f_i
+# that they miss. (All of it raw: here $W_{dec}$ and $b_{dec}$ are divided by the scales of notebook 03, the **raw decoder**.) We keep the error, so that nothing changes unless we change it. To remove feature $i$ is to subtract $f_i
 # W_{dec,i}^c$. We take one pair, and for each of its tokens the feature that is most active there.
 
 # %%
@@ -159,7 +160,7 @@ print(f"{pair.text[0]}: features {strongest}")
 # %% exercise="indirect_effect"
 def indirect_effect(m, x, f, W_dec, i):
     """How much m rises when feature i is taken away at all tokens but the first."""
-    ### BEGIN SOLUTION subtract what feature i writes at all tokens but the first, and compare m
+    ### BEGIN SOLUTION give back the rise of m, one number
     without = x.clone()
     without[1:] -= f[1:, [i]] * W_dec[i]
     return m(without) - m(x)
@@ -170,10 +171,10 @@ def indirect_effect(m, x, f, W_dec, i):
 checks.indirect_effect(indirect_effect)
 by_hand = pd.DataFrame(index=pd.Index(strongest, name="feature"))
 for c, name in enumerate(names):  # on the model: m at this checkpoint, its stream, its decoder
-    at = (partial(m, c), x[:, c], f, W_dec[:, c])
+    at = (partial(m, c), x[:, c].clone(), f, W_dec[:, c])
     by_hand[f"IE {name}"] = [indirect_effect(*at, i) for i in strongest]
 package = ctt.indirect_effects(dictionary, ckpts, pair, features=strongest).mean[:, strongest]
-assert np.allclose(package.T, by_hand, atol=1e-3)
+assert np.allclose(package.T, by_hand, atol=1e-3), "not what the package gives for this pair"
 by_hand.round(2) + 0.0
 
 # %% [markdown]
@@ -216,7 +217,7 @@ table.set_index(pd.Index(strongest, name="feature")).round(2) + 0.0
 # %% exercise="null_bar"
 def null_bar(null):
     """The size of effect that 95 % of random directions stay below, [checkpoints]."""
-    ### BEGIN SOLUTION take the 95th percentile of the sizes at each checkpoint, without idle latents
+    ### BEGIN SOLUTION give back the bar of each checkpoint
     size = np.abs(null[:, null.any(0)])
     return np.quantile(size, 0.95, axis=1)
     ### END SOLUTION
@@ -242,8 +243,10 @@ plots.show("Sizes of effects by rank, of features and of random directions, at e
 # %% [markdown]
 # Few features count, and a random direction is not nothing: the model reads something from everywhere. We leave alone what
 # lies below the bar.
-#
-# **Estimates.** Exact ablation needs a pass for each active feature and pair. Where that is too dear there are gradients.
+
+# %% [markdown] part="estimates, shares and cells" reading=8
+# ## Estimates
+# Exact ablation needs a pass for each active feature and pair. Where that is too dear there are gradients.
 # *Attribution patching* (AtP) extends the slope of $m$ at the clean point; it estimates what *this feature alone* does.
 # *Integrated gradients* (IG, the paper's choice) follow a line on which all features fade out together; they ask for a
 # feature's part when *everything* goes. Notebook 06 measures both against both questions.
@@ -272,7 +275,7 @@ plots.show("Sizes of effects by rank, of features and of random directions, at e
 # %% exercise="attribution_patching"
 def attribution_patching(m, x, f, W_dec):
     """First-order estimates of all effects, [latents]."""
-    ### BEGIN SOLUTION take the gradient of m at x, and multiply it by how each removal moves x
+    ### BEGIN SOLUTION give back the estimated effect of each latent
     stream = x.clone().requires_grad_()
     gradient = torch.autograd.grad(m(stream), stream)[0]
     each = -f * (gradient @ W_dec.T)  # [tokens, latents]
@@ -285,11 +288,7 @@ checks.attribution_patching(attribution_patching)
 
 # %% [markdown]
 # ## RelIE: whose effect is it?
-# A class is made of noisy numbers. It is **decided** if its effect passes the bar, if it is not 0, and if the inequalities
-# of rule 3 hold; the last two beyond doubt of the sentences. Of all decided classes, one in twenty may be wrong on average
-# (a false discovery rate of 5 %). Else it is **undecided**; with less than 0.1 % of all effects it is **inactive**.
-
-# %% [markdown]
+#
 # ### Exercise · RelIE
 # *Difficulty 3 of 5 · importance 5 of 5 · 7 minutes*
 #
@@ -311,7 +310,7 @@ checks.attribution_patching(attribution_patching)
 # %% exercise="rel_ie"
 def rel_ie(per_pair):
     """Each checkpoint's share of a latent's effect, [checkpoints, latents]."""
-    ### BEGIN SOLUTION take the mean over pairs, its absolute value, and share it out
+    ### BEGIN SOLUTION give back the shares of rule 3, [checkpoints, latents]
     size = np.abs(per_pair.mean(1))
     total = size.sum(0)
     return size / np.where(total > 0, total, np.nan)
@@ -321,7 +320,17 @@ def rel_ie(per_pair):
 # %% check="rel_ie"
 checks.rel_ie(rel_ie)
 
-# %% [markdown] part="classes, signs and cells" reading=9
+# %% [markdown]
+# ## Classes
+# To recall: RelIE is a checkpoint's share of a feature's absolute effect (rule 3). A share above 0.7 makes a feature
+# **specific** to that checkpoint; where two or more have at least 0.3, they **share** it. An effect *counts* if it is above
+# the **bar**: larger than that of 95 % of random directions (rule 2).
+#
+# Classes are made of noisy numbers. A class is **decided** if its effect passes the bar, if it is not 0, and if the
+# inequalities hold; the last two beyond doubt of the sentences. Of all decided classes, one in twenty may be wrong on average
+# (a false discovery rate of 5 %). Else it is **undecided**; with less than 0.1 % of all effects it is **inactive**.
+
+# %% [markdown]
 # ### Exercise · Classes
 # *Difficulty 2 of 5 · importance 3 of 5 · 5 minutes*
 #
@@ -343,7 +352,7 @@ checks.rel_ie(rel_ie)
 # %% exercise="feature_class"
 def feature_class(shares):
     """One of "specific", "shared" and "other", for the shares of one feature [checkpoints]."""
-    ### BEGIN SOLUTION ask for one share above 0.7 first, then for two of 0.3 or more
+    ### BEGIN SOLUTION give back one of the three words
     if shares.max() > 0.7:
         return "specific"
     return "shared" if (shares >= 0.3).sum() >= 2 else "other"
@@ -361,8 +370,9 @@ settled = np.where(decided["label"] == "undecided", "undecided", "decided")
 pd.crosstab([decided["candidate"], of_whom], settled).rename_axis(columns=None)
 
 # %% [markdown]
-# A large effect is not yet a decided class. On the embedded suite hardly any is settled: a ratio need only lie near a
-# bound, or an effect near the bar.
+# (`candidate` is the class of the ratios alone, `of_whom` its checkpoints.) A large effect is not yet a decided class. On the
+# embedded suite hardly any is settled: a ratio need only lie near a bound, or an effect near the bar. So from here on we make
+# little of classes, and much of sizes, signs and cells.
 #
 # ## The sign is the story
 # RelIE drops the sign. Here are the strongest features with it, on the task with a neighbour and on the plain one.
@@ -384,7 +394,12 @@ plots.show(f"Heat-maps of effects, features by checkpoints: {short[task]}, {shor
 # Blue helps, red does harm; each picture has its own scale.
 #
 # ## Four cells
-# Rule 5 turns four effects into a name. First by hand.
+# The mean over pairs hides the cells. Rule 5 asks what the effect on *plural minus singular* depends on, with $s$ and $t$ = −1 for
+# a singular and +1 for a plural subject and neighbour:
+#
+# $$e(s, t) = \text{mean} + \text{subject}\, s + \text{attractor}\, t + \text{both}\, s t .$$
+#
+# The feature's **label** is the part with most of what changes between the cells. First by hand.
 #
 # ### Exercise · The factorial
 # *Difficulty 4 of 5 · importance 5 of 5 · 12 minutes*
@@ -410,7 +425,7 @@ plots.show(f"Heat-maps of effects, features by checkpoints: {short[task]}, {shor
 # %% exercise="factorial"
 def factorial(ie):
     """(mean, subject, attractor, both) of the effects in four cells, [2, 2]."""
-    ### BEGIN SOLUTION turn the effects towards plural, then take the mean with each pattern of signs
+    ### BEGIN SOLUTION give back four numbers: mean, subject, attractor, both
     s, t = np.array([[-1], [1]]), np.array([[-1, 1]])
     e = ie * s
     return e.mean(), (e * s).mean(), (e * t).mean(), (e * s * t).mean()
@@ -447,8 +462,9 @@ pd.DataFrame(active, index=[f"#{i}" for i in followed]).round(2)
 
 # %% [markdown]
 # **Predict.** Take the first of them. Early, the model lets the neighbour decide; in the end, the subject. In which cells
-# does the feature help (+), in which does it do harm (-), in which neither (0)? Fill in two signs for each cell, such as
-# "+0": for the first checkpoint and for the last.
+# does the feature help (+), in which does it do harm (-), in which neither (0: less than a tenth of its largest effect)?
+# Fill in two signs for each cell, such as "+0": for the first checkpoint and for the last. (On the embedded suite these are
+# the features of notebook 00. If you remember the figure, say *why* it must look so.)
 
 # %%
 my_guess = {"sg-sg": "", "sg-pl": "", "pl-sg": "", "pl-pl": ""}
@@ -474,7 +490,10 @@ if task in crossed:
     for cell in [cell for cell, guess in my_guess.items() if len(guess) == 2 and cell in means]:
         for c, guess in zip((0, -1), my_guess[cell], strict=True):
             value = means[cell][c, 0]
-            true = "0" if abs(value) < far_bar[task][c] else "-" if value < 0 else "+"
+            small = max(
+                far_bar[task][c], 0.1 * max(abs(each[:, 0]).max() for each in means.values())
+            )
+            true = "0" if abs(value) < small else "-" if value < 0 else "+"
             print(f"{cell} at {names[c]}: you said {guess}, it is {true} ({value:+.2f})")
 else:
     print(f"Left out here: the pairs of {short[task]} do not say in which cell they are.")
@@ -488,10 +507,10 @@ else:
 # Their activations are the same at all checkpoints, for the code is shared. Their effects are not. So name a feature by
 # what it does, in cells, and by a rule.
 
-# %% [markdown] part="the hunt, and what features are about" reading=18
+# %% [markdown] part="the hunt, and what features are about" reading=17
 # ## Where it is written is not what it does: RelDec
-# RelDec (notebook 03) is a checkpoint's share of the decoder *norm*: where a feature is written. Does it say where the
-# feature matters? Each dot is a feature above the bar, coloured by its label at the last checkpoint. And which of the two
+# We have effects, RelIE, labels, and the bar that random directions set. RelDec (notebook 03) is a checkpoint's share of the
+# decoder *norm*: where a feature is written. Does it say where the feature matters? Each dot is a feature above the bar, coloured by its label at the last checkpoint. And which of the two
 # predicts RelIE on *far*?
 
 # %% [markdown]
@@ -517,7 +536,7 @@ else:
 # %% exercise="rank_correlation"
 def rank_correlation(a, b):
     """Spearman's rank correlation of two rows of numbers."""
-    ### BEGIN SOLUTION rank both rows, and take the ordinary correlation of the ranks
+    ### BEGIN SOLUTION give back the rank correlation, one number
     rank_a, rank_b = a.argsort().argsort(), b.argsort().argsort()
     return np.corrcoef(rank_a, rank_b)[0, 1]
     ### END SOLUTION

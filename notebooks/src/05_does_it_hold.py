@@ -271,7 +271,7 @@ if has_cells:
 # %% exercise="bootstrap_interval"
 def bootstrap_interval(values, groups, rng):
     """Low and high end of the 95 % interval of the mean."""
-    ### BEGIN SOLUTION draw whole groups with replacement, and take percentiles of the means
+    ### BEGIN SOLUTION give back the low and the high end of the interval
     names, of = np.unique(groups, return_inverse=True)
     total, count = np.bincount(of, weights=values), np.bincount(of)
     picked = rng.integers(len(names), size=(10_000, len(names)))
@@ -313,7 +313,7 @@ checks.bootstrap_interval(bootstrap_interval)
 def beyond_the_parts(m, x, f, W_dec, group):
     """The effect of a group, minus the summed effects of its members."""
 
-    ### BEGIN SOLUTION take the effect of all together, and subtract the effects one by one
+    ### BEGIN SOLUTION give back how much more the group does than its parts
     def effect(features):
         without = x.clone()
         without[1:] -= f[1:, features] @ W_dec[features]

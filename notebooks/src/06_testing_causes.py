@@ -165,7 +165,7 @@ sure[["label", "members", "q", *sure.columns[-len(names) :]]].head(12).round(3)
 # %% exercise="chance_of"
 def chance_of(observed, null):
     """The p value of a count, against counts of worlds with nothing to find."""
-    ### BEGIN SOLUTION count the worlds with as many or more, and your own, among all of them
+    ### BEGIN SOLUTION give back a share between 0 and 1
     as_many = int((np.asarray(null) >= observed).sum())
     return (1 + as_many) / (1 + len(null))
     ### END SOLUTION
@@ -324,7 +324,7 @@ print("cost, in forward passes or gradients a pair:", cost)
 # %% exercise="beyond_chance"
 def beyond_chance(before, after):
     """Agreement of two lists of labels: 0 where it is that of chance, 1 where they are the same."""
-    ### BEGIN SOLUTION compare the share that agrees with what the labels' shares give by chance
+    ### BEGIN SOLUTION give back the agreement beyond chance, one number
     before, after = np.asarray(before), np.asarray(after)
     agree = np.mean(before == after)
     labels = set(before) | set(after)

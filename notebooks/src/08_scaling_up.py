@@ -129,7 +129,7 @@ pd.DataFrame(explained, names).round(3)
 # %% exercise="subject_share"
 def subject_share(S, N, B):
     """The subject's part of all that depends on subject, neighbour or both; from 0 to 1."""
-    ### BEGIN SOLUTION add up the sizes of S over the features, and divide by those of all three
+    ### BEGIN SOLUTION give back the subject's share, one number
     subject, neighbour, both = np.abs(S).sum(), np.abs(N).sum(), np.abs(B).sum()
     return subject / (subject + neighbour + both)
     ### END SOLUTION
@@ -267,7 +267,7 @@ if task in told:
 # %% exercise="most_alike"
 def most_alike(f, g):
     """For each latent of f the index of the latent of g that correlates most with it."""
-    ### BEGIN SOLUTION take off the means, divide by the lengths, multiply, and look for the largest
+    ### BEGIN SOLUTION give back an index of g for each latent of f
     f, g = f - f.mean(0), g - g.mean(0)
     f, g = f / np.linalg.norm(f, axis=0), g / np.linalg.norm(g, axis=0)
     return (f.T @ g).argmax(1)

@@ -153,7 +153,7 @@ pd.DataFrame(rows).round(2)
 # %% exercise="integrated_gradients"
 def integrated_gradients(m, x, f, W_dec, b_dec):
     """Effects of all features from the gradient averaged along the line, [latents]."""
-    ### BEGIN SOLUTION average the gradient of m from x to b_dec, and multiply as in AtP
+    ### BEGIN SOLUTION give back the effect of each latent, [latents]
     end = b_dec.expand_as(x).clone()
     end[0] = x[0]
     gradients = []
@@ -191,7 +191,7 @@ checks.integrated_gradients(integrated_gradients)
 # %% exercise="error_effect"
 def error_effect(gradient, x, f, W_dec, b_dec):
     """The effect of the reconstruction error, from the averaged gradient."""
-    ### BEGIN SOLUTION multiply minus the error by the gradient, and add up without the first token
+    ### BEGIN SOLUTION give back the part of the error, one number
     error = x - b_dec - f @ W_dec
     return -(error * gradient)[1:].sum()
     ### END SOLUTION
@@ -277,7 +277,7 @@ table.loc[table.max(axis=1).nlargest(4).index].map("{:.2%}".format)
 # %% exercise="shapley"
 def shapley(m_without, players, n_orders, rng):
     """Mean change of m when each player goes, over random orders; in the order of players."""
-    ### BEGIN SOLUTION take the players away in random orders, and credit each with its change of m
+    ### BEGIN SOLUTION give back the mean credit of each player
     credit = dict.fromkeys(players, 0.0)
     for _ in range(n_orders):
         gone, before = [], m_without([])
