@@ -95,8 +95,8 @@ COMPLETE = " (The [complete notebook](../{name}.ipynb) has the solutions, and ev
 SILENT = "%%capture"  # shows neither prints nor figures; an error is shown
 CHANGES = {"append", "extend", "add", "update", "insert", "pop", "setdefault", "requires_grad_"}
 CARRIED = """\
-What the parts before this one made, the next cells make again, by the package. Run them, and go
-on: there is nothing new to read in them, and what they print is not shown. It takes up to a minute."""
+What the parts before this one made, the next cells make again, by the package. Run them, and go on:
+there is nothing new to read in them, and what they print is not shown. It takes up to a minute."""
 
 
 def badge(name: str) -> str | None:
