@@ -739,8 +739,9 @@ def indirect_effects(
                 error_variance[c] += float(found.error_variance.sum())
             if positions is None:
                 sums["total"][c, reading.rows] = found.total.cpu().double().numpy()
-            pair, latent = found.ie.nonzero().T.cpu()
-            value.append(found.ie.cpu()[pair, latent])
+            pair, latent = found.ie.nonzero().T
+            value.append(found.ie[pair, latent].cpu())  # a few of many: not all of them travel
+            pair, latent = pair.cpu(), latent.cpu()
             checkpoint = torch.full_like(pair, c)
             index.append(torch.stack([checkpoint, pair + reading.rows.start, latent]))
             bar.update()
@@ -749,7 +750,10 @@ def indirect_effects(
         _tell_coarse(coarse, ckpts.dtype, tol)
     shape = (n, len(pairs), n_latents)
     indices, values = torch.cat(index, 1), torch.cat(value)
-    per_pair = torch.sparse_coo_tensor(indices, values, shape, check_invariants=True).coalesce()
+    # they come in order: checkpoints, batches of pairs, and nonzero() goes row by row
+    per_pair = torch.sparse_coo_tensor(
+        indices, values, shape, check_invariants=True, is_coalesced=True
+    )
     info = {
         "method": method,
         "metric": metric.name,
@@ -837,19 +841,24 @@ def _summed(
     The pairs that do not count have no effects.
     """
 
-    def over_pairs(sparse: Tensor) -> Float[np.ndarray, "checkpoints latents"]:
-        return torch.sparse.sum(sparse.double(), 1).to_dense().numpy() / in_means.sum()
+    index, values = per_pair.indices().numpy(), per_pair.values().double().numpy()
 
-    sums = {name: values[:, in_means] for name, values in sums.items()}
+    def added_up(values: Float[np.ndarray, " effects"], axis: int) -> Float[np.ndarray, "n kept"]:
+        """What stands in one place of the checkpoints and of an axis, in float64."""
+        n, size = per_pair.shape[0], per_pair.shape[axis]
+        place = index[0] * size + index[axis]
+        return np.bincount(place, values, minlength=n * size).reshape(n, size)
+
+    sums = {name: each[:, in_means] for name, each in sums.items()}
     total, error = sums["total"], sums["error"]
-    effects = torch.sparse.sum(per_pair.double(), 2).to_dense().numpy()[:, in_means]
+    effects = added_up(values, 1)[:, in_means]
     missed = effects + error - total
     length = np.abs(total).mean(1)
     gap_per_pair = np.abs(missed).mean(1) / length
     info["gap_per_pair"] = [None if np.isnan(gap) else float(gap) for gap in gap_per_pair]
     return Effects(
-        mean=over_pairs(per_pair),
-        abs_mean=over_pairs(per_pair.abs()),
+        mean=added_up(values, 2) / in_means.sum(),
+        abs_mean=added_up(np.abs(values), 2) / in_means.sum(),
         error=error.mean(1),
         total=total.mean(1),
         gap=np.abs(missed.mean(1)) / length,
