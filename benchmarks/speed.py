@@ -1,6 +1,5 @@
 """What the shortcuts save: times of two ways, taken in turns (A B A B ...) in one process."""
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ import ctt_helpers as ctt
 from ctt_helpers import hooks
 from ctt_helpers.attribution import NODES, WEIGHTS, effects_from_gradient
 from ctt_helpers.effects import readout_of, touched
-from ctt_helpers.toy.dictionary import N_LATENTS, TRAIN_TOKENS, K
-from ctt_helpers.training import TrainingRun
 
 TASKS = ("agreement/simple", "agreement/pp", "agreement/subj_rel", "agreement/nested_pp")
 REPEATS = 5  # rounds of two ways in turns
@@ -27,7 +24,6 @@ PAIRS = 128  # what indirect_effects reads at once
 LARGE_PAIRS = 32  # the same for the larger model, so that it takes no minutes
 ABLATION_PAIRS = 100
 SEQUENCES = 16
-STEPS = 20  # training steps timed together
 
 TABLES = {
     "speed": (
@@ -57,7 +53,6 @@ def run() -> dict[str, pd.DataFrame]:
     dictionary = ctt.Crosscoder(len(ckpts), large.d_model, n_latents, sparsity="l1").eval()
     rows = shortcuts(list(ckpts), crosscoder, pairs, text)
     rows += shortcuts([large] * len(ckpts), dictionary, pairs[:LARGE_PAIRS], text)
-    rows.append(training_steps(suite, ckpts))
     return {"speed": pd.DataFrame(rows), "ablation": ablation_times(suite, ckpts, crosscoder)}
 
 
@@ -246,34 +241,6 @@ def make_case(
 
 
 # ---- training, and exact ablation
-
-
-def training_steps(suite: ctt.Suite, ckpts: ctt.Checkpoints) -> dict[str, Any]:
-    """A step of BatchTopK against one of L1, with the default settings, from the first step on."""
-    stream = ctt.ActivationStream(ckpts, suite.text(TRAIN_TOKENS))
-    batches = list(itertools.islice(stream.batches(), (REPEATS + 1) * STEPS))
-
-    def next_steps(sparsity: str) -> Callable[[], None]:
-        crosscoder = ctt.Crosscoder(
-            len(ckpts), ckpts.d_model, N_LATENTS, sparsity, k=K, scales=stream.scales()
-        )
-        training = TrainingRun(crosscoder.train(), ctt.TrainConfig())
-        left = iter(batches)
-
-        def take() -> None:
-            for x in itertools.islice(left, STEPS):
-                training.step(x, log=False)
-
-        return take
-
-    times = in_turns(next_steps("batch_topk"), next_steps("l1"))
-    times["ms"] /= STEPS
-    times["against_ms"] /= STEPS
-    sizes = (
-        f"{len(ckpts)} checkpoints, d {ckpts.d_model}, {N_LATENTS} latents, "
-        f"{stream.batch_size} tokens"
-    )
-    return {"what": "training step, BatchTopK", "against": "L1", "on": sizes, **times}
 
 
 def ablation_times(
