@@ -401,7 +401,7 @@ for name, asked in {"pythia-160m": {"atp": 300, "ablation": 300}, "pythia-1b": N
     print(ctt.estimate(real, **work), end="\n\n")
 
 # %% [markdown]
-# Weights do. Exact ablation takes a pass for each pair and active feature, attribution patching three for each pair.
+# Weights do. Exact ablation takes a pass for each pair and active feature, attribution patching one there and back for a pair.
 #
 # ## What to remember
 # 1. **From neighbour to subject.** Over all checkpoints the features tell the model's own story, and how it is done: which
