@@ -269,7 +269,10 @@ def test_the_widgets_work_with_colabs_ipywidgets(tmp_path):
         "import sys, ipywidgets as w, pytest; assert w.__version__ == '7.7.1'; "
         "sys.exit(pytest.main(sys.argv[1:]))"
     )
-    files = [str(ROOT / "tests" / name) for name in ("test_widgets.py", "test_widgets_cells.py")]
+    files = [
+        str(ROOT / "tests" / name)
+        for name in ("test_widgets.py", "test_widgets_cells.py", "test_widgets_features.py")
+    ]
     tests = ["-q", "-p", "no:cacheprovider", *files]
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
