@@ -89,7 +89,7 @@ def _as_it_was(value: Any, before: Any) -> bool:
     if isinstance(before, tuple | list):
         same = (_as_it_was(*both) for both in zip(value, before, strict=False))
         return len(value) == len(before) and all(same)
-    return True
+    return not isinstance(before, int | float | str) or value == before
 
 
 def _argument(student: Callable, at: int) -> str:
@@ -163,8 +163,8 @@ def _call(
     given = [v if at in to_change else _copy(v) for at, v in enumerate(arguments)]
     try:
         came = student(*given)
-    except NotImplementedError:
-        raise  # the stub: it says what to write
+    except (NotImplementedError, CheckFailed):
+        raise  # the stub, or a check's own: it says what to do
     except Exception as error:
         shown = ", ".join(_shown(each) for each in arguments)
         error.add_note(f"(checks.{name} called it with {shown}; seed={seed})")
@@ -236,7 +236,7 @@ def _check(
         mistakes: what is said -> what comes if that is what the student did.
         axes: what comes, in words.
         draws: how many inputs.
-        close: what an answer that is only just off is likely to be, where no mistake gives it.
+        close: what an answer within 0.1 is likely to be, where no mistake gives it.
     """
     seed = _seed(seed)
     rng = np.random.default_rng(seed)
@@ -248,7 +248,7 @@ def _check(
     for i in wrong:
         _, expected, known = asked[i]
         likely = {told: known[told] for told in fits}
-        if close and all(_same(came[j], asked[j][1], within=0.05) for j in wrong):
+        if close and all(_same(came[j], asked[j][1], within=0.1) for j in wrong):
             likely[close] = came[i]
         _judge(name, seed, came[i], expected, likely, axes)
 
@@ -667,9 +667,9 @@ def onset(student: Callable, seed: int | None = None) -> None:
     name, seed = "onset", _seed(seed)
 
     def draw(rng):
-        cells, n = _sizes(rng, (3, 4), (12, 16))
+        cells, n = _sizes(rng, (3, 4), (24, 28))
         while True:
-            rise = np.linspace(0.4, 1.1, n) + rng.normal(0, 0.17, (cells, n))
+            rise = np.linspace(0.4, 1.1, n) + rng.normal(0, 0.25, (cells, n))
             accuracy = np.clip(rise, 0, 1).round(2)
             at = first(accuracy)
             if at < n:  # never is asked for below
@@ -1139,6 +1139,8 @@ def training_step(student: Callable, seed: int | None = None) -> None:
         values = [_steps(batches, w["scales"], start, k)[0], *mistakes.values()]
         if not any(_same(a, b) for a, b in itertools.combinations(values, 2)):
             break
+    else:
+        raise RuntimeError(f"{name}: no inputs on which every known mistake shows.")
     truth = Crosscoder(*w["b_dec"].shape, w["f"].shape[1], k=k, scales=w["scales"])
     own = [truth.W_enc, truth.b_enc, truth.W_dec, truth.b_dec]
     with torch.no_grad():
@@ -1161,9 +1163,10 @@ def training_step(student: Callable, seed: int | None = None) -> None:
         if _array(loss) is None or np.size(metrics.to_numpy(loss)) != 1:
             _fail(name, seed, "one number, the loss", _shown(loss), None)
         came.append(float(loss))
-    _judge(
-        name, seed, came[:1], losses[:1], {t: v[:1] for t, v in mistakes.items()}, "the first loss"
-    )
+    # one that explains all losses is likelier than one that gives the first alone
+    fits = {told: lost for told, lost in mistakes.items() if _same(came, lost)} or mistakes
+    first = {told: lost[:1] for told, lost in fits.items()}
+    _judge(name, seed, came[:1], losses[:1], first, "the first loss")
     _judge(name, seed, came, losses, mistakes, "the losses of three steps")
     for i, which in enumerate(("W_enc", "b_enc", "W_dec", "b_dec")):
         others = {told: moved[i] for told, (_, moved) in known.items()}
@@ -1271,16 +1274,16 @@ def pca_explained(student: Callable, seed: int | None = None) -> None:
     """
 
     def draw(rng):
-        d = int(rng.integers(12, 15))
-        # directions of about the same strength, which an approximation does not find
-        shape = np.diag(rng.uniform(0.7, 2, d)) @ np.linalg.qr(rng.normal(size=(d, d)))[0]
+        d = int(rng.integers(16, 20))
+        # one direction is not much stronger than the next: an approximation does not find them
+        shape = np.diag(np.geomspace(3, 0.5, d)) @ np.linalg.qr(rng.normal(size=(d, d)))[0]
         mean = rng.normal(size=d) * 3
         means = (mean, mean + 0.3 * rng.normal(size=d))
         seen, probe = (
             _tensor(rng.normal(size=(n, d)) @ shape + at)
             for n, at in zip((40, 30), means, strict=True)
         )
-        return seen, probe, int(rng.integers(2, 5))
+        return seen, probe, int(rng.integers(10, 14))
 
     def share(seen, probe, rank, centre="seen", last=False, of="probe", below="own", back=True):
         seen, probe = seen.double().numpy(), probe.double().numpy()
@@ -1648,7 +1651,7 @@ def null_bar(student: Callable, seed: int | None = None) -> None:
     def draw(rng):
         n, latents = _sizes(rng, (2, 4), (150, 250))
         null = rng.normal(size=(n, latents)) * rng.uniform(0.5, 2, (n, 1)) - 0.3
-        null[rng.integers(n, size=latents), np.arange(latents)] *= rng.random(latents) < 0.5
+        null[rng.random((n, latents)) < 0.03] = 0  # no effect at one checkpoint
         null[:, rng.random(latents) < 0.4] = 0  # never active on the task
         return (null,)
 
@@ -1899,29 +1902,35 @@ def error_effect(student: Callable, seed: int | None = None) -> None:
     """
     name, seed = "error_effect", _seed(seed)
     rng = np.random.default_rng(seed)
-    m, x, f, W_dec, b_dec = _line(rng)
-    gradient = _mean_gradient(m, x, b_dec).float()
-    gone = x.clone()
-    gone[1:] = b_dec
-    effects = -(f * (gradient @ W_dec.T))[1:].sum()
-    expected = float(m(gone) - m(x) - effects)
-    error = x - b_dec - f @ W_dec
-    mistakes = {
-        "the sign is turned: the error goes, so the stream moves by minus the error": float(
-            (error * gradient)[1:].sum()
-        ),
-        "the first token is counted: leave it out": float(-(error * gradient).sum()),
-        "b_dec is no error: x = f W_dec + b_dec + error": float(
-            -((x - f @ W_dec) * gradient)[1:].sum()
-        ),
-        "that is the effect of everything, features and error: take off what features write": (
-            float(-((x - b_dec) * gradient)[1:].sum())
-        ),
-        "that is the effect of the features": float(effects),
-        "that is a mean: add up over tokens and dimensions": float(-(error * gradient)[1:].mean()),
-    }
+    for _ in range(TRIES):
+        m, x, f, W_dec, b_dec = _line(rng)
+        gradient = _mean_gradient(m, x, b_dec).float()
+        gone = x.clone()
+        gone[1:] = b_dec
+        effects = -(f * (gradient @ W_dec.T))[1:].sum()
+        expected = float(m(gone) - m(x) - effects)
+        error = x - b_dec - f @ W_dec
+        mistakes = {
+            "the sign is turned: the error goes, so the stream moves by minus the error": float(
+                (error * gradient)[1:].sum()
+            ),
+            "the first token is counted: leave it out": float(-(error * gradient).sum()),
+            "b_dec is no error: x = f W_dec + b_dec + error": float(
+                -((x - f @ W_dec) * gradient)[1:].sum()
+            ),
+            "that is the effect of everything, features and error: take off what features write": (
+                float(-((x - b_dec) * gradient)[1:].sum())
+            ),
+            "that is the effect of the features": float(effects),
+            "that is a mean: add up over tokens and dimensions": float(
+                -(error * gradient)[1:].mean()
+            ),
+        }
+        within = 1e-3 * max(1.0, abs(expected), abs(float(effects)))
+        values = [expected, *mistakes.values()]
+        if not any(_same(a, b, 2 * within) for a, b in itertools.combinations(values, 2)):
+            break
     came = _call(student, name, seed, [gradient, x, f, W_dec, b_dec])
-    within = 1e-3 * max(1.0, abs(expected), abs(float(effects)))
     _judge(name, seed, came, expected, mistakes, "one number", within)
     _passed(name)
 
