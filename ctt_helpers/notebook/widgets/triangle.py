@@ -275,8 +275,12 @@ def share_triangle(
     active = np.flatnonzero(np.isfinite(shares).all(0)).tolist()
     links = page_links(pages, active) if pages is not None else {}
     told = "Tab goes from feature to feature, the strongest first."
+    where = html.escape(str(pages))
     if links:
-        told += f" {len(links)} of them have a page: click, or Enter, opens it."
+        told += (
+            f" {len(links)} of them have a page: click, or Enter, opens it. Jupyter follows no "
+            f"link from page to page; for that, open {where}/index.html from your disk."
+        )
     elif pages is not None:
-        told += f" Their pages, if there are any, are in {html.escape(str(pages))}."
+        told += f" Their pages, if there are any, are in {where}."
     return ShareTriangle(shares, strength, names, colors, links, labels, told)
