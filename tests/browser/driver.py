@@ -24,6 +24,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("in_page.js")
 SIZES = ((1280, 900), (800, 900))  # of the window, in pixels
+VIEWER = ".jp-HTMLViewer iframe"  # where Lab shows a page
 
 # What a console may say without anything being wrong, and why.
 HARMLESS = {}
@@ -251,12 +252,14 @@ class Notebook:
             self.page.wait_for_timeout(100)
             if len(self.page.context.pages) > before:
                 tab = self.page.context.pages[-1]
-                heading = tab.locator("h1").first.inner_text()
+                # a link of a widget opens a second Lab, which shows the page
+                tab.locator(f"h1, {VIEWER}").first.wait_for()
+                shown = tab.frame_locator(VIEWER) if tab.locator(VIEWER).count() else tab
+                heading = shown.locator("h1").first.inner_text()
                 tab.close()
                 return heading
             if self.page.evaluate("ctt.isAway()"):
-                viewer = self.page.frame_locator(".jp-HTMLViewer iframe")
-                heading = viewer.locator("h1").first.inner_text()
+                heading = self.page.frame_locator(VIEWER).locator("h1").first.inner_text()
                 self.page.evaluate("ctt.comeBack()")
                 return heading
         raise TimeoutError(f"the first link under cell {cell} of {self.path} opens nothing")

@@ -153,7 +153,7 @@ window.ctt = (() => {
     const content = panel().content;
     content.activeCellIndex = i;
     content.mode = "command";
-    content.activate();
+    content.widgets[i].node.focus();  // Lab leaves it in a control, where one has it
     complaints.length = 0;
   }
 

@@ -295,6 +295,7 @@ def examples_html(examples: Sequence[Mapping]) -> str:
     """
     if not examples:
         return "<p>No examples.</p>"
+    line = "vertical-align:baseline"  # number and text on one line, however high the text is
     peaks = []
     for example in examples:
         peaks.append(max((float(a) for a in example["activations"]), default=0.0))
@@ -307,8 +308,8 @@ def examples_html(examples: Sequence[Mapping]) -> str:
                 rest.append(f"{key}: {shown}")
         text = tokens_html(example["tokens"], example["activations"], max(peaks))
         rows.append(
-            f'<tr><td style="text-align:right;vertical-align:top">{peak:.2f}</td>'
-            f"<td {_LEFT}>{text}</td>"
-            f'<td style="text-align:left;opacity:0.7">{html.escape(", ".join(rest))}</td></tr>'
+            f'<td style="text-align:right;{line}">{peak:.2f}</td>'
+            f'<td style="text-align:left;{line}">{text}</td>'
+            f'<td style="text-align:left;{line};opacity:0.7">{html.escape(", ".join(rest))}</td>'
         )
-    return f"<table><tr><th>max</th><th {_LEFT}>text</th><th></th></tr>{''.join(rows)}</table>"
+    return table(["max", "text", ""], rows)

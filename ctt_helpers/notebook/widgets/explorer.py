@@ -49,12 +49,22 @@ class FeatureExplorer(Shown):
         self.path = path
         options = self._options()
         strongest = options[0][1]
-        self.dropdown = ipywidgets.Dropdown(options=options, value=strongest, description="feature")
-        self.number = ipywidgets.IntText(value=strongest, description="or number")
+        # wide enough for what they say, and together within 800 pixels
+        self.dropdown = ipywidgets.Dropdown(
+            options=options,
+            value=strongest,
+            description="feature",
+            layout=ipywidgets.Layout(width="400px"),
+        )
+        self.number = ipywidgets.IntText(
+            value=strongest, description="or number", layout=ipywidgets.Layout(width="180px")
+        )
         self.html = ipywidgets.HTML()
         self.status = ipywidgets.HTML()
         self.note = ipywidgets.Text(
-            placeholder="What does this feature stand for?", description="note"
+            placeholder="What does this feature stand for?",
+            description="note",
+            layout=ipywidgets.Layout(width="400px"),
         )
         self.save = ipywidgets.Button(description="Save note")
         self.dropdown.observe(self.pick, names="value")

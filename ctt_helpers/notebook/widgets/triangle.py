@@ -90,8 +90,9 @@ def triangle_html(
     hidden = len(active) - len(drawn)
     more = f"; the weakest {hidden:,} of them are not drawn" if hidden else ""
     legend = _legend(groups[active].tolist(), colors)
+    count = "1 feature" if len(active) == 1 else f"{len(active):,} features"
     return (
-        f'{STYLE}<p>{len(active):,} features{more}. {legend}</p><div class="ctt-triangle" '
+        f'{STYLE}<p>{count}{more}. {legend}</p><div class="ctt-triangle" '
         f'role="group" aria-label="Triangle of features">{_frame(names)}{"".join(dots)}</div>'
     )
 
@@ -206,7 +207,7 @@ class ShareTriangle(Shown):
         for control in (self.color, self.at_least):
             control.observe(self.show, names="value")
         self.show()
-        note = ipywidgets.HTML(f"<p>{told}</p>")
+        note = ipywidgets.HTML(f'<p style="line-height:1.5">{told}</p>')
         controls = [self.color] if colors else []
         self.widget = ipywidgets.VBox([*controls, self.at_least, self.html, note])
 
@@ -275,8 +276,12 @@ def share_triangle(
     active = np.flatnonzero(np.isfinite(shares).all(0)).tolist()
     links = page_links(pages, active) if pages is not None else {}
     told = "Tab goes from feature to feature, the strongest first."
+    where = html.escape(str(pages))
     if links:
-        told += f" {len(links)} of them have a page: click, or Enter, opens it."
+        told += (
+            f" {len(links)} of them have a page: click, or Enter, opens it. Jupyter follows no "
+            f"link from page to page; for that, open {where}/index.html from your disk."
+        )
     elif pages is not None:
-        told += f" Their pages, if there are any, are in {html.escape(str(pages))}."
+        told += f" Their pages, if there are any, are in {where}."
     return ShareTriangle(shares, strength, names, colors, links, labels, told)
