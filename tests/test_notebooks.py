@@ -230,7 +230,7 @@ def test_the_notebooks_stay_small_and_short():
     for notebook in NOTEBOOKS:
         for cell in nbformat.read(notebook, as_version=4).cells:
             if cell.cell_type == "code":
-                assert len(cell.source.splitlines()) <= 36, (
+                assert len(cell.source.splitlines()) <= 25, (
                     f"{notebook.name}: a cell too long to read"
                 )
 

@@ -246,6 +246,7 @@ def loss_of(logits):
     )
 
 
+# %%
 own = ctt.residual_stream(late, text)
 other = ctt.residual_stream(early, text)
 other_layer_input = torch.cat([own[:, :1], other[:, 1:]], dim=1)

@@ -445,6 +445,9 @@ at = real[real["billions"].isin([6, 27, 300])]
 table = at.pivot_table("accuracy", "size", ["kind", "billions"], sort=False)[list(kinds.values())]
 clause = table["relative clause between"]
 worse = (clause[300] < clause[27] - 0.03).sum()
+table.round(2)
+
+# %%
 with plots.style():
     fig, axes = plt.subplots(1, 3, figsize=(8.6, 2.6), sharey=True)
     for ax, name in zip(axes, kinds.values(), strict=True):
@@ -463,7 +466,6 @@ with plots.style():
 plots.show(
     "Line charts: published BLiMP accuracy over tokens seen, a line for each size of Pythia."
 )
-table.round(2)
 
 # %% [markdown]
 # What the table shows, and no more. (Columns: billions of tokens. 1,000 pairs a task: standard errors up to 0.016.) After 6

@@ -738,7 +738,9 @@ if (tables / "dictionary.csv").is_file():
                 ax.plot(tried["l0"][at], values[at], marker, **given)
             ax.set(xlabel="active a token (L0)", ylabel=what, ylim=(0, None))
         axes[0].legend(title="penalty")
-        fig.suptitle(f"{len(tried)} crosscoders of the embedded suite: a dot each")
+        most = tried.groupby("penalty")["specific"].max()
+        told = f"{most.iloc[0]:.0f} without a penalty, {most.iloc[-1]:.0f} with {most.index[-1]:g}"
+        fig.suptitle(f"At most so many specific features: {told} (a dot is a crosscoder)")
     plots.show("Three scatter plots against L0: unexplained variance, dead, specific features.")
     display(widgets.playground(tried))
 else:

@@ -487,16 +487,18 @@ if task in crossed:
             plots.cell_bars(bars, same, label, unit, ax, told)
         fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     plots.show("Bar charts, one a feature: its effect in the four cells at each checkpoint.")
+else:
+    print(f"Left out here: the pairs of {short[task]} do not say in which cell they are.")
+
+# %%
+if task in crossed:
+    largest = max(np.abs(mean[:, 0]).max() for mean in means.values())
     for cell in [cell for cell, guess in my_guess.items() if len(guess) == 2 and cell in means]:
         for c, guess in zip((0, -1), my_guess[cell], strict=True):
             value = means[cell][c, 0]
-            small = max(
-                far_bar[task][c], 0.1 * max(abs(each[:, 0]).max() for each in means.values())
-            )
+            small = max(far_bar[task][c], 0.1 * largest)
             true = "0" if abs(value) < small else "-" if value < 0 else "+"
             print(f"{cell} at {names[c]}: you said {guess}, it is {true} ({value:+.2f})")
-else:
-    print(f"Left out here: the pairs of {short[task]} do not say in which cell they are.")
 
 # %% [markdown]
 # On the embedded suite the first two know a number, wherever it stands: one plural, one singular. Read the first. At the

@@ -148,6 +148,7 @@ def controls_of(own):
     return [list(drawn) for drawn in zip(*at_each, strict=True)]
 
 
+# %%
 def in_cells(own=None, **kept):
     """Remove the features `own`; or all latents (keep_only=True); or the error (keep_error=False)."""
     tables = {}
@@ -171,9 +172,18 @@ dip = int(np.argmin([ctt.accuracy(checkpoint, hard) for checkpoint in ckpts]))
 looks = dict(zip((names[dip], names[-1]), kinds, strict=False))  # what to look at where
 agree = [cell for cell in cells if len(set(cell.split("-"))) == 1]
 colors = plots.LABEL_COLORS | {"both, mixed": plots.LABEL_COLORS["both"], "the error": "black"}
+found = {}
+for at, kind in looks.items():
+    lead = -after[kind].loc[at]["effect"]
+    told = f"congruent {lead[agree].mean():+.1f}, incongruent {lead.drop(agree).mean():+.1f}"
+    told = told if has_cells else f"{lead.mean():+.1f}"
+    found[at] = f"{at} without its {kind} features: {told}"
+    print(found[at])
+
+# %%
 with plots.style():
     fig, axes = plt.subplots(1, len(looks), figsize=(8, 3.5), sharey=True, squeeze=False)
-    for ax, (at, kind) in zip(axes[0], looks.items(), strict=True):
+    for ax, at in zip(axes[0], looks, strict=True):
         for k, (one, table) in enumerate(after.items()):
             if one in groups and not groups[one][names.index(at)]:
                 continue  # no feature has this label here
@@ -186,10 +196,7 @@ with plots.style():
             ax.errorbar(where, -here["effect"], bar, fmt="o", ms=4, color=color, label=one)
         ax.axhline(0, color="0.5", lw=0.8)
         ax.set_xticks(range(len(cells)), cells)
-        lead = -after[kind].loc[at]["effect"]
-        told = f"congruent {lead[agree].mean():+.1f}, incongruent {lead.drop(agree).mean():+.1f}"
-        told = told if has_cells else f"{lead.mean():+.1f}"
-        plots.set_title(ax, f"{at} without its {kind} features: {told}")
+        plots.set_title(ax, found[at])
     axes[0, 0].set(ylabel="change of the lead (logits)", xlabel="cell")
     axes[0, -1].set_xlabel("cell (bars: 95 %; controls: range)")
     marks = [ax.get_legend_handles_labels() for ax in axes[0]]
@@ -332,21 +339,25 @@ sizes = [size for size in (1, 2, 5, 10, 20, 50) if size <= dictionary.n_latents]
 ranked = order[:, : sizes[-1]].tolist()
 parts = {"congruent": far.congruent, "incongruent": ~far.congruent} if has_cells else {}
 parts = parts or {"all": np.ones(len(far), bool)}
+together, all_gone = {}, {}
+for part, inside in parts.items():
+    curve = ctt.ablation_curve(dictionary, ckpts, far[inside], ranked, sizes)
+    together[part] = curve.set_index("checkpoint")
+    off = ctt.ablation_curve(dictionary, ckpts, far[inside], [0], [0], keep_only=True)
+    all_gone[part] = off.set_index("checkpoint")["effect"]
+
+# %%
 with plots.style():
     fig, axes = plt.subplots(1, len(names), figsize=(8, 3), sharey=True)
     for part, inside in parts.items():
-        curve = ctt.ablation_curve(dictionary, ckpts, far[inside], ranked, sizes)
-        curve = curve.set_index("checkpoint")
-        off = ctt.ablation_curve(dictionary, ckpts, far[inside], [0], [0], keep_only=True)
-        off = off.set_index("checkpoint")["effect"]
         color = plots.CELL_COLORS.get(part, "C0")
         for c, (ax, name) in enumerate(zip(axes, names, strict=True)):
-            here, alone = curve.loc[name], per_pair[c, inside].mean(0)
+            here, alone = together[part].loc[name], per_pair[c, inside].mean(0)
             added = np.array([alone[ranked[c][:size]].sum() for size in sizes])
             bar = 1.96 * here["effect_stderr"]
             ax.errorbar(sizes, -here["effect"], bar, fmt="o-", ms=3, color=color, label=part)
             ax.plot(sizes, -added, "--", color=color, lw=1)
-            ax.axhline(-off[name], color=color, lw=1, ls=":")
+            ax.axhline(-all_gone[part][name], color=color, lw=1, ls=":")
             ax.set(xscale="log", title=name)
             ax.set_xticks(sizes, sizes)
             ax.xaxis.set_minor_locator(plt.NullLocator())

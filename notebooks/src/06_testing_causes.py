@@ -207,6 +207,7 @@ null = ctt.indirect_effects(ctt.random_directions(dictionary, seed), ckpts, hard
 asked = np.abs(guess["ablation"].mean) > ctt.null_threshold(null)[:, None]
 
 
+# %%
 def agreement(one, other):
     """Rank correlation over the features beyond the null, mean over the checkpoints."""
     rows = zip(one, other, asked, strict=True)
@@ -232,6 +233,9 @@ for method, found in guess.items():
         error = 1.96 * row["effect_stderr"]  # the sizes share their sentences: no root of six
         rows.append({"exam": name, "estimator": method, "score": row["effect"], "error": error})
 scores = pd.DataFrame(rows).set_index(["exam", "estimator"])
+scores["score"].unstack("estimator").round(2)
+
+# %%
 with plots.style():
     fig, axes = plt.subplots(1, 2, figsize=(8, 2.9))
     hues = {"ablation": "#0072B2", "shapley": "#D55E00"} | colors
@@ -372,6 +376,9 @@ if other is not None:
     if has_cells:
         c = size[:, mine].argmax(0)  # the checkpoint where it does most
         kept["keeps its label there"] = (old_label[c, mine], new_label[c, partner])
+
+# %%
+if other is not None:
     rows = [{"feature": "has a partner", "share": mutual[counts].mean(), "of": counts.sum()}]
     for what, (before, after) in kept.items():
         chance = np.mean([np.mean(before == rng.permutation(after)) for _ in range(n_draws)])

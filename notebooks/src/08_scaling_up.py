@@ -318,6 +318,7 @@ def compare(other, stream, theirs):
     return table, keeps
 
 
+# %%
 if triplet is not None:
     mine = read(own)
     peak, most = mine["strength"].argmax(0), mine["strength"].max(0)

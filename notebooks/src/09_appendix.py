@@ -214,6 +214,8 @@ for c, checkpoint in enumerate(ckpts):
         gradient = readout.gradient(readout.at(a.expand(len(sample))))
         there = ctt.effects_from_gradient(f, W_dec[:, c], gradient).sum(1).mean(0).cpu().numpy()
         order[c, k] = ctt.rank_correlation(there[exact[c] != 0], exact[c][exact[c] != 0])
+
+# %%
 with plots.style():
     fig, axes = plt.subplots(1, 2, figsize=(8, 3))
     for ax, values, what in zip(
