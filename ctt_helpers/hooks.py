@@ -25,6 +25,29 @@ from transformers import DynamicCache
 Ids = Int[Tensor, "batch tokens"]
 Residual = Float[Tensor, "batch tokens d_model"]
 
+
+class _Traced(TransformersModel):
+    """nnsight's model, with batches of this module passed on as they are.
+
+    nnsight takes a batch apart into rows and puts it together again, which takes longer than a
+    small pass. Where there is no mask, it makes one and looks on the device whether anything is
+    masked: the host would wait for the device twice a pass.
+    """
+
+    def _batch(self, invokes: list, fn: Any) -> tuple:
+        # what others trace (text, lists, padding on the left) goes nnsight's way
+        if len(invokes) == 1 and "use_cache" in invokes[0][1]:
+            return invokes[0]
+        return super()._batch(invokes, fn)
+
+    def _batch_size(self, *inputs: Any, **given: Any) -> int:
+        return (
+            len(given["input_ids"])
+            if "use_cache" in given
+            else super()._batch_size(*inputs, **given)
+        )
+
+
 # ---- where a class of models keeps its parts
 
 
@@ -164,7 +187,7 @@ class HookedModel:
         # a backward pass would fill .grad of every weight otherwise
         self.hf_model.eval().requires_grad_(False)
         # without a device the pipeline that nnsight makes would move the model to the first GPU
-        self.lm = TransformersModel(
+        self.lm = _Traced(
             self.hf_model, tokenizer=self.tokenizer, task="text-generation", device=self.device
         )
         if self.tokenizer is not None:
@@ -330,24 +353,12 @@ def _hidden(output: Tensor | tuple) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-class _NoCache(DynamicCache):
-    """A cache that keeps nothing.
-
-    Where none is given and no mask either, nnsight makes a mask of ones, and looks on the device
-    whether anything is masked; so does the model then. The host would wait for the device twice a
-    pass.
-    """
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple:
-        return key_states, value_states
-
-
 def _inputs(model: HookedModel, ids: Ids, mask: Ids | None) -> dict[str, Any]:
     """What a pass is given; without a mask the host waits for nothing."""
     inputs = {"input_ids": ids.to(model.device, non_blocking=True), "use_cache": False}
-    if mask is None:
-        return inputs | {"past_key_values": _NoCache()}
-    return inputs | {"attention_mask": mask.to(model.device, non_blocking=True)}
+    if mask is not None:
+        inputs["attention_mask"] = mask.to(model.device, non_blocking=True)
+    return inputs
 
 
 def _forget_stop() -> None:

@@ -1,22 +1,29 @@
-"""Run the notebooks in order with papermill, on the embedded suite: what `make tutorial` does.
+"""Run the notebooks with papermill, on the embedded suite: what `make tutorial` does.
 
-The results appear in runs/tutorial only when every notebook has run. An earlier runs/tutorial
-becomes runs/tutorial.previous; a run that failed is kept in runs/tutorial.failed.
+Several run at once, each with its share of the cores; the longest begin. The results appear in
+runs/tutorial only when every notebook has run. An earlier runs/tutorial becomes
+runs/tutorial.previous; a run that failed is kept in runs/tutorial.failed.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = ["08", "06", "04", "09", "03", "05"]  # they begin: no long one runs alone at the end
+
+running: set[subprocess.Popen] = set()
 
 
 def replace_folder(folder: Path, target: Path) -> None:
@@ -74,17 +81,62 @@ def run(
         start_new_session=True,
         close_fds=False,  # a lock on the folder is held as long as papermill lives
     )
+    running.add(process)
     try:
         _, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         return f"it did not end within {seconds} s, and was stopped (--seconds sets the limit)."
     finally:
-        if process.poll() is None:  # too long, or Ctrl-C here: papermill and its kernel go together
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
+        stop(process)  # too long, or Ctrl-C here
+        running.discard(process)
     if process.returncode == 0:
         return None
     return failure(output) or "\n".join(errors.strip().splitlines()[-15:])
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End papermill and its kernel together, if they still run."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def run_all(
+    notebooks: list[Path], folder: Path, seconds: float | None, at_once: int
+) -> Iterator[tuple[Path, float, str | None]]:
+    """Run notebooks, so many at once: each, its seconds, and what went wrong, as they end.
+
+    When the caller stops asking, those that still run are ended.
+    """
+    threads = str(max(1, (os.cpu_count() or 1) // at_once))
+
+    def one(notebook: Path) -> tuple[Path, float, str | None]:
+        began = time.monotonic()
+        problem = run(
+            notebook.resolve(),
+            folder / notebook.name,
+            seconds,
+            HF_HUB_OFFLINE="1",
+            OMP_NUM_THREADS=threads,
+        )
+        return notebook, time.monotonic() - began, problem
+
+    def place(notebook: Path) -> int:
+        number = notebook.stem[:2]
+        return LONGEST.index(number) if number in LONGEST else len(LONGEST)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(one, notebook) for notebook in sorted(notebooks, key=place)]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in futures):  # one may just be starting
+                for process in list(running):
+                    stop(process)
+                time.sleep(0.05)
 
 
 def end_when_told() -> None:
@@ -109,6 +161,12 @@ def main() -> int:
         "--out", type=Path, default=ROOT / "runs" / "tutorial", help="folder for the results"
     )
     parser.add_argument("--seconds", type=int, default=1200, help="time limit for each notebook")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        help="how many run at once (about 1 GB of memory each)",
+    )
     options = parser.parse_args()
     notebooks = sorted(options.notebooks.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
@@ -122,19 +180,21 @@ def main() -> int:
     working.mkdir(parents=True)
     started = time.monotonic()
     try:
-        for notebook in notebooks:
-            number, _, name = notebook.stem.partition("_")
-            print(f"{number} {name.replace('_', ' ')} ... ", end="", flush=True)
-            began = time.monotonic()
-            problem = run(
-                notebook.resolve(), working / notebook.name, options.seconds, HF_HUB_OFFLINE="1"
-            )
-            print(duration(time.monotonic() - began) if problem is None else "failed", flush=True)
-            if problem is not None:
-                failed = out.with_name(out.name + ".failed")
-                replace_folder(working, failed)
-                print(f"\n{notebook.name}, {problem}\n\nWhat ran is in {failed}.", file=sys.stderr)
-                return 1
+        problem = None
+        with contextlib.closing(
+            run_all(notebooks, working, options.seconds, max(1, options.at_once))
+        ) as ended:
+            for notebook, took, problem in ended:
+                number, _, name = notebook.stem.partition("_")
+                said = duration(took) if problem is None else "failed"
+                print(f"{number} {name.replace('_', ' ')} ... {said}", flush=True)
+                if problem is not None:
+                    break
+        if problem is not None:
+            failed = out.with_name(out.name + ".failed")
+            replace_folder(working, failed)
+            print(f"\n{notebook.name}, {problem}\n\nWhat ran is in {failed}.", file=sys.stderr)
+            return 1
         if out.exists():
             previous = out.with_name(out.name + ".previous")
             replace_folder(out, previous)
