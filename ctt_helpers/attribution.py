@@ -32,9 +32,10 @@ NEAR = 0.5  # "ig_near" goes so far along the joint line
 ITEMS_AT_ONCE = 512  # forward passes that are run at once
 WORTH_A_PASS = 512  # positions that are not run: where it saves fewer, items share a pass
 GRADIENTS_AT_ONCE = 256  # gradients that are taken at once: the memory they need, however many
-FIRST_CUT = 0.85  # of the joint line: m is flat at first, and falls where little is left of x
+FIRST_CUT = 0.5  # of the joint line, by the measure of `_evenly`
+REMAINS = (0.01, 10.0)  # the share that is left at the line's end is taken to be in this range
 HALF = 1e-4  # a relative rounding above this is that of half precision
-NARROW = 1 / 32  # of the line: in half precision what a piece this narrow is off may be rounding
+NARROW = 1 / 16  # of the line: in half precision what a piece this narrow is off may be rounding
 SETTLED = 4.0  # halving a piece of a smooth line makes it less off by far more than this factor
 LAID_OUT = 4  # times ITEMS_AT_ONCE: passes of "shapley" that are laid out, then run in packs
 PERMUTATIONS = 8  # orders that "shapley" goes through
@@ -120,6 +121,14 @@ class Readout:
             return _on_the_line(self, self.every, torch.ones(len(self.x))) - self.clean
         with torch.no_grad():
             return self.causal.at_baseline() - self.clean
+
+    @cached_property
+    def remains(self) -> Float[Tensor, " pairs"]:
+        """Size of what is left of x at the line's end, beside what has gone; on the CPU."""
+        norms = torch.stack([(self.x + self.delta).norm(dim=-1), self.delta.norm(dim=-1)])
+        left, gone = (norms * self.touched).double().sum(-1).cpu()
+        tiny = torch.finfo(gone.dtype).tiny
+        return (left / gone.clamp_min(tiny)).clamp(*REMAINS)
 
     @property
     def every(self) -> Int[Tensor, " pairs"]:
@@ -395,10 +404,11 @@ def average_gradient(
 ) -> tuple[Float[Tensor, "pairs t d_model"], Float[np.ndarray, " pairs"]]:
     """The gradient averaged over the joint line from a = 0 to `until`, and how many each pair took.
 
-    Each open piece [low, high] of a pair is integrated with five nodes, all of them at once, and
-    checked against m at its two ends; one that is off by more than `allowed` is halved. In half
-    precision the layers above round too, by more than m itself: there a narrow piece is left as it
-    is where the last halving did not help, for then it is rounding that it is off by.
+    Each open piece [low, high] of a pair, as `_evenly` measures the line, is integrated with five
+    nodes, all of them at once, and checked against m at its two ends; one that is off by more than
+    `allowed` is halved. In half precision the layers above round too, by more than m itself: there
+    a narrow piece is left as it is where the last halving did not help, for then it is rounding
+    that it is off by.
 
     Args:
         readout: m and the line.
@@ -411,12 +421,12 @@ def average_gradient(
     pieces = _Pieces(
         rows=readout.every,
         low=torch.zeros(len(clean), dtype=torch.float64),
-        high=torch.full((len(clean),), until, dtype=torch.float64),
+        high=_measured(until, readout.remains),
         m_low=clean,
         m_high=clean + change.cpu(),
         before=torch.full_like(clean, torch.inf),
     )
-    if until > FIRST_CUT:
+    if until > NEAR:
         pieces = pieces.cut(readout, torch.full_like(pieces.low, FIRST_CUT))
     while len(pieces.rows):
         gradients = []
@@ -439,13 +449,32 @@ def average_gradient(
     return grad / until, count
 
 
+def _evenly(
+    s: Float[Tensor, " items"], remains: Float[Tensor, " items"]
+) -> tuple[Float[Tensor, " items"], Float[Tensor, " items"]]:
+    """A point a of the joint line by a measure s of it in which m changes evenly; and da/ds.
+
+    Blocks normalise what they read: of x(a) they see the direction. That turns where about as much
+    is left to go as remains at the end, and hardly before. So equal steps of s, from 0 to 1, are
+    equal steps of the logarithm of 1 - a + r, where r is `remains` (`Readout`).
+    """
+    length = torch.log1p(1 / remains)
+    left = (1 + remains) * torch.exp(-s * length)
+    return 1 + remains - left, left * length
+
+
+def _measured(a: float, remains: Float[Tensor, " items"]) -> Float[Tensor, " items"]:
+    """The measure s of the point a (see `_evenly`)."""
+    return -torch.log1p(-a / (1 + remains)) / torch.log1p(1 / remains)
+
+
 @dataclass(frozen=True)
 class _Pieces:
     """Pieces of the joint lines of some pairs; all on the CPU.
 
     Attributes:
         rows: [pieces] of which pair.
-        low, high: where each begins and ends.
+        low, high: where each begins and ends, by the measure of `_evenly`.
         m_low, m_high: m there.
         before: how far the piece was off of which this is a part.
     """
@@ -462,7 +491,9 @@ class _Pieces:
 
     def cut(self, readout: Readout, at: Float[Tensor, " pieces"]) -> "_Pieces":
         """Each in two."""
-        m = _on_the_line(readout, self.rows, at).cpu() if len(at) else self.m_low
+        m = self.m_low
+        if len(at):
+            m = _on_the_line(readout, self.rows, _evenly(at, readout.remains[self.rows])[0]).cpu()
         return _Pieces(
             rows=self.rows.repeat(2),
             low=torch.cat([self.low, at]),
@@ -475,11 +506,12 @@ class _Pieces:
     def gradient(self, readout: Readout, pack: Pack) -> Float[Tensor, "pieces t d_model"]:
         """The gradient integrated over some of the pieces, at all of their nodes at once."""
         low, width = self.low[pack.items], (self.high - self.low)[pack.items]
-        points = low[:, None] + NODES * width[:, None]  # [pieces, nodes]
+        remains = readout.remains[self.rows[pack.items], None]
+        points, slope = _evenly(low[:, None] + NODES * width[:, None], remains)  # [pieces, nodes]
         rows = self.rows[pack.items].repeat_interleave(len(NODES))
         x = readout.at(points.flatten(), rows, pack.where)
         gradients = readout.with_gradient(x, rows, pack.start)[1].unflatten(0, points.shape)
-        weights = readout.there((WEIGHTS * width[:, None]).to(gradients.dtype))
+        weights = readout.there((WEIGHTS * width[:, None] * slope).to(gradients.dtype))
         return (gradients * weights[..., None, None]).sum(1)
 
 

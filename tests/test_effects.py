@@ -280,6 +280,19 @@ def test_a_straight_line_model_has_a_closed_form():
         torch.testing.assert_close(effects[:, i], without @ W @ w - f @ W @ w)
 
 
+@given(st.floats(0, 1), st.floats(0.01, 10))
+def test_the_measure_of_the_line(s, remains):
+    """It goes from 0 to 1, `_measured` undoes it, and da/ds is what a small step gives."""
+    s, remains = torch.tensor([s], dtype=torch.float64), torch.tensor([remains]).double()
+    ends = attribution._evenly(torch.tensor([0.0, 1.0]).double(), remains)[0]
+    torch.testing.assert_close(ends, torch.tensor([0.0, 1.0]).double())
+    a, slope = attribution._evenly(s, remains)
+    torch.testing.assert_close(attribution._measured(float(a), remains), s, atol=1e-9, rtol=0)
+    step = 1e-5
+    rise = attribution._evenly(s + step, remains)[0] - attribution._evenly(s - step, remains)[0]
+    torch.testing.assert_close(rise / (2 * step), slope, rtol=1e-6, atol=1e-9)
+
+
 @settings(max_examples=20)
 @given(st.integers(0, 9))
 def test_five_nodes_are_exact_to_degree_nine(degree):
