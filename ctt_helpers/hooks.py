@@ -52,6 +52,22 @@ class _Traced(TransformersModel):
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What `check` found of a model; other weights of the same class and configuration share it.
+
+    Attributes:
+        of: class, configuration, layer, dtype, device, and whether it only reads.
+        tuple_length: how long the tuple is that a block gives; None for a tensor.
+        takes_past, answers_alone: shortcuts of `logits_above` that give the model's own numbers.
+    """
+
+    of: tuple
+    tuple_length: int | None
+    takes_past: bool
+    answers_alone: bool
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Names of the parts of a class of models, and what its head does to the logits.
 
@@ -162,6 +178,8 @@ class HookedModel:
         fingerprint: of the weights as they are in the file; None for a model that was not loaded
             from one.
         reads_only: what lies above the layer is not in memory (`part="below"`).
+        checked: what was found of a model like this one with other weights (`check`), if there was
+            one; it is found anew where class, configuration, layer, dtype or device differ.
 
     Raises:
         ValueError: the architecture cannot be read (see `check`), or the layer does not exist.
@@ -175,6 +193,7 @@ class HookedModel:
     tokens_seen: int | None = None
     fingerprint: str | None = None
     reads_only: bool = False
+    checked: Checked | None = field(default=None, repr=False)
     lm: TransformersModel = field(init=False, repr=False)
     lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
     # shortcuts of `logits_above` that `check` has found to give this model's own numbers
@@ -192,7 +211,15 @@ class HookedModel:
         )
         if self.tokenizer is not None:
             self.tokenizer.padding_side = "right"  # wrapping sets it to "left"
-        check(self)
+        if self.checked is None or self.checked.of != _kind(self):
+            check(self)
+            return
+        for name in ("tuple_length", "takes_past", "answers_alone"):
+            setattr(self, name, getattr(self.checked, name))
+        with torch.no_grad():
+            whole = _whole_pass(self, _trial_ids(self))
+        if whole is not None:
+            check_finite(whole.logits, self)
 
     @property
     def architecture(self) -> str:
@@ -654,8 +681,7 @@ def check(model: HookedModel) -> None:
         ValueError: something differs; the message says what.
         NotFinite: the logits are not.
     """
-    vocabulary = model.config.vocab_size
-    ids = torch.arange(3, 23).reshape(2, 10) * 7 % vocabulary
+    ids = _trial_ids(model)
     outputs: dict[int, Any] = {}
     last = model.n_layers - 1
 
@@ -676,6 +702,7 @@ def check(model: HookedModel) -> None:
     x = residual_stream(model, ids)
     if whole is None:
         _require_same(model, "residual_stream and the block's own output", x, _hidden(output))
+        model.checked = Checked(_kind(model), model.tuple_length, False, False)
         return
     check_finite(whole.logits, model)
     own = whole.hidden_states[model.layer + 1]  # the last of them is taken after the norm
@@ -693,6 +720,19 @@ def check(model: HookedModel) -> None:
         )[:, 0]
         _require_same(model, "answer logits and a whole pass", answers, expected, exact=False)
         _find_shortcuts(model, x, position, ids[:, :2], expected)
+    found = model.tuple_length, model.takes_past, model.answers_alone
+    model.checked = Checked(_kind(model), *found)
+
+
+def _kind(model: HookedModel) -> tuple:
+    """What the numbers of `check` depend on, beside the weights."""
+    config = {**model.hf_model.config.to_dict(), "_name_or_path": None}
+    where = model.layer, model.dtype, str(model.device), model.reads_only
+    return (type(model.hf_model), repr(config), *where)
+
+
+def _trial_ids(model: HookedModel) -> Ids:
+    return torch.arange(3, 23).reshape(2, 10) * 7 % model.config.vocab_size
 
 
 def _find_shortcuts(

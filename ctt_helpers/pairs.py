@@ -142,7 +142,8 @@ class MinimalPairs:
         columns = [factor + LEVEL for factor in self.levels]
         if not columns:
             return np.full(len(self), "", dtype=object)
-        return self.table[columns].astype(str).agg("-".join, axis=1).to_numpy(dtype=object)
+        levels = zip(*(self.table[column].astype(str) for column in columns), strict=True)
+        return np.array(["-".join(each) for each in levels], dtype=object)
 
     def cell(
         self, subject: str | None = None, attractor: str | None = None, **others: str

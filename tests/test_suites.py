@@ -7,9 +7,10 @@ import shutil
 import pytest
 import torch
 from models import random_model, random_suite, some_pairs, some_text, word_tokenizer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import ctt_helpers as ctt
+from ctt_helpers import hooks
 from ctt_helpers.sources.checkpoints import Checkpoints
 from ctt_helpers.sources.machine import count_parameters
 from ctt_helpers.sources.presets import PRESETS
@@ -263,8 +264,6 @@ def test_missing_and_truncated_weights(suite):
 
 
 def test_incomplete_weights_are_not_filled_up_at_random(suite):
-    from safetensors.torch import load_file, save_file
-
     file = suite.source / "step0" / "model.safetensors"
     tensors = load_file(file)
     tensors.pop("embed_out.weight")
@@ -273,6 +272,30 @@ def test_incomplete_weights_are_not_filled_up_at_random(suite):
         ValueError, match=r"at step0 are incomplete; missing: (lm_head|embed_out).weight"
     ):
         suite.checkpoints(device="cpu")[0]
+
+
+def test_a_class_is_checked_once_and_weights_each_time(suite, monkeypatch):
+    checked, real = [], hooks.check
+    monkeypatch.setattr(hooks, "check", lambda model: checked.append(model.label) or real(model))
+    ckpts = suite.checkpoints(device="cpu")
+    pairs = some_pairs(4)
+    once = [ctt.logit_differences(model, pairs) for model in ckpts]
+    assert checked == ckpts.labels[:1]
+    for revision, expected in zip(ckpts.revisions, once, strict=True):
+        (alone,) = suite.checkpoints([revision], device="cpu")
+        assert torch.equal(ctt.logit_differences(alone, pairs), expected)
+        assert alone.checked == ckpts[0].checked
+    assert checked == [*ckpts.labels[:1], *ckpts.labels]
+    # another layer is another thing to check
+    suite.checkpoints(ckpts.revisions[:1], layer=0, device="cpu")[0]
+    assert len(checked) == 2 + len(ckpts)
+
+    file = suite.source / ckpts.revisions[-1] / "model.safetensors"
+    weights = {name: tensor * float("nan") for name, tensor in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    ckpts.free()
+    with pytest.raises(hooks.NotFinite, match=ckpts.labels[-1]):
+        list(ckpts)
 
 
 def test_a_wrong_tokenizer(suite):

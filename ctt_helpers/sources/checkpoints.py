@@ -18,6 +18,7 @@ from torch import nn
 
 from ctt_helpers.files import AGAIN, verified
 from ctt_helpers.hooks import (
+    Checked,
     HookedModel,
     NotFinite,
     check_finite,
@@ -75,6 +76,7 @@ class Checkpoints(Sequence):
     half_on_trial: bool = False
     _loaded: dict[str, HookedModel] = field(default_factory=dict, init=False)
     _fingerprints: dict[str, str] = field(default_factory=dict, init=False)
+    _checked: Checked | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         choose("part", self.part, ("all", "below"))
@@ -126,8 +128,9 @@ class Checkpoints(Sequence):
     def _load(self, revision: str) -> HookedModel:
         try:
             model = load_checkpoint(
-                self.suite, revision, self.layer, self.device, self.dtype, self.part
+                self.suite, revision, self.layer, self.device, self.dtype, self.part, self._checked
             )
+            self._checked = model.checked
             if self.half_on_trial:
                 try_on_sentences(model)
             return model
@@ -295,9 +298,17 @@ def try_on_sentences(model: HookedModel) -> None:
 
 
 def load_checkpoint(
-    suite: Suite, revision: str, layer: int, device: str, dtype: torch.dtype, part: str = "all"
+    suite: Suite,
+    revision: str,
+    layer: int,
+    device: str,
+    dtype: torch.dtype,
+    part: str = "all",
+    checked: Checked | None = None,
 ) -> HookedModel:
     """Load one checkpoint; errors name the file or revision at fault, and say what to do.
+
+    `checked` is what was found of another one of them (`HookedModel`).
 
     Raises:
         FileNotFoundError: its weights are not there, or are pointers of git LFS.
@@ -349,6 +360,7 @@ def load_checkpoint(
         tokens_seen=suite.tokens[revision],
         fingerprint=mark,
         reads_only=part == "below",
+        checked=checked,
     )
 
 
