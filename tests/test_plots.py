@@ -86,6 +86,18 @@ def test_format_tokens(n, text):
     assert plots.format_tokens(n) == text
 
 
+def test_what_is_written_out_is_seaborns():
+    import seaborn
+
+    theirs = {**seaborn.axes_style("ticks"), **seaborn.plotting_context("paper")}
+    with plots.style():
+        for name in plots.look.SEABORN:
+            ours, same = plt.rcParams[name], theirs[name]
+            if name == "font.sans-serif":
+                same = same[: len(ours)]
+            assert ours == (pytest.approx(same) if isinstance(same, float) else same), name
+
+
 def test_style_is_local():
     before = dict(matplotlib.rcParams)
     with plots.style():

@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -41,6 +40,8 @@ def feature_heatmap(
     Raises:
         ValueError: the shape does not fit the names, or a feature is not among the latents.
     """
+    import seaborn as sns  # here: it takes a second, and few figures need it
+
     shown = look.as_matrix(values, names, features)[:, list(features)].T
     ax = look.new_axes(ax, 2.4 + 0.62 * len(names), 1.3 + 0.27 * len(features))
     ax.set_facecolor("#DDDDDD")
