@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import effects, estimates, report, settings, speed, story, training
+from benchmarks import effects, estimates, notebooks, report, settings, speed, story, training
 
 TITLE = "Results of the benchmarks"
 BENCHMARKS = {"story": story, "settings": settings, "speed": speed}
-# what the page shows; `python -m benchmarks.effects`, `benchmarks.training` and
-# `benchmarks.estimates` are commands of their own, for they ask for devices, models and sizes
+# what the page shows; the others are commands of their own (`python -m benchmarks.effects`), for
+# they ask for devices, sizes, or a quiet machine
 PARTS = {
     **BENCHMARKS,
     "effects_speed": effects,
@@ -20,6 +20,8 @@ PARTS = {
     "training_gpu": training,
     "estimates": estimates,
     "estimates_paper": estimates,
+    "start": notebooks,
+    "notebooks": notebooks,
 }
 
 
