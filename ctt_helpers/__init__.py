@@ -53,6 +53,7 @@ _MODULES = {name.rpartition(".")[2]: name for name in _EXPORTS} | {
     "checks": "notebook.checks",
     "files": "files",
     "hub": "sources.hub",
+    "logs": "logs",
     "messages": "messages",
     "notebook": "notebook",
     "naming": "notebook.naming",

@@ -6,6 +6,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ CLIP = 1.0  # largest norm of the gradient over all parameters (the paper's)
 LR_DECAY = 0.2  # last share of the steps, over which the learning rate falls to 0 (the paper's)
 # of the threshold's running mean; shorter in short runs, where early batches would drag it along
 THRESHOLD_DECAY = 0.999
+OnLog = Callable[[dict[str, float]], Mapping[str, float] | None]  # see `train`
 STATE_FILES = ("state.safetensors", "state.json")
 RUN_FILES = ("history.csv", "train_config.json")
 
@@ -404,6 +406,7 @@ def train(
     out: str | Path | None = None,
     device: str = "auto",
     resume: bool = True,
+    on_log: OnLog | Sequence[OnLog] = (),
 ) -> TrainResult:
     """Train a crosscoder on a stream of activations (Crosscoding Through Time, sec. 3).
 
@@ -427,6 +430,10 @@ def train(
             nothing is written.
         device: "auto", "cpu", "cuda" ...; the crosscoder stays there.
         resume: False throws away the run that is in `out` and starts afresh.
+        on_log: called with each new row of the history, one after another; what one gives back
+            is added to the row. `ctt_helpers.logs` has some: to a CSV file, to TensorBoard, to
+            Weights & Biases, and an evaluation every so many steps. Rows that a resumed run takes
+            from disk are not told again.
 
     Returns:
         The result. A run that was cut off and taken up again gives the same numbers (on one
@@ -454,7 +461,8 @@ def train(
                 _throw_away(out)
             elif finished is not None:
                 return _finished_run(crosscoder, out, finished, settings)
-        result = _run(crosscoder, stream, config, out, settings)
+        calls = [on_log] if callable(on_log) else list(on_log)
+        result = _run(crosscoder, stream, config, out, settings, calls)
         if out is not None:
             _write_result(result, out, settings)
     if crosscoder.sparsity == "batch_topk" and float(crosscoder.threshold) == 0:
@@ -472,6 +480,7 @@ def _run(
     config: TrainConfig,
     out: Path | None,
     settings: dict[str, Any],
+    on_log: Sequence[OnLog],
 ) -> TrainResult:
     """The steps that are still to be done."""
     run = TrainingRun(crosscoder, config)
@@ -496,6 +505,9 @@ def _run(
             run.seconds = time.perf_counter() - begin
             if log:
                 bar.set_postfix_str(_note(run, step, figures), refresh=False)
+                row = run.history[-1]
+                for call in on_log:
+                    row.update(call(dict(row)) or {})
     except KeyboardInterrupt:
         print(_stopped(run, state, on_disk))
         raise
