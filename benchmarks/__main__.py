@@ -6,18 +6,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import effects, estimates, report, settings, speed, story, training
+from benchmarks import effects, estimates, report, scaling, settings, speed, story, training
 
 TITLE = "Results of the benchmarks"
 BENCHMARKS = {"story": story, "settings": settings, "speed": speed}
-# what the page shows; `python -m benchmarks.effects`, `benchmarks.training` and
-# `benchmarks.estimates` are commands of their own, for they ask for devices, models and sizes
+# what the page shows; `python -m benchmarks.effects`, `benchmarks.training`, `benchmarks.estimates`
+# and `benchmarks.scaling` are commands of their own, for they ask for devices, models and sizes
 PARTS = {
     **BENCHMARKS,
     "effects_speed": effects,
     "effects_gpu": effects,
     "training": training,
     "training_gpu": training,
+    "scaling": scaling,
     "estimates": estimates,
     "estimates_paper": estimates,
 }

@@ -163,6 +163,16 @@ def some_pairs(ckpts: ctt.Checkpoints, n: int) -> ctt.MinimalPairs:
     return make_pairs(rows, words, name="blimp").sample(n)
 
 
+def lengths_of(pairs: ctt.MinimalPairs) -> dict[str, float]:
+    """How long pairs are, as `Work` takes it."""
+    lengths = pairs.answer_position + 1
+    return {
+        "length": pairs.input_ids.shape[1],
+        "mean_length": float(lengths.float().mean()),
+        "lengths": len(lengths.unique()),
+    }
+
+
 @dataclass
 class Task:
     """A piece of work.
@@ -190,12 +200,7 @@ def tasks(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool) -> list[Task]:
     to_evaluate = text[: max(1, sizes.sequences // 8)]
     pairs = some_pairs(ckpts, sizes.pairs)
     few = pairs[: sizes.ablated]
-    how_long = pairs.answer_position + 1
-    length = {
-        "length": pairs.input_ids.shape[1],
-        "mean_length": float(how_long.float().mean()),
-        "lengths": len(how_long.unique()),
-    }
+    many_of, few_of = lengths_of(pairs), lengths_of(few)
 
     # trained a little, so that it has a threshold: about k latents are active in a token
     crosscoder = ctt.Crosscoder(N, ckpts.d_model, **code).to(device)
@@ -246,7 +251,7 @@ def tasks(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool) -> list[Task]:
     return [
         Task(
             what="reading",
-            work=Work(tokens=text.numel(), text_length=sizes.length, **length),
+            work=Work(tokens=text.numel(), text_length=sizes.length),
             run=read,
         ),
         Task(
@@ -265,33 +270,33 @@ def tasks(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool) -> list[Task]:
         ),
         Task(
             what="accuracy",
-            work=Work(pairs={"accuracy": len(pairs)}, **length),
+            work=Work(pairs={"accuracy": len(pairs)}, **many_of),
             run=accuracies,
         ),
         Task(
             what="effects, atp",
-            work=Work(pairs={"atp": len(pairs)}, **length, **code),
+            work=Work(pairs={"atp": len(pairs)}, **many_of, **code),
             run=lambda: ctt.indirect_effects(crosscoder, ckpts, pairs, "atp"),
             trains=False,
         ),
         Task(
             what="effects, ig",
             work=Work(
-                pairs={"ig": len(few)}, **length, active=active, gradients=gradients, **code
+                pairs={"ig": len(few)}, **few_of, active=active, gradients=gradients, **code
             ),
             run=integrate,
             trains=False,
         ),
         Task(
             what="effects, ablation",
-            work=Work(pairs={"ablation": len(few)}, **length, active=active, **code),
+            work=Work(pairs={"ablation": len(few)}, **few_of, active=active, **code),
             run=lambda: ctt.indirect_effects(crosscoder, ckpts, few, "ablation"),
             trains=False,
         ),
         Task(
             what="evaluate",
             work=Work(
-                evaluated=to_evaluate.numel(), text_length=sizes.length, **length, **code
+                evaluated=to_evaluate.numel(), text_length=sizes.length, **code
             ),
             run=lambda: ctt.evaluate(crosscoder, ckpts, to_evaluate),
             trains=False,
@@ -299,7 +304,7 @@ def tasks(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool) -> list[Task]:
         Task(
             what="training",
             work=Work(
-                steps=sizes.steps, batch_size=sizes.batch_size, bf16=bf16, **length, **code
+                steps=sizes.steps, batch_size=sizes.batch_size, bf16=bf16, **code
             ),
             run=train,
         ),

@@ -291,17 +291,6 @@ def count_seconds(
     return {what: value for what, value in seconds.items() if value}
 
 
-# How much is held at once, beside what has the size of the work itself; each was counted from the
-# code and held to measurements (`benchmarks/estimates.py`).
-BLOCK = 12  # numbers of d_model a token where a block is widest: its MLP, before and after
-SAVED = 11  # ... that each block keeps for the gradient
-# bytes: a CPU's smaller blocks of memory come from a heap (glibc's largest mmap threshold)
-HEAP_BLOCK = 2**25
-# A heap seldom puts a tensor into the hole that one of its size has left: of what is freed and taken
-# anew so much is held twice. Measured .6 to 1.1; a GPU's allocator, and large blocks, leave none.
-HOLES = 0.8
-
-
 def _seconds_of_pairs(work: Work, speeds: Speeds, what: str, below: int, above: int) -> float:
     """Of one checkpoint, without what the dictionary takes."""
     count, cost = work.pairs[what], costs()[what]
@@ -336,6 +325,17 @@ def _gradients(work: Work, what: str) -> float:
 def _sequences(work: Work) -> int:
     """Of a batch of `evaluate`."""
     return max(1, min(64, TOKENS_AT_ONCE // work.text_length))
+
+
+# How much is held at once, beside what has the size of the work itself; each was counted from the
+# code and held to measurements (`benchmarks/estimates.py`).
+BLOCK = 12  # numbers of d_model a token where a block is widest: its MLP, before and after
+SAVED = 11  # ... that each block keeps for the gradient
+# bytes: a CPU's smaller blocks of memory come from a heap (glibc's largest mmap threshold)
+HEAP_BLOCK = 2**25
+# A heap seldom puts a tensor into the hole that one of its size has left: of what is freed and taken
+# anew so much is held twice. Measured .5 to 1; a GPU's allocator, and large blocks, leave none.
+HOLES = 0.75
 
 
 def count_memory(
@@ -454,8 +454,10 @@ class _Sizes:
         block = self.taken(BLOCK * a_number, a_number)
         logits = 2 * 4 * min(LOGITS_AT_ONCE, batch * self.vocabulary)
         above = codes + 4 * x + max(block, logits + 2 * a_number)
-        again = self.taken(x, x) - x + self.taken(codes, codes) - codes
-        return max(encoding, above) + again
+        if self.on_gpu or codes >= HEAP_BLOCK:
+            return max(encoding, above)
+        # what a heap has given for the codes it keeps, while the logits come from elsewhere
+        return encoding + block + logits
 
     @property
     def pairs(self) -> float:
@@ -483,9 +485,12 @@ class _Sizes:
                 items = min(items, 2 * len(NODES) * min(count, PAIRS))
             numbers = SAVED * max(1, self.above) * work.mean_length
         elif cost.passes_a_latent:
-            items = min(ITEMS_AT_ONCE, min(count, PAIRS) * work.active / work.lengths)
+            # the largest pack: of one length, which is more common than others, and not the longest
+            items = min(count, PAIRS) * work.active / work.lengths
+            items = min(ITEMS_AT_ONCE, items)
+            length = (work.length + work.mean_length) / 2
             # keys and values of what comes before the change, on their own and with what follows
-            numbers = BLOCK * (work.length - 1) + 2 * self.above * (work.length + 1)
+            numbers = BLOCK * (length - 1) + 2 * self.above * (length + 1)
             all_pairs += 2 * self.above * count * work.length * self.d_model * self.itemsize
         a_number = items * self.d_model * self.itemsize
         above = self.taken(numbers * a_number, work.length * a_number) + 2 * codes
