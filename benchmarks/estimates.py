@@ -28,8 +28,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import ctt_helpers as ctt
 from benchmarks import report
-from ctt_helpers.notebook import forecast
 from ctt_helpers.hooks import HookedModel, at_least_float32, pick_device, residual_stream
+from ctt_helpers.notebook import forecast
 from ctt_helpers.notebook.forecast import GROUP, Work, count_memory, count_seconds, measure_speeds
 from ctt_helpers.pairs import make_pairs
 from ctt_helpers.sources.machine import pick_dtype
@@ -246,14 +246,11 @@ def tasks(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool) -> list[Task]:
     served = filled.buffer_tokens // 2 // filled.batch_size + 1
 
     def fill() -> None:
-        for _ in zip(range(served), filled.batches()):
+        for _ in zip(range(served), filled.batches(), strict=False):
             pass
+
     return [
-        Task(
-            what="reading",
-            work=Work(tokens=text.numel(), text_length=sizes.length),
-            run=read,
-        ),
+        Task(what="reading", work=Work(tokens=text.numel(), text_length=sizes.length), run=read),
         Task(
             what="stream",
             work=Work(
@@ -268,11 +265,7 @@ def tasks(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool) -> list[Task]:
             run=fill,
             trains=False,
         ),
-        Task(
-            what="accuracy",
-            work=Work(pairs={"accuracy": len(pairs)}, **many_of),
-            run=accuracies,
-        ),
+        Task(what="accuracy", work=Work(pairs={"accuracy": len(pairs)}, **many_of), run=accuracies),
         Task(
             what="effects, atp",
             work=Work(pairs={"atp": len(pairs)}, **many_of, **code),
@@ -281,9 +274,7 @@ def tasks(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool) -> list[Task]:
         ),
         Task(
             what="effects, ig",
-            work=Work(
-                pairs={"ig": len(few)}, **few_of, active=active, gradients=gradients, **code
-            ),
+            work=Work(pairs={"ig": len(few)}, **few_of, active=active, gradients=gradients, **code),
             run=integrate,
             trains=False,
         ),
@@ -295,17 +286,13 @@ def tasks(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool) -> list[Task]:
         ),
         Task(
             what="evaluate",
-            work=Work(
-                evaluated=to_evaluate.numel(), text_length=sizes.length, **code
-            ),
+            work=Work(evaluated=to_evaluate.numel(), text_length=sizes.length, **code),
             run=lambda: ctt.evaluate(crosscoder, ckpts, to_evaluate),
             trains=False,
         ),
         Task(
             what="training",
-            work=Work(
-                steps=sizes.steps, batch_size=sizes.batch_size, bf16=bf16, **code
-            ),
+            work=Work(steps=sizes.steps, batch_size=sizes.batch_size, bf16=bf16, **code),
             run=train,
         ),
     ]
@@ -321,7 +308,7 @@ def _tokens_read(stream: ctt.ActivationStream, batches: int) -> int:
         return real(groups)
 
     stream._read = counted
-    for _ in zip(range(batches), stream.batches()):
+    for _ in zip(range(batches), stream.batches(), strict=False):
         pass
     stream._read = real
     return sum(read)

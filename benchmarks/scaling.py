@@ -25,7 +25,7 @@ from transformers import AutoConfig
 
 import ctt_helpers as ctt
 from benchmarks import effects, report, training
-from benchmarks.effects import N, TASK, random_checkpoints, random_crosscoder, running_text
+from benchmarks.effects import TASK, N, random_checkpoints, random_crosscoder, running_text
 from ctt_helpers import hooks
 from ctt_helpers.attribution import METHODS
 from ctt_helpers.notebook.forecast import Work, count_memory
@@ -149,9 +149,7 @@ def all_series(shrink: bool) -> list[Series]:
 
     def ablate(passes: float) -> Callable[[], Any]:
         features = by_passes[passes]
-        return lambda: ctt.indirect_effects(
-            crosscoder, trained, few, "ablation", features=features
-        )
+        return lambda: ctt.indirect_effects(crosscoder, trained, few, "ablation", features=features)
 
     # of a random half, quarter ... of the latents: how many are active in a pair is counted
     by_passes = {}
@@ -167,7 +165,14 @@ def all_series(shrink: bool) -> list[Series]:
     fixed = "products and passes over codes grow in proportion, calls do not"
     series = [
         Series("harvest", "tokens", tokens, harvest, "1", "each token the same"),
-        Series("evaluate", "tokens", tokens, evaluate, "at most 1", "each token the same, but zeros run for one sequence"),
+        Series(
+            "evaluate",
+            "tokens",
+            tokens,
+            evaluate,
+            "at most 1",
+            "each token the same, but zeros run for one sequence",
+        ),
     ]
     grids = {
         "latents": ("n_latents", [512, 1024, 2048, 4096, 8192]),
@@ -211,8 +216,7 @@ def growth(shrink: bool) -> dict[str, pd.DataFrame]:
             }
         )
         points += [
-            {**about, "size": size, "ms": ms}
-            for size, ms in zip(series.sizes, times, strict=True)
+            {**about, "size": size, "ms": ms} for size, ms in zip(series.sizes, times, strict=True)
         ]
     return {"scaling": pd.DataFrame(rows), "scaling_points": pd.DataFrame(points)}
 

@@ -1,4 +1,4 @@
-"""The benchmark of scaling: its slope is that of a power law, its runs add up, and all of it runs."""
+"""The benchmark of scaling: its slope is a power law's, its runs add up, and all of it runs."""
 
 import shutil
 

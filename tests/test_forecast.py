@@ -131,7 +131,9 @@ def test_the_work_is_counted():
     assert shorter["atp"] == 2 * (3 * (2 + 2 * 3.5 * after_first) + 5 * 4 * 100)
     assert shorter["accuracy"] == done["accuracy"]
     found = replace(work, pairs={"ig": 2}, gradients=20)
-    two, four = (count_seconds(w, speeds, 3, 1, 6)["ig"] for w in (found, replace(found, gradients=40)))
+    two, four = (
+        count_seconds(w, speeds, 3, 1, 6)["ig"] for w in (found, replace(found, gradients=40))
+    )
     assert four - two == pytest.approx(2 * 3 * 20 * 2 * 4 * after_first)
     assert Work(n_latents=20, k=10).active == 20
     with pytest.raises(ValueError, match="'pca' is not known; take reading, accuracy"):
@@ -240,9 +242,13 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
 @pytest.mark.parametrize(
     ("d_model", "n_latents", "batch_size", "k", "k_start"),
-    [(128, 4096, 1024, 16, 96), (64, 2048, 2048, 32, 192), (128, 2048, 1024, 64, 64), (128, 2048, 1024, 0, 0)],
-    ids=["few active", "more active", "not annealed", "l1"],
-)  # fmt: skip
+    [
+        pytest.param(128, 4096, 1024, 16, 96, id="few active"),
+        pytest.param(64, 2048, 2048, 32, 192, id="more active"),
+        pytest.param(128, 2048, 1024, 64, 64, id="not annealed"),
+        pytest.param(128, 2048, 1024, 0, 0, id="l1"),
+    ],
+)
 def test_a_training_step_takes_what_is_counted(
     d_model, n_latents, batch_size, k, k_start, monkeypatch
 ):
@@ -253,9 +259,7 @@ def test_a_training_step_takes_what_is_counted(
     done = subprocess.run(command, env=os.environ | heap, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     monkeypatch.setattr(forecast, "HOLES", 0.0)
-    work = Work(
-        steps=1, n_latents=n_latents, k=k, batch_size=batch_size, k_start=k_start or None
-    )
+    work = Work(steps=1, n_latents=n_latents, k=k, batch_size=batch_size, k_start=k_start or None)
     told = count_memory(work, 3, d_model, 1000, 4)["training"]
     assert told == pytest.approx(int(done.stdout), rel=0.2)
 
@@ -343,9 +347,11 @@ def test_the_benchmark_runs_shrunk(tmp_path, capsys, monkeypatch):
         "training",
     ]
     told = frame[["seconds", "estimated", "estimated_mb"]]
-    assert "memory_ratio" in frame and (told > 0).all(axis=None) and (
-        tmp_path / "estimates_paper.csv"
-    ).is_file()
+    assert (
+        "memory_ratio" in frame
+        and (told > 0).all(axis=None)
+        and (tmp_path / "estimates_paper.csv").is_file()
+    )
     with pytest.raises(SystemExit):
         benchmark.main(["--paper", "--device", "cpu"])
     assert "--paper needs a GPU" in capsys.readouterr().err

@@ -12,7 +12,14 @@ from models import random_suite, some_pairs
 import ctt_helpers as ctt
 from ctt_helpers import attribution, hooks
 from ctt_helpers.activations import stacked_activations
-from ctt_helpers.attribution import METHODS, PERMUTATIONS, Options, Readout, exact_ablation
+from ctt_helpers.attribution import (
+    FROM_FIRST,
+    METHODS,
+    PERMUTATIONS,
+    Options,
+    Readout,
+    exact_ablation,
+)
 from ctt_helpers.effects import Effects
 from ctt_helpers.notebook.forecast import Speeds, Work, count_seconds
 

@@ -333,8 +333,8 @@ BLOCK = 12  # numbers of d_model a token where a block is widest: its MLP, befor
 SAVED = 11  # ... that each block keeps for the gradient
 # bytes: a CPU's smaller blocks of memory come from a heap (glibc's largest mmap threshold)
 HEAP_BLOCK = 2**25
-# A heap seldom puts a tensor into the hole that one of its size has left: of what is freed and taken
-# anew so much is held twice. Measured .5 to 1; a GPU's allocator, and large blocks, leave none.
+# A heap seldom puts a tensor into the hole that one of its size has left: of what is freed and
+# taken anew so much is held twice. Measured .5 to 1; a GPU's allocator and large blocks leave none.
 HOLES = 0.75
 
 
@@ -461,7 +461,8 @@ class _Sizes:
 
     @property
     def pairs(self) -> float:
-        return max((self._of_pairs(what, count) for what, count in self.work.pairs.items()), default=0)
+        each = [self._of_pairs(what, count) for what, count in self.work.pairs.items()]
+        return max(each, default=0)
 
     def _of_pairs(self, what: str, count: int) -> float:
         """A batch of pairs, and what is kept of all of them."""
