@@ -11,12 +11,14 @@ from types import SimpleNamespace
 from unittest import mock
 
 import jupytext
+import pandas as pd
 import pytest
 import torch
 from models import random_suite, some_text
 
 import ctt_helpers as ctt
 from benchmarks import estimates as benchmark
+from benchmarks.effects import ABLATED, PYTHIA_1B
 from ctt_helpers.attribution import FROM_FIRST, METHODS
 from ctt_helpers.notebook import forecast
 from ctt_helpers.notebook.forecast import (
@@ -204,6 +206,32 @@ def test_the_larger_of_training_and_what_follows_is_told():
         both = count_memory(replace(work, evaluated=evaluated), 3, 64, 50_000, 4)
         alone = count_memory(Work(evaluated=evaluated, n_latents=1000), 3, 64, 50_000, 4)
         assert sum(both.values()) == max(sum(training.values()), sum(alone.values()))
+
+
+def test_memory_is_what_a_gpu_measured(root):
+    """The benchmarks' tables of an NVIDIA H200, at the sizes that they were made with."""
+    results = root / "benchmarks" / "results"
+    measured = pd.read_csv(results / "effects_gpu.csv").set_index("what")["memory_gb"]
+    code = {"n_latents": PYTHIA_1B.n_latents, "k": PYTHIA_1B.k}
+    # one of the passes of exact ablation is the clean one
+    active = int(pd.read_csv(results / "effects_gpu.csv")["done"][2] / ABLATED / 3) - 1
+    pairs = {"length": 7, "active": active}
+    works = {
+        "IG": Work(pairs={"ig": PYTHIA_1B.pairs}, **pairs, **code),
+        "AtP": Work(pairs={"atp": PYTHIA_1B.pairs}, **pairs, **code),
+        "exact": Work(pairs={"ablation": ABLATED}, **pairs, **code),
+        "evaluate": Work(evaluated=2**15, text_length=PYTHIA_1B.length, **code),
+    }
+    above = PYTHIA_1B.n_layers - PYTHIA_1B.layer - 1
+    sizes = {"d_model": PYTHIA_1B.d_model, "vocabulary": PYTHIA_1B.vocabulary, "itemsize": 2}
+    for what, work in works.items():
+        told = count_memory(work, 3, **sizes, above=above, device="cuda")["activations"]
+        gigabytes = measured[measured.index.str.startswith(what)].iloc[0]
+        assert told / 1e9 == pytest.approx(gigabytes, rel=0.12), what
+    work = Work(steps=1, batch_size=4096, **code)
+    told = count_memory(work, 3, **sizes, above=above, device="cuda")["training"]
+    for gigabytes in pd.read_csv(results / "training_gpu.csv")["peak_gb"]:
+        assert told / 1e9 == pytest.approx(gigabytes, rel=0.12)
 
 
 MEASURE = """

@@ -475,7 +475,9 @@ class _Sizes:
         codes = 4 * rows * work.n_latents
         # activations of all checkpoints and the line at one; places and sizes of active latents
         all_pairs = count * (work.length * (self.width + 4 * self.d_model) + 28 * work.active)
-        found = 64 * self.n * count * work.active if what in METHODS else 0
+        # effects, as they come and put together; a GPU's are fetched from it
+        in_memory = what in METHODS and not self.on_gpu
+        found = 64 * self.n * count * work.active if in_memory else 0
         reading = self.taken(5.25 * codes, codes)
         items = numbers = 0.0
         if cost.gradients or cost.gradients_a_latent:
