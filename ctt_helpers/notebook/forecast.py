@@ -479,17 +479,18 @@ class _Sizes:
         in_memory = what in METHODS and not self.on_gpu
         found = 64 * self.n * count * work.active if in_memory else 0
         reading = self.taken(5.25 * codes, codes)
+        # the share of the most common length, neither the longest nor the mean: what is packed
+        largest = min(1, 1.5 / work.lengths)
         items = numbers = 0.0
         if cost.gradients or cost.gradients_a_latent:
             items = GRADIENTS_AT_ONCE
             if what == "atp":
                 items = min(items, count, PAIRS)
             elif cost.gradients:  # two pieces of the line at first
-                items = min(items, 2 * len(NODES) * min(count, PAIRS))
+                items = min(items, 2 * len(NODES) * min(count, PAIRS) * largest)
             numbers = SAVED * max(1, self.above) * work.mean_length
         elif cost.passes_a_latent:
-            # the largest pack: of one length, which is more common than others, and not the longest
-            items = min(count, PAIRS) * work.active / work.lengths
+            items = min(count, PAIRS) * work.active * largest
             items = min(ITEMS_AT_ONCE, items)
             length = (work.length + work.mean_length) / 2
             # keys and values of what comes before the change, on their own and with what follows
