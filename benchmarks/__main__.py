@@ -6,7 +6,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import effects, estimates, notebooks, report, settings, speed, story, training
+from benchmarks import (
+    effects,
+    estimates,
+    notebooks,
+    report,
+    scaling,
+    settings,
+    speed,
+    story,
+    training,
+)
 
 TITLE = "Results of the benchmarks"
 BENCHMARKS = {"story": story, "settings": settings, "speed": speed}
@@ -18,6 +28,7 @@ PARTS = {
     "effects_gpu": effects,
     "training": training,
     "training_gpu": training,
+    "scaling": scaling,
     "estimates": estimates,
     "estimates_paper": estimates,
     "start": notebooks,

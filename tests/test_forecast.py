@@ -2,16 +2,24 @@
 fits a T4.
 """
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import jupytext
+import pandas as pd
 import pytest
 import torch
 from models import random_suite, some_text
 
 import ctt_helpers as ctt
 from benchmarks import estimates as benchmark
-from ctt_helpers.attribution import METHODS
+from benchmarks.effects import ABLATED, PYTHIA_1B
+from ctt_helpers.attribution import FROM_FIRST, METHODS
 from ctt_helpers.notebook import forecast
 from ctt_helpers.notebook.forecast import (
     NO_GPU,
@@ -109,32 +117,179 @@ def test_the_work_is_counted():
     )
     done = count_seconds(Work(tokens=5, steps=7), speeds, n=3, layer=1, n_layers=6)
     assert done == {"reading": 5 * 3 * 2, "training": 7000}
-    done = count_seconds(Work(evaluated=5), speeds, 3, 1, 6)
-    assert done == {"evaluating": 5 * (3 * (2 + 3 * 4 + 3 * 10) + 200)}
+    done = count_seconds(Work(evaluated=6, text_length=3), speeds, 3, 1, 6)
+    spliced = 2 + 1 / 2  # two sequences in a batch, of which one runs with zeros
+    assert done == {"evaluating": 6 * (3 * (2 + spliced * (4 + 10)) + 200)}
     work = Work(pairs={"atp": 2, "ablation": 1, "accuracy": 1}, length=4, n_latents=50, k=10)
     done = count_seconds(work, speeds, 3, 1, 6)
+    after_first = 3 / 4
     assert done["accuracy"] == 3 * (2 + 4)
-    assert done["atp"] == 2 * (3 * (2 + 2 * 4) + 3 * 4 * 100)
-    assert done["ablation"] == 3 * (2 + 2 * 4 + 30 * 4) + 4 * 100 and work.active == 30
+    assert done["atp"] == 2 * (3 * (2 + 2 * 4 * after_first) + 5 * 4 * 100)
+    passes = 2 + 30 * FROM_FIRST
+    assert done["ablation"] == pytest.approx(3 * (2 + passes * 4 * after_first) + 3 * 4 * 100)
+    assert work.active == 30
+    # the last block's MLP runs at the answer alone
+    shorter = count_seconds(work, replace(speeds, last=0.5), 3, 1, 6)
+    assert shorter["atp"] == 2 * (3 * (2 + 2 * 3.5 * after_first) + 5 * 4 * 100)
+    assert shorter["accuracy"] == done["accuracy"]
+    found = replace(work, pairs={"ig": 2}, gradients=20)
+    two, four = (
+        count_seconds(w, speeds, 3, 1, 6)["ig"] for w in (found, replace(found, gradients=40))
+    )
+    assert four - two == pytest.approx(2 * 3 * 20 * 2 * 4 * after_first)
     assert Work(n_latents=20, k=10).active == 20
     with pytest.raises(ValueError, match="'pca' is not known; take reading, accuracy"):
         Work(pairs={"pca": 3})
     assert set(METHODS) <= set(costs())
 
 
+@pytest.fixture(scope="module")
+def counted():
+    """What runs above the layer for each method, in whole pairs, a pair and checkpoint."""
+    suite = ctt.load_suite("tiny")
+    ckpts = suite.checkpoints(suite.default_triplet, device="cpu")
+    crosscoder = ctt.Crosscoder.load(suite.crosscoder_folder).requires_grad_(False)
+    pairs = suite.pairs("agreement/subj_rel")[:64]  # all of one length
+    whole = len(ckpts) * pairs.input_ids.numel()
+    real, found = ctt.hooks.hidden_above, {}
+    list(ckpts)  # they are loaded, and their checks behind them
+    for method in ("atp", "ig", "ig_near", "ig_own", "ablation"):
+        ran = {True: 0, False: 0}
+
+        def spy(model, x, mask=None, cache=None, ran=ran):
+            ran[x.requires_grad] += x.shape[:2].numel()
+            return real(model, x, mask, cache)
+
+        with mock.patch.object(ctt.hooks, "hidden_above", spy):
+            effects = ctt.indirect_effects(crosscoder, ckpts, pairs, method)
+        active = len(effects.per_pair.values()) / len(ckpts) / len(pairs)
+        found[method] = (ran[False] / whole, ran[True] / whole, active)
+    return found, (pairs.input_ids.shape[1] - 1) / pairs.input_ids.shape[1]
+
+
+@pytest.mark.parametrize("method", ["atp", "ig", "ig_near", "ig_own", "ablation"])
+def test_costs_are_what_is_run(counted, method):
+    found, after_first = counted
+    passes, gradients, active = found[method]
+    cost = costs()[method]
+    told = after_first * (cost.passes + active * cost.passes_a_latent)
+    # "ig" halves pieces or not, pair by pair
+    room = {"ig": 0.3, "ablation": 0.15, "ig_own": 0.15}.get(method, 0.02)
+    if method != "ig_own":  # beside whose gradients two passes are nothing
+        assert passes == pytest.approx(told, rel=room, abs=0.05)
+    told = after_first * (cost.gradients + active * cost.gradients_a_latent)
+    assert gradients == pytest.approx(told, rel=room)
+
+
 def test_memory_grows_with_what_takes_it():
-    plain = Work(tokens=10**6, n_latents=1000, k=10, steps=10)
+    plain = Work(tokens=10**6, n_latents=1000, k=10, steps=10, keeps=False)
     base = count_memory(plain, 3, 64, 1000, 4)
     assert base["training"] > 16 * 2 * 3 * 64 * 1000  # weights, gradients and two moments
-    assert base["activations"] > 2 * 4 * 2**17 * 3 * 64  # two buffers
-    half = count_memory(
-        Work(tokens=10**6, n_latents=1000, k=10, steps=10, buffer_tokens=2**16), 3, 64, 1000, 4
-    )
-    assert base["activations"] - half["activations"] == 2 * 4 * 2**16 * 3 * 64
-    assert (
-        count_memory(Work(pairs={"atp": 1}, n_latents=1000), 3, 64, 1000, 4)["training"]
-        == 4 * 2 * 3 * 64 * 1000
-    )
+    assert base["activations"] > 4 * 2**17 * 3 * 64  # the buffer
+    half = count_memory(replace(plain, buffer_tokens=2**16), 3, 64, 1000, 4)
+    assert base["activations"] - half["activations"] == 4 * 2**16 * 3 * 64
+    kept = count_memory(replace(plain, keeps=True), 3, 64, 1000, 4)
+    assert kept["activations"] - base["activations"] == 4 * 10**6 * 3 * 64
+    more = count_memory(replace(plain, tokens=10**7, keeps=True), 3, 64, 1000, 4)
+    assert more == count_memory(replace(plain, tokens=10**7), 3, 64, 1000, 4)  # above a gigabyte
+    effects = count_memory(Work(pairs={"atp": 1}, n_latents=1000), 3, 64, 1000, 4)
+    assert effects["training"] == 4 * 2 * 3 * 64 * 1000
+    # on a GPU nothing is held twice
+    on_gpu = count_memory(plain, 3, 64, 1000, 4, device="cuda")
+    assert on_gpu["activations"] < base["activations"]
+
+
+def test_the_larger_of_training_and_what_follows_is_told():
+    work = Work(tokens=10**4, n_latents=1000, k=10, steps=10)
+    training = count_memory(work, 3, 64, 1000, 4)
+    for evaluated in (2048, 10**5):
+        both = count_memory(replace(work, evaluated=evaluated), 3, 64, 50_000, 4)
+        alone = count_memory(Work(evaluated=evaluated, n_latents=1000), 3, 64, 50_000, 4)
+        assert sum(both.values()) == max(sum(training.values()), sum(alone.values()))
+
+
+def test_memory_is_what_a_gpu_measured(root):
+    """The benchmarks' tables of an NVIDIA H200, at the sizes that they were made with."""
+    results = root / "benchmarks" / "results"
+    measured = pd.read_csv(results / "effects_gpu.csv").set_index("what")["memory_gb"]
+    code = {"n_latents": PYTHIA_1B.n_latents, "k": PYTHIA_1B.k}
+    # one of the passes of exact ablation is the clean one
+    active = int(pd.read_csv(results / "effects_gpu.csv")["done"][2] / ABLATED / 3) - 1
+    pairs = {"length": 7, "active": active}
+    works = {
+        "IG": Work(pairs={"ig": PYTHIA_1B.pairs}, **pairs, **code),
+        "AtP": Work(pairs={"atp": PYTHIA_1B.pairs}, **pairs, **code),
+        "exact": Work(pairs={"ablation": ABLATED}, **pairs, **code),
+        "evaluate": Work(evaluated=2**15, text_length=PYTHIA_1B.length, **code),
+    }
+    above = PYTHIA_1B.n_layers - PYTHIA_1B.layer - 1
+    sizes = {"d_model": PYTHIA_1B.d_model, "vocabulary": PYTHIA_1B.vocabulary, "itemsize": 2}
+    for what, work in works.items():
+        told = count_memory(work, 3, **sizes, above=above, device="cuda")["activations"]
+        gigabytes = measured[measured.index.str.startswith(what)].iloc[0]
+        assert told / 1e9 == pytest.approx(gigabytes, rel=0.12), what
+    work = Work(steps=1, batch_size=4096, **code)
+    told = count_memory(work, 3, **sizes, above=above, device="cuda")["training"]
+    for gigabytes in pd.read_csv(results / "training_gpu.csv")["peak_gb"]:
+        assert told / 1e9 == pytest.approx(gigabytes, rel=0.12)
+
+
+MEASURE = """
+import gc, sys
+from pathlib import Path
+import torch
+import ctt_helpers as ctt
+from ctt_helpers.training import TrainingRun
+
+n, d, h, batch, k, start = map(int, sys.argv[1:])
+torch.set_num_threads(1)
+
+def train():
+    sparsity = "batch_topk" if k else "l1"
+    crosscoder = ctt.Crosscoder(n, d, h, sparsity, k=k or None)
+    config = ctt.TrainConfig(steps=1000, k_start=start or None)
+    run = TrainingRun(crosscoder.train(), config)
+    x = torch.randn(batch, n, d)
+    for step in range(3):
+        run.step(x, log=step == 0)
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+train()
+gc.collect()
+Path("/proc/self/clear_refs").write_text("5")
+before = peak()
+train()
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
+@pytest.mark.parametrize(
+    ("d_model", "n_latents", "batch_size", "k", "k_start"),
+    [
+        pytest.param(128, 4096, 1024, 16, 96, id="few active"),
+        pytest.param(64, 2048, 2048, 32, 192, id="more active"),
+        pytest.param(128, 2048, 1024, 64, 64, id="not annealed"),
+        pytest.param(128, 2048, 1024, 0, 0, id="l1"),
+    ],
+)
+def test_a_training_step_takes_what_is_counted(
+    d_model, n_latents, batch_size, k, k_start, monkeypatch
+):
+    """Measured with a heap that gives all memory back at once, so that there are no holes."""
+    sizes = [3, d_model, n_latents, batch_size, k, k_start]
+    heap = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", MEASURE, *map(str, sizes)]
+    done = subprocess.run(command, env=os.environ | heap, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    monkeypatch.setattr(forecast, "HOLES", 0.0)
+    work = Work(steps=1, n_latents=n_latents, k=k, batch_size=batch_size, k_start=k_start or None)
+    told = count_memory(work, 3, d_model, 1000, 4)["training"]
+    assert told == pytest.approx(int(done.stdout), rel=0.2)
 
 
 @pytest.mark.slow
@@ -211,15 +366,20 @@ def test_the_benchmark_runs_shrunk(tmp_path, capsys, monkeypatch):
     frame = benchmark.main(["--paper", "--shrink", "--device", "cpu", "--out", str(tmp_path)])
     assert list(frame.what) == [
         "reading",
+        "stream",
         "accuracy",
         "effects, atp",
+        "effects, ig",
         "effects, ablation",
         "evaluate",
         "training",
     ]
-    assert (frame[["seconds", "estimated"]] > 0).all(axis=None) and (
-        tmp_path / "estimates_paper.csv"
-    ).is_file()
+    told = frame[["seconds", "estimated", "estimated_mb"]]
+    assert (
+        "memory_ratio" in frame
+        and (told > 0).all(axis=None)
+        and (tmp_path / "estimates_paper.csv").is_file()
+    )
     with pytest.raises(SystemExit):
         benchmark.main(["--paper", "--device", "cpu"])
     assert "--paper needs a GPU" in capsys.readouterr().err

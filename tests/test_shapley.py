@@ -12,7 +12,14 @@ from models import random_suite, some_pairs
 import ctt_helpers as ctt
 from ctt_helpers import attribution, hooks
 from ctt_helpers.activations import stacked_activations
-from ctt_helpers.attribution import METHODS, PERMUTATIONS, Options, Readout, exact_ablation
+from ctt_helpers.attribution import (
+    FROM_FIRST,
+    METHODS,
+    PERMUTATIONS,
+    Options,
+    Readout,
+    exact_ablation,
+)
 from ctt_helpers.effects import Effects
 from ctt_helpers.notebook.forecast import Speeds, Work, count_seconds
 
@@ -178,7 +185,10 @@ def test_passes_are_counted(game):
     speeds = Speeds(chunk=512)
     work = Work(pairs={"ablation": 3, "shapley": 3}, active=50)
     seconds = count_seconds(work, speeds, n=2, layer=0, n_layers=5)
-    assert seconds["shapley"] == PERMUTATIONS * seconds["ablation"] == 8 * 2 * 4 * 3 * 50
+    after_first = 9 / 10  # of ten positions
+    assert seconds["shapley"] == pytest.approx(8 * 2 * 4 * 3 * 50 * after_first)
+    # which starts where the latent is first active
+    assert seconds["ablation"] == pytest.approx(FROM_FIRST / PERMUTATIONS * seconds["shapley"])
 
 
 # ---- with models

@@ -12,28 +12,33 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.utils.benchmark
 from torch.utils.benchmark import Timer
 
-from ctt_helpers import hooks
-from ctt_helpers.attribution import METHODS, Cost
+from ctt_helpers import hooks, sparse
+from ctt_helpers.attribution import GRADIENTS_AT_ONCE, ITEMS_AT_ONCE, METHODS, NODES, Cost
 from ctt_helpers.crosscoder import Crosscoder
+from ctt_helpers.evaluation import LOGITS_AT_ONCE, TOKENS_AT_ONCE
 from ctt_helpers.messages import show_size, show_time
 from ctt_helpers.sources import hub
 from ctt_helpers.sources.machine import ROOM, free_memory
-from ctt_helpers.training import TrainConfig, TrainingRun
+from ctt_helpers.training import LOG_EVERY, TrainConfig, TrainingRun
 
 if TYPE_CHECKING:
     from ctt_helpers.sources.checkpoints import Checkpoints
 
 # at once: tokens of text, pairs, single ablations
 GROUP, PAIRS, CHUNK = 2**14, 128, 512
+KEPT = 1e9  # bytes of activations that a stream keeps, see `ActivationStream`'s cache_gb
 # what a pair costs at each checkpoint, for what is no method of attribution
 OTHER_COSTS: dict[str, Cost] = {
     "reading": Cost(),
     "accuracy": Cost(passes=1),
-    "ablate": Cost(passes=2, products=1),
-    "ablation_curve": Cost(passes=7, products=1),  # for its six sizes
+    "ablate": Cost(passes=2, products=3),
+    "ablation_curve": Cost(passes=7, products=3),  # for its six sizes
 }
+K_ANNEAL = TrainConfig().k_anneal
+DEAD = 0.05  # of the latents, while they are trained: an assumption (at the end 2 to 10 % are)
 DOWNLOAD_RATE = 40e6  # bytes a second: an assumption, and told as one
 LOAD_RATE = 0.5e9  # bytes of a file a second, reading and converting them
 NO_GPU = (
@@ -58,27 +63,38 @@ class Work:
         tokens: of text to read (an endless stream: those that training takes).
         evaluated: tokens of text for `evaluate`.
         pairs: what to do with pairs (a key of `costs()`) -> how many.
-        length: tokens of a pair.
+        length: tokens of the longest pair.
+        mean_length: of a pair; None: all are as long.
+        lengths: how many different ones there are; pairs of each go through the layers together.
         text_length: tokens of a sequence of text.
         n_latents, k: of the crosscoder, 0 where there is none.
         active: latents active in a pair; None: as many as there can be on average, k a token.
+        gradients: that "ig" takes for a pair; None: as many as on the embedded suite.
         steps, batch_size: of its training.
+        k_start: k at its first step; None: six times k, as in `TrainConfig`.
         bf16: as in `TrainConfig`.
-        buffer_tokens: of the stream.
+        buffer_tokens, group_tokens: of the stream; what it reads at once.
+        keeps: whether it may keep all activations of a small text, see `ActivationStream`.
     """
 
     tokens: int = 0
     evaluated: int = 0
     pairs: Mapping[str, int] = field(default_factory=dict)
     length: int = 10
+    mean_length: float | None = None
+    lengths: int = 1
     text_length: int = 1024
     n_latents: int = 0
     k: int = 0
     active: int | None = None
+    gradients: float | None = None
     steps: int = 0
     batch_size: int = 1024
+    k_start: int | None = None
     bf16: bool = False
     buffer_tokens: int = 2**17
+    group_tokens: int = GROUP
+    keeps: bool = True
 
     def __post_init__(self):
         if unknown := set(self.pairs) - set(costs()):
@@ -86,9 +102,12 @@ class Work:
             raise ValueError(
                 f"pairs={dict(self.pairs)!r}: {min(unknown)!r} is not known; take {known}."
             )
+        object.__setattr__(self, "mean_length", self.mean_length or self.length)
         if self.active is None:
-            active = min(self.n_latents, self.k * (self.length - 1))
+            active = min(self.n_latents, round(self.k * (self.mean_length - 1)))
             object.__setattr__(self, "active", active)
+        k_start = min(self.k_start or 6 * self.k, self.n_latents)
+        object.__setattr__(self, "k_start", k_start)
 
 
 @dataclass(frozen=True)
@@ -98,18 +117,21 @@ class Speeds:
     Attributes:
         text: one token of text through one block.
         logits: one token through the unembedding and the cross-entropy.
-        call: what a batch costs whatever its size.
+        call, call_block: what a batch costs whatever its size, and each block that it goes through.
         pairs, chunk: PAIRS pairs, CHUNK pairs, through one block.
+        last: what of a block's time the last one takes, whose MLP runs at the answer alone.
         gradient: how many times longer a pass takes with its gradient.
         product: one token's product with the dictionary, all checkpoints.
-        step: one training step.
+        step: one training step, on average over the training.
     """
 
     text: float = 0.0
     logits: float = 0.0
     call: float = 0.0
+    call_block: float = 0.0
     pairs: float = 0.0
     chunk: float = 0.0
+    last: float = 1.0
     gradient: float = 2.0
     product: float = 0.0
     step: float = 0.0
@@ -231,7 +253,15 @@ def estimate(ckpts: Checkpoints, speeds: Speeds | None = None, **work: Any) -> F
     return Forecast(
         **weights,
         work=count_seconds(todo, speeds, n, ckpts.layer, config.num_hidden_layers),
-        memory=count_memory(todo, n, ckpts.d_model, config.vocab_size, ckpts.dtype.itemsize),
+        memory=count_memory(
+            todo,
+            n,
+            ckpts.d_model,
+            config.vocab_size,
+            ckpts.dtype.itemsize,
+            above=config.num_hidden_layers - ckpts.layer - 1,
+            device=str(ckpts.device),
+        ),
     )
 
 
@@ -250,59 +280,237 @@ def count_seconds(
         "reading": work.tokens * n * below * speeds.text,
         "training": work.steps * speeds.step,
     }
-    each = n * ((below + 3 * above) * speeds.text + 3 * speeds.logits) + 2 * speeds.product
-    seconds["evaluating"] = work.evaluated * each
+    # as it is, rebuilt, and with zeros, where all sequences of a batch are alike
+    sequences = min(_sequences(work), max(1, work.evaluated // work.text_length))
+    spliced = 2 + 1 / sequences
+    text = below * speeds.text + spliced * (above * speeds.text + speeds.logits)
+    seconds["evaluating"] = work.evaluated * (n * text + 2 * speeds.product)
     for what, count in work.pairs.items():
-        cost = costs()[what]
-        blocks = cost.readings * below + (cost.passes + speeds.gradient * cost.gradients) * above
-        whole = count / PAIRS * blocks * speeds.pairs
-        a_latent = cost.passes_a_latent + speeds.gradient * cost.gradients_a_latent
-        chunks = count * work.active / CHUNK
-        one_by_one = a_latent * above * chunks * speeds.chunk
-        calls = math.ceil(count / PAIRS) * (cost.readings + cost.passes + 2 * cost.gradients)
-        calls += math.ceil(chunks) * (cost.passes_a_latent + cost.gradients_a_latent)
-        code = count * cost.products * work.length * speeds.product
-        seconds[what] = n * (whole + one_by_one + calls * speeds.call) + code
+        seconds[what] = n * _seconds_of_pairs(work, speeds, what, below, above)
+        seconds[what] += count * costs()[what].products * work.length * speeds.product
     return {what: value for what, value in seconds.items() if value}
 
 
+def _seconds_of_pairs(work: Work, speeds: Speeds, what: str, below: int, above: int) -> float:
+    """Of one checkpoint, without what the dictionary takes."""
+    count, cost = work.pairs[what], costs()[what]
+    gradients, batches = _gradients(work, what), math.ceil(count / PAIRS)
+    passes, blocks_above, at_above = cost.passes + speeds.gradient * gradients, above, 1.0
+    if cost.products:  # it is the residual stream that is changed: after the first token, unpadded
+        at_above = (work.mean_length - 1) / work.length
+        blocks_above = max(0, above - 1 + speeds.last) if above else 0
+    whole = cost.readings * below + passes * at_above * blocks_above
+    a_latent = cost.passes_a_latent + speeds.gradient * cost.gradients_a_latent
+    chunks = count * work.active / CHUNK
+    one_by_one = a_latent * at_above * blocks_above * chunks * speeds.chunk
+    called = batches * cost.readings * (speeds.call + below * speeds.call_block)
+    packs = batches * work.lengths if cost.products else 0  # a whole pass has one call for all
+    rounds = max(1, gradients / (2 * len(NODES))) if gradients else 0
+    calls = packs * cost.passes + 2 * max(packs * rounds, gradients * count / GRADIENTS_AT_ONCE)
+    if a_latent:
+        # a call for each position at which latents become active
+        positions = packs * (work.mean_length - 1)
+        calls += max(chunks * (cost.passes_a_latent + 2 * cost.gradients_a_latent), positions)
+    called += calls * (speeds.call + above * speeds.call_block)
+    return count / PAIRS * whole * speeds.pairs + one_by_one + called
+
+
+def _gradients(work: Work, what: str) -> float:
+    """For a pair, at one checkpoint."""
+    if what == "ig" and work.gradients is not None:
+        return work.gradients
+    return costs()[what].gradients
+
+
+def _sequences(work: Work) -> int:
+    """Of a batch of `evaluate`."""
+    return max(1, min(64, TOKENS_AT_ONCE // work.text_length))
+
+
+# How much is held at once, beside what has the size of the work itself; each was counted from the
+# code and held to measurements (`benchmarks/estimates.py`).
+BLOCK = 12  # numbers of d_model a token where a block is widest: its MLP, before and after
+SAVED = 11  # ... that each block keeps for the gradient
+# bytes: a CPU's smaller blocks of memory come from a heap (glibc's largest mmap threshold)
+HEAP_BLOCK = 2**25
+# A heap seldom puts a tensor into the hole that one of its size has left: of what is freed and
+# taken anew so much is held twice. Measured .5 to 1; a GPU's allocator and large blocks leave none.
+HOLES = 0.75
+
+
 def count_memory(
-    work: Work, n: int, d_model: int, vocabulary: int, itemsize: int
+    work: Work,
+    n: int,
+    d_model: int,
+    vocabulary: int,
+    itemsize: int,
+    above: int = 0,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Bytes beside the models' weights at the peak of the work: for training, and for activations.
 
-    How many numbers a pass or a step holds at once was fitted to measurements on a CPU
-    (`benchmarks/estimates.py`).
+    Args:
+        work: what is to be done.
+        n: checkpoints.
+        d_model, vocabulary, itemsize: of the models; bytes of a number in them.
+        above: blocks above the layer.
+        device: where.
     """
-    numbers, width = 2 * n * d_model * work.n_latents, n * d_model
-    training = 4 * numbers
-    if work.steps:
-        # a weight, its gradient, Adam's two moments, and as much again for half of them while a
-        # step is taken
-        training = 24 * numbers + work.batch_size * (36 * work.n_latents + 20 * width)
-    group = min(max(GROUP, work.text_length), max(work.tokens, work.evaluated))
-    stream = 2 * 4 * width * min(work.buffer_tokens, work.tokens) if work.steps else 0
-    reading = group * (28 * d_model * itemsize + 8 * width)
-    evaluating = 0
-    if work.evaluated:
-        # logits are taken of a few sequences at once, as `evaluate` does
-        few = max(1, 2**26 // (vocabulary * work.text_length))
-        logits = 8 * vocabulary * work.text_length * few
-        codes = group * (16 * work.n_latents + 24 * width)
-        evaluating = codes + min(logits, 8 * group * vocabulary)
-    pairs = 0
-    if work.pairs:
-        rows = PAIRS * work.length
-        pairs = rows * (12 * work.n_latents + 12 * width) + 4 * rows * 12 * d_model * 4
-    return {"training": training, "activations": max(stream + reading, evaluating, pairs)}
+    sizes = _Sizes(work, n, d_model, vocabulary, itemsize, above, device.startswith("cuda"))
+    afterwards = {"training": sizes.weights, "activations": max(sizes.evaluating, sizes.pairs)}
+    if not work.steps:
+        afterwards["activations"] = max(sizes.reading, afterwards["activations"])
+        return afterwards
+    during = {"training": sizes.training, "activations": sizes.stream + sizes.reading}
+    return max(during, afterwards, key=lambda phase: sum(phase.values()))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Bytes of each part of the work at its peak."""
+
+    work: Work
+    n: int
+    d_model: int
+    vocabulary: int
+    itemsize: int
+    above: int
+    on_gpu: bool
+
+    def taken(self, size: float, block: float) -> float:
+        """Bytes of memory for so many bytes of tensors, in blocks of this size."""
+        return size if self.on_gpu or block >= HEAP_BLOCK else (1 + HOLES) * size
+
+    @property
+    def width(self) -> float:
+        """Of a token's activations at all checkpoints."""
+        return 4 * self.n * self.d_model
+
+    @property
+    def one(self) -> float:
+        """Of the encoder, or the decoder."""
+        return self.width * self.work.n_latents
+
+    @property
+    def weights(self) -> float:
+        return 2 * self.one
+
+    @property
+    def training(self) -> float:
+        """Weights, gradients and Adam's two moments, and what a step takes beside them."""
+        work, one = self.work, self.one
+        x, codes = work.batch_size * self.width, 4 * work.batch_size * work.n_latents
+        kept = work.batch_size * work.k_start
+        in_cache = self.one / 4 <= sparse.CACHE
+        few = sparse.SPARSE_BELOW if in_cache else sparse.SPARSE_BELOW_IN_MEMORY
+        if not self.on_gpu and 0 < work.k_start <= few * work.n_latents:
+            # what the largest are found with: codes before the ReLU, their sizes, and a mask
+            finding = 2.25 * codes + x + 24 * kept
+            # the codes and the kept, by tokens and by latents; batches as they are, scaled, rebuilt
+            places = 48 * kept
+            passing = max(finding, codes + 5 * x + places)
+            parts = [(5 * x, x), (passing - 5 * x, codes)]
+            if codes >= HEAP_BLOCK:
+                parts[1:] = [(codes / 2, codes / 4), (places, places / 6)]
+        else:
+            # codes before the ReLU (of L1 they are the code); the code, and its gradient, or, in a
+            # step that is logged, how many are active, counted in whole numbers of eight bytes
+            before = codes if work.k else 0
+            passing = before + max(2 * codes + 5 * x, 3.25 * codes + 3 * x)
+            parts = [(5 * x, x), (passing - 5 * x, codes)]
+        parts.append((2 * one, one))  # gradients
+        again = sum(self.taken(size, block) - size for size, block in parts)
+        return 8 * one + max(passing, one) + again
+
+    @property
+    def reading(self) -> float:
+        """One group of text through a block."""
+        work = self.work
+        group = min(max(work.group_tokens, work.text_length), max(work.tokens, work.evaluated))
+        a_number = group * self.d_model * self.itemsize
+        return self.taken(BLOCK * a_number, a_number)
+
+    @property
+    def stream(self) -> float:
+        """The shuffle buffer, and all activations of a text that is small enough to be kept."""
+        work = self.work
+        buffer = max(2 * work.batch_size, min(work.buffer_tokens, work.tokens)) * self.width
+        kept = work.tokens * self.width
+        return buffer + (kept if work.keeps and kept <= KEPT else 0)
+
+    @property
+    def evaluating(self) -> float:
+        """A batch of text: its codes; then the blocks above, and the logits of a part."""
+        work = self.work
+        if not work.evaluated:
+            return 0
+        batch = min(_sequences(work) * work.text_length, work.evaluated)
+        x, codes = batch * self.width, 4 * batch * work.n_latents
+        # before and after the ReLU, a mask as it is and (on a CPU) as numbers, and what is active
+        encoding = (3.25 if self.on_gpu else 4.25) * codes + 3 * x
+        if work.evaluated > batch:
+            encoding += codes + x  # those of the batch before are still there
+        a_number = batch * self.d_model * self.itemsize
+        block = self.taken(BLOCK * a_number, a_number)
+        logits = 2 * 4 * min(LOGITS_AT_ONCE, batch * self.vocabulary)
+        above = codes + 4 * x + max(block, logits + 2 * a_number)
+        if self.on_gpu or codes >= HEAP_BLOCK:
+            return max(encoding, above)
+        # what a heap has given for the codes it keeps, while the logits come from elsewhere
+        return encoding + block + logits
+
+    @property
+    def pairs(self) -> float:
+        each = [self._of_pairs(what, count) for what, count in self.work.pairs.items()]
+        return max(each, default=0)
+
+    def _of_pairs(self, what: str, count: int) -> float:
+        """A batch of pairs, and what is kept of all of them."""
+        work, cost = self.work, costs()[what]
+        rows = min(count, PAIRS) * work.length
+        a_number = rows * self.d_model * self.itemsize
+        batch = self.taken(BLOCK * a_number, a_number)
+        if not cost.products:
+            return batch
+        codes = 4 * rows * work.n_latents
+        # activations of all checkpoints and the line at one; places and sizes of active latents
+        all_pairs = count * (work.length * (self.width + 4 * self.d_model) + 28 * work.active)
+        # effects, as they come and put together; a GPU's are fetched from it
+        in_memory = what in METHODS and not self.on_gpu
+        found = 64 * self.n * count * work.active if in_memory else 0
+        reading = self.taken(5.25 * codes, codes)
+        # the share of the most common length, neither the longest nor the mean: what is packed
+        largest = min(1, 1.5 / work.lengths)
+        items = numbers = 0.0
+        if cost.gradients or cost.gradients_a_latent:
+            items = GRADIENTS_AT_ONCE
+            if what == "atp":
+                items = min(items, count, PAIRS)
+            elif cost.gradients:  # two pieces of the line at first
+                items = min(items, 2 * len(NODES) * min(count, PAIRS) * largest)
+            numbers = SAVED * max(1, self.above) * work.mean_length
+        elif cost.passes_a_latent:
+            items = min(count, PAIRS) * work.active * largest
+            items = min(ITEMS_AT_ONCE, items)
+            length = (work.length + work.mean_length) / 2
+            # keys and values of what comes before the change, on their own and with what follows
+            numbers = BLOCK * (length - 1) + 2 * self.above * (length + 1)
+            all_pairs += 2 * self.above * count * work.length * self.d_model * self.itemsize
+        a_number = items * self.d_model * self.itemsize
+        above = self.taken(numbers * a_number, work.length * a_number) + 2 * codes
+        return self.one + all_pairs + found + max(batch, reading, above)
 
 
 # ---- measuring
 
 
+clock = torch.utils.benchmark.timer  # the time of day, once a GPU is done
+
+
 def _timed(run: Callable[[], Any], least: float = 0.1) -> float:
     """Median seconds of a call, over at least so many seconds of calls after an uncounted one."""
-    timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+    threads = torch.get_num_threads()
+    timer = Timer("run()", timer=clock, globals={"run": run}, num_threads=threads)
     return timer.blocked_autorange(min_run_time=least).median  # it waits for a GPU
 
 
@@ -330,9 +538,14 @@ def measure_speeds(config: Any, work: Work, n: int, device: str, dtype: torch.dt
             if on_gpu:
                 found["chunk"] = _a_block(model, ids.repeat(CHUNK // PAIRS, 1))
             x, at = torch.randn(PAIRS, work.length, d_model, device=device), ids[:, 0]
+            a_call = _timed(lambda: _pass_above(model, x[:1, :2], at[:1], gradient=False))
+            found["call_block"] = min(_a_block(model, word), a_call)
+            found["call"] = a_call - found["call_block"]
             plain = _timed(lambda: _pass_above(model, x, at, gradient=False))
+            last = max(plain - found["call"], 0.2 * plain)
+            found["last"] = min(1.0, last / found["pairs"])
             with_gradient = _timed(lambda: _pass_above(model, x, at, gradient=True))
-            found["gradient"] = max(1.0, with_gradient / plain)
+            found["gradient"] = max(1.0, (with_gradient - 2 * found["call"]) / last)
         if work.evaluated:
             found["logits"] = _head_speed(d_model, vocabulary, device, dtype)
         if work.n_latents:
@@ -355,18 +568,53 @@ def _dictionary_speeds(work: Work, n: int, d_model: int, device: str) -> dict[st
     rows = work.batch_size if work.steps else 512
     n_latents = work.n_latents
     if not device.startswith("cuda"):
-        most = 2.5e10 / (10 * n * d_model * rows)  # latents that a CPU trains in under a second
+        most = 2e10 / (10 * n * d_model * rows)  # latents that a CPU trains in under half a second
         n_latents = min(n_latents, max(128, int(most)))
     share = work.n_latents / n_latents
-    k = max(1, min(n_latents, work.k * n_latents // work.n_latents))
-    crosscoder = Crosscoder(n, d_model, n_latents, k=k).to(device)
+    k = max(1, work.k * n_latents // work.n_latents)
+    sparsity = "batch_topk" if work.k else "l1"
+    crosscoder = Crosscoder(n, d_model, n_latents, sparsity, k=k).to(device)
     x = torch.randn(rows, n, d_model, device=device)
     with torch.no_grad():
-        product = _timed(lambda: crosscoder.pre_activations(x[:512])) / len(x[:512])
-    config = TrainConfig(steps=1000, k_anneal=0, lr=1e-5, bf16=work.bf16)
-    run = TrainingRun(crosscoder.train(), config)
-    step = _timed(lambda: run.step(x, log=False)) if work.steps else 0.0
+        product = _timed(lambda: crosscoder.eval().encode(x[:512])) / len(x[:512])
+    step = _mean_step(crosscoder.train(), work, x) if work.steps else 0.0
     return {"product": product * share, "step": step * share}
+
+
+def _mean_step(crosscoder: Crosscoder, work: Work, x: torch.Tensor) -> float:
+    """Seconds of a training step, on average over a training.
+
+    k falls over the first half, as `TrainConfig` has it; a few latents are dead, once there have
+    been tokens enough for that; and one step in LOG_EVERY is logged.
+    """
+    config = TrainConfig(steps=1000, k_anneal=0, lr=1e-5, bf16=work.bf16)
+
+    def taken(k: float = 0, dead: float = 0.0, log: bool = False) -> float:
+        run = TrainingRun(crosscoder, config)
+        run.k = lambda step: round(k * crosscoder.n_latents / work.n_latents) or 1
+        n_dead = round(dead * crosscoder.n_latents)
+        if n_dead:
+            run.tokens = config.dead_after_tokens
+
+        def step() -> None:
+            run.silent[:n_dead] = config.dead_after_tokens
+            figures = run.step(x, log)
+            if log:
+                torch.stack(list(figures.values())).tolist()
+
+        return _timed(step)
+
+    last = taken(work.k)
+    seconds = last
+    if work.k_start > work.k:
+        first, middle = taken(work.k_start), taken((work.k + work.k_start) / 2)
+        falling = (first + 4 * middle + last) / 6  # Simpson's rule
+        seconds = (1 - K_ANNEAL) * last + K_ANNEAL * falling
+    seconds += max(0, taken(work.k, log=True) - last) / LOG_EVERY
+    if work.k:
+        late = max(0, 1 - config.dead_after_tokens / (work.steps * work.batch_size))
+        seconds += late * max(0, taken(work.k, dead=DEAD) - last)
+    return seconds
 
 
 def _two_blocks(config: Any, device: str, dtype: torch.dtype) -> hooks.HookedModel:
