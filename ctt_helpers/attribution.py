@@ -759,9 +759,9 @@ class Method:
     sampled: bool = False
 
 
-# Along a line gradients differ from pair to pair. On the embedded suite "ig" takes 20 to 50: 10 for
+# Along a line gradients differ from pair to pair. On the embedded suite "ig" takes 20 to 44: 10 for
 # its first two pieces, and 10 and a pass for each that is halved; "ig_near" halves none.
-HALVED = 2.2
+HALVED = 1.9
 # Positions from the first where a latent is active, as a share of those after the first one: .63 to
 # .72 there.
 FROM_FIRST = 0.67
