@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ctt_helpers import hooks
 from ctt_helpers.hooks import stacked_activations as stacked_activations
-from ctt_helpers.messages import whole_number
+from ctt_helpers.messages import show_size, whole_number
 
 if TYPE_CHECKING:
     from ctt_helpers.sources.checkpoints import Checkpoints
@@ -243,6 +243,10 @@ class TensorStream:
 
     def fingerprint(self) -> str:
         """Changes with anything that changes the batches: data, checkpoints, layer, seed, sizes."""
+        settings = json.dumps(self._settings(), sort_keys=True)
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+    def _settings(self) -> list[Any]:
         settings = [
             self.source,
             self.n_tokens,
@@ -251,8 +255,7 @@ class TensorStream:
             self.seed,
             self.buffer_tokens,
         ]
-        settings += [] if self.max_norm is None else [self.max_norm]
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        return settings if self.max_norm is None else [*settings, self.max_norm]
 
 
 class _AllTokens:
@@ -322,8 +325,9 @@ class ActivationStream(TensorStream):
 
     Sequences are read in fixed groups, so that an activation does not depend on when it is asked
     for. The first token of a sequence is left out. Small texts stay in memory after the first
-    reading. Where the checkpoints do not fit into memory together, each is loaded once for half a
-    buffer of tokens (or once in all, for a text that stays in memory).
+    reading. Where the checkpoints do not fit into memory together, each is loaded again for every
+    half buffer of tokens (or once in all, for a text that stays in memory), with a warning: an
+    `ActivationCache` loads each once.
 
     Args:
         ckpts: the checkpoints, with their layer.
@@ -361,6 +365,7 @@ class ActivationStream(TensorStream):
         self._keeps = gigabytes <= cache_gb
         self._kept: Float[Tensor, "tokens checkpoints d_model"] | None = None
         self._there: set[int] = set()  # groups that are in it
+        self._told = False
 
     def _read(
         self, groups: Sequence[int]
@@ -377,10 +382,24 @@ class ActivationStream(TensorStream):
     def _from_models(
         self, groups: Sequence[int]
     ) -> Iterator[tuple[int, int, Float[Tensor, "tokens d_model"]]]:
+        self._tell_dear()
         for c, model in enumerate(self.ckpts):
             for place, group in enumerate(groups):
                 x = read_group(model, self.text, group, self.sequences_per_group)
                 yield c, place, hooks.at_least_float32(x)
+
+    def _tell_dear(self) -> None:
+        if self._told or self._keeps or self.ckpts.together:
+            return
+        self._told = True
+        size = self.n_tokens * self.n_checkpoints * self.d_model * 4
+        warnings.warn(
+            f"{len(self.ckpts)} checkpoints that do not fit into memory together are loaded again "
+            f"for every {self.buffer_tokens // 2:,} tokens. To load each once: "
+            "ActivationCache.build(ckpts, text, folder).stream(...), which takes "
+            f"{show_size(size)} of disk (half with dtype='bfloat16').",
+            stacklevel=2,
+        )
 
     def _keep(self, groups: Sequence[int]) -> Float[Tensor, "tokens checkpoints d_model"]:
         """Read what is not in memory yet; all of it where going through the models is dear."""
