@@ -414,7 +414,9 @@ class _Builder:
             return wanted
         about = read_json(self.folder / ABOUT)
         if not isinstance(about, dict) or about.get("kind") != KIND:
-            raise FileExistsError(f"{self.folder / ABOUT} is not of an {KIND}: give another folder.")
+            raise FileExistsError(
+                f"{self.folder / ABOUT} is not of an {KIND}: give another folder."
+            )
         told = []
         for key, value in wanted["source"].items():
             if about["source"].get(key) != value:
