@@ -6,18 +6,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import effects, estimates, report, settings, speed, story, training
+from benchmarks import effects, estimates, report, settings, speed, story, stream, training
 
 TITLE = "Results of the benchmarks"
 BENCHMARKS = {"story": story, "settings": settings, "speed": speed}
-# what the page shows; `python -m benchmarks.effects`, `benchmarks.training` and
-# `benchmarks.estimates` are commands of their own, for they ask for devices, models and sizes
+# what the page shows; `python -m benchmarks.effects`, `benchmarks.training`, `benchmarks.stream`
+# and `benchmarks.estimates` are commands of their own: they ask for devices, models and sizes
 PARTS = {
     **BENCHMARKS,
     "effects_speed": effects,
     "effects_gpu": effects,
     "training": training,
     "training_gpu": training,
+    "stream": stream,
     "estimates": estimates,
     "estimates_paper": estimates,
 }

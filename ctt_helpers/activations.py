@@ -291,6 +291,8 @@ class _Buffer:
     def __init__(self, stream: TensorStream, values: Float[Tensor, "rows checkpoints d_model"]):
         self.values, self._stream = values, stream
         self._free = np.arange(len(values))
+        # numpy writes short rows several times as fast as torch does
+        self._array = _as_array(values) if values.device.type == "cpu" else None
 
     def load(self, tokens: np.ndarray) -> np.ndarray:
         """Read tokens, from whatever groups they are in; returns the row of each."""
@@ -299,17 +301,27 @@ class _Buffer:
         order = np.argsort(groups, kind="stable")
         needed, starts = np.unique(groups[order], return_index=True)
         where = np.split(order, starts[1:])  # of each group, its places among the tokens
-        goes_to = [_moved(rows[here], self.values.device) for here in where]
+        goes_to = [rows[here] for here in where]
+        if self._array is None:
+            goes_to = [_moved(these, self.values.device) for these in goes_to]
         for c, place, x in self._stream._read(needed.tolist()) if len(needed) else []:
             chosen = inside[where[place]]
             if not np.array_equal(chosen, np.arange(len(x))):
                 x = x[torch.from_numpy(chosen).to(x.device)]
-            self.values[goes_to[place], c] = x.to(self.values.device)
+            if self._array is None:
+                self.values[goes_to[place], c] = x.to(self.values.device)
+            else:
+                self._array[goes_to[place], c] = _as_array(x)
         return rows
 
     def release(self, rows: np.ndarray) -> None:
         """These have been served, and give way to others."""
-        self._free = np.concatenate([self._free, rows])
+        self._free = np.sort(np.concatenate([self._free, rows]))  # memory likes it in order
+
+
+def _as_array(x: Tensor) -> np.ndarray:
+    """A tensor's own memory; numpy knows no bfloat16, of which it sees the bits."""
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).cpu().numpy()
 
 
 def _moved(indices: np.ndarray, device: torch.device) -> Int[Tensor, " indices"]:

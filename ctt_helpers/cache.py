@@ -312,8 +312,8 @@ class CachedStream(TensorStream):
     def _read(
         self, groups: Sequence[int]
     ) -> Iterator[tuple[int, int, Float[Tensor, "tokens d_model"]]]:
-        for c in range(self.n_checkpoints):
-            for place, group in enumerate(groups):
+        for place, group in enumerate(groups):  # all of a token's row while it is at hand
+            for c in range(self.n_checkpoints):
                 yield c, place, self.cache.read(c, group)
 
     def _memory(self) -> _Buffer:
