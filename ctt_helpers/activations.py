@@ -194,13 +194,13 @@ class TensorStream:
         first_round, skip = divmod(start, per_round)
         memory = self._memory()
         rows: np.ndarray | None = None  # of memory: where the buffer's tokens lie, as served
-        for number, (tokens, arrived, shuffle) in enumerate(self._rounds(served)):
-            if number < first_round:
-                continue
+        rounds = itertools.islice(self._rounds(served), first_round, None)
+        for (tokens, arrived, shuffle), (_, arriving, _) in itertools.pairwise(rounds):
             if rows is None:
                 rows = memory.load(tokens)
             else:
                 rows = np.concatenate([rows, memory.load(arrived)])[shuffle]
+            self._expect(arriving)
             for batch in self._in_batches(rows[:served], memory.values)[skip:]:
                 yield memory.values.index_select(0, batch)
             memory.release(rows[:served])
@@ -231,11 +231,14 @@ class TensorStream:
         if self.max_norm is None:
             return batches
         self.scales()  # takes the medians
-        bound = self.max_norm * self._medians.to(values)
-        norms = torch.cat([values.index_select(0, batch).norm(dim=-1) for batch in batches])
-        keep = (norms <= bound).all(1).cpu().numpy()
+        precise = (hooks.at_least_float32(values.index_select(0, batch)) for batch in batches)
+        norms = torch.cat([x.norm(dim=-1) for x in precise])
+        keep = (norms <= self.max_norm * self._medians.to(norms)).all(1).cpu().numpy()
         sizes = keep.reshape(len(batches), -1).sum(1).tolist()
         return _moved(rows[keep], values.device).split(sizes)
+
+    def _expect(self, tokens: np.ndarray) -> None:
+        """These are read next: where they come from a disk, it may begin."""
 
     def _memory(self) -> _Buffer | _AllTokens:
         """Where tokens are while they are served."""
@@ -321,7 +324,7 @@ class _Buffer:
 
 def _as_array(x: Tensor) -> np.ndarray:
     """A tensor's own memory; numpy knows no bfloat16, of which it sees the bits."""
-    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).cpu().numpy()
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def _moved(indices: np.ndarray, device: torch.device) -> Int[Tensor, " indices"]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import numpy as np
 import torch
 import xxhash
 from jaxtyping import Float, Int
@@ -47,6 +50,8 @@ KIND = "activation cache"
 ABOUT = "cache.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SHARD_BYTES = 256 * 10**6  # of a file, at most
+OPEN_FILES = 64  # at once
+HEADER = 2**16  # bytes at the beginning of a file, about, at most
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class ActivationCache:
 
     folder: Path
     about: dict[str, Any]
+    _files: dict[tuple[int, int], _File] = field(default_factory=dict, init=False, repr=False)
 
     # ---- made and found
 
@@ -247,24 +253,60 @@ class ActivationCache:
             FileNotFoundError: its file is missing.
             ValueError: its file is damaged, or another's; the message names it.
         """
-        from safetensors import SafetensorError, safe_open
-
         shard = group // self.about["groups_per_shard"]
         first = self._groups(shard)[0]
-        path = self._path(checkpoint, shard)
+        file = self._opened(checkpoint, shard)
+        x = file.x[self._rows(group, first)]
+        if _checksum(x) != file.checksums[group - first]:
+            raise ValueError(f"{file.path} is not as it was written, in group {group}. {_REMEDY}")
+        return x
+
+    def _opened(self, checkpoint: int, shard: int) -> _File:
+        """One of its files; the last ones stay open, for opening takes longer than reading."""
+        file = self._files.pop((checkpoint, shard), None)
+        if file is None:
+            file = _File(self._path(checkpoint, shard))
+            if file.mark != self._mark(checkpoint, shard):
+                raise ValueError(f"{file.path} is of another {KIND}, or changed. {_REMEDY}")
+        self._files[checkpoint, shard] = file  # the last is the latest used
+        if len(self._files) > OPEN_FILES:
+            del self._files[next(iter(self._files))]
+        return file
+
+    def fetch(self, checkpoint: int, group: int) -> None:
+        """Tell the system that a group is read soon: it may get it from the disk beforehand."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        shard = group // self.about["groups_per_shard"]
+        rows = self._rows(group, self._groups(shard)[0])
+        width = self.d_model * self.dtype.itemsize
+        with suppress(OSError), open(self._path(checkpoint, shard), "rb") as file:
+            length = (rows.stop - rows.start) * width + HEADER
+            advice = os.POSIX_FADV_WILLNEED
+            os.posix_fadvise(file.fileno(), rows.start * width, length, advice)
+
+
+class _File:
+    """One file of a cache, open.
+
+    Attributes:
+        x: [tokens, d_model] its activations, of which any slice is mapped into memory.
+        mark: what they are of.
+        checksums: of each group.
+    """
+
+    def __init__(self, path: Path):
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing. {_REMEDY}")
         try:
             with safe_open(path, framework="pt") as file:
-                told = file.metadata() or {}
-                x = file.get_slice("x")[self._rows(group, first)]
+                told, self.x = file.metadata() or {}, file.get_slice("x")
         except (SafetensorError, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read ({error}). {_REMEDY}") from error
-        if told.get("mark") != self._mark(checkpoint, shard):
-            raise ValueError(f"{path} is of another {KIND}, or changed. {_REMEDY}")
-        if _checksum(x) != told["checksums"].split()[group - first]:
-            raise ValueError(f"{path} is not as it was written, in group {group}. {_REMEDY}")
-        return x
+        self.mark, self.checksums = told.get("mark"), told.get("checksums", "").split()
 
 
 # what stays the same for all files of a cache
@@ -315,6 +357,11 @@ class CachedStream(TensorStream):
         for place, group in enumerate(groups):  # all of a token's row while it is at hand
             for c in range(self.n_checkpoints):
                 yield c, place, self.cache.read(c, group)
+
+    def _expect(self, tokens: np.ndarray) -> None:
+        for group in np.unique(tokens // self.group_tokens).tolist():
+            for c in range(self.n_checkpoints):
+                self.cache.fetch(c, group)
 
     def _memory(self) -> _Buffer:
         sizes = (self._most_rows(), self.n_checkpoints, self.d_model)

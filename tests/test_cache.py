@@ -127,6 +127,10 @@ def test_bfloat16_is_rounded_once_and_says_so(ckpts, tmp_path):
     # each number is off by 2^-9 of itself at most, and so is a norm
     torch.testing.assert_close(b.scales(), a.scales(), rtol=2**-9, atol=0)
     assert b._memory().values.dtype == torch.bfloat16
+    few = rounded.stream(**given, max_norm=1.2)
+    for x, y in zip(first(few), first(b), strict=True):
+        assert torch.equal(x, y[(y.norm(dim=-1) <= 1.2 * few._medians.float()).all(1)])
+        assert len(x) < len(y)
 
 
 def test_models_in_bfloat16_lose_nothing(suite, tmp_path):
