@@ -1,6 +1,6 @@
 """Activations: read, buffered, kept on disk, and trained on from there.
 
-    python -m benchmarks.stream [--model pythia-70m] [--device cuda] [--only TABLE] [--shrink]
+    python -m benchmarks.stream [--model pythia-14m] [--device cuda] [--only TABLE] [--shrink]
 
 Models of true shape with random weights are made on the spot: nothing is downloaded. Times are the
 clock's, at one thread: they want a machine that does nothing else. Ratios are of ways in turns in
@@ -93,13 +93,13 @@ CPU = Sizes(
     shapes=(Shape(64, 512, 16), Shape(128, 2048, 32), Shape(512, 4096, 32)),
     tokens=2**17,
     buffer=2**16,
-    sequences=128,
-    length=1024,
-    read_buffer=2**16,
+    sequences=600,
+    length=256,
+    read_buffer=2**17,
     steps=40,
 )
-GPU = Sizes((training.PAPER,), 2**18, 2**17, 512, 1024, 2**17, 40)
-SHRUNK = Sizes((Shape(16, 64, 4, batch_size=64),), 2000, 640, 12, 64, 256, 4)
+GPU = Sizes((training.PAPER,), 2**18, 2**17, 150, 1024, 2**17, 40)
+SHRUNK = Sizes((Shape(16, 64, 4, batch_size=64),), 2000, 640, 24, 64, 256, 4)
 
 # ---- training from memory and from disk
 
@@ -221,7 +221,8 @@ def reading(ckpts: ctt.Checkpoints, sizes: Sizes, device: str) -> dict[str, Any]
     given = {"batch_size": 1024 if sizes is not SHRUNK else 64, "buffer_tokens": sizes.read_buffer}
     stream = ctt.ActivationStream(ckpts, text, cache_gb=0, **given)
     groups = range(-(-stream._most_rows() // stream.group_tokens))
-    n_batches = stream.n_tokens // stream.batch_size
+    # the buffer is filled, and filled up once
+    n_batches = 2 * (stream.buffer_tokens // 2 // stream.batch_size)
 
     def serve() -> None:
         for _ in itertools.islice(stream.batches(), n_batches):
@@ -373,7 +374,7 @@ def main(arguments: list[str] | None = None) -> dict[str, pd.DataFrame]:
     if on_gpu:
         about["gpu"] = torch.cuda.get_device_name()
     sizes = SHRUNK if given.shrink else GPU if on_gpu else CPU
-    model = given.model or ("pythia-1b" if on_gpu else "pythia-70m")
+    model = given.model or ("pythia-1b" if on_gpu else "pythia-14m")
     begin = time.perf_counter()
     frames = run(given.only or list(TABLES), model, sizes, device)
     about["seconds"] = round(time.perf_counter() - begin)

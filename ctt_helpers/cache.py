@@ -41,7 +41,7 @@ from ctt_helpers.files import (
     versions,
     write_json,
 )
-from ctt_helpers.messages import choose, progress, show_size
+from ctt_helpers.messages import choose, progress, show_size, whole_number
 
 if TYPE_CHECKING:
     from ctt_helpers.sources.checkpoints import Checkpoints
@@ -54,7 +54,7 @@ OPEN_FILES = 64  # at once
 HEADER = 2**16  # bytes at the beginning of a file, about, at most
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ActivationCache:
     """Activations of several checkpoints over one text, on disk; models are not needed any more.
 
@@ -85,7 +85,9 @@ class ActivationCache:
         """Read a text with one checkpoint after another, and write what they say.
 
         Each checkpoint is loaded once, whether they fit into memory together or not. A call that
-        was cut off is taken up by the same call; files that are there are kept.
+        was cut off is taken up by the same call; files that are there are kept. What it takes:
+        `ActivationCache.size` for the disk, the reading of `ctt.estimate(ckpts, tokens=...)` for
+        the time.
 
         Args:
             ckpts: the checkpoints, with their layer.
@@ -400,7 +402,7 @@ class _Builder:
             "d_model": ckpts.d_model,
         }
         self.of_text = describe_text(text)
-        self.shard_bytes = shard_bytes
+        self.shard_bytes = whole_number("shard_bytes", shard_bytes)
 
     def _described(self) -> dict[str, Any]:
         """What cache.json says before any checkpoint has been read."""

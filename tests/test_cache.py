@@ -115,6 +115,14 @@ def test_every_size_gives_the_streams_batches(
     shutil.rmtree(folder)
 
 
+def test_few_files_are_open_at_once(ckpts, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "OPEN_FILES", 2)
+    text = some_text(61, 10)
+    cache = ActivationCache.build(ckpts, text, tmp_path, **SMALL)
+    stream = ctt.ActivationStream(ckpts, text, 30, sequences_per_group=8)
+    assert same(first(cache.stream(30, device="cpu")), first(stream)) and len(cache._files) == 2
+
+
 def test_bfloat16_is_rounded_once_and_says_so(ckpts, tmp_path):
     text = some_text(61, 10)
     exact = ActivationCache.build(ckpts, text, tmp_path / "a", **SMALL)
