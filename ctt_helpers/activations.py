@@ -116,7 +116,7 @@ class TensorStream:
 
     def _read(
         self, groups: Sequence[int]
-    ) -> Iterator[tuple[int, int, Float[Tensor, "tokens d_model"]]]:
+    ) -> Iterator[tuple[int, int, Float[Tensor, "*tokens d_model"]]]:
         """(checkpoint, place in `groups`, activations), one checkpoint after another."""
         for c in range(self.n_checkpoints):
             for place, group in enumerate(groups):
@@ -144,7 +144,7 @@ class TensorStream:
                 break
         parts: list[list[Tensor]] = [[] for _ in range(self.n_checkpoints)]
         for c, _, x in self._read(sample):
-            parts[c].append(hooks.at_least_float32(x).norm(dim=-1).cpu().double())
+            parts[c].append(hooks.at_least_float32(x).norm(dim=-1).flatten().cpu().double())
         norms = torch.stack([torch.cat(part) for part in parts])  # [checkpoints, tokens]
         if not norms.isfinite().all() or not (norms.mean(1) > 0).all():
             mean = norms.mean(1).tolist()
@@ -294,28 +294,29 @@ class _Buffer:
     def __init__(self, stream: TensorStream, values: Float[Tensor, "rows checkpoints d_model"]):
         self.values, self._stream = values, stream
         self._free = np.arange(len(values))
-        # numpy writes short rows several times as fast as torch does
-        self._array = _as_array(values) if values.device.type == "cpu" else None
 
     def load(self, tokens: np.ndarray) -> np.ndarray:
         """Read tokens, from whatever groups they are in; returns the row of each."""
-        rows, self._free = np.split(self._free, [len(tokens)])
-        groups, inside = np.divmod(tokens, self._stream.group_tokens)
-        order = np.argsort(groups, kind="stable")
-        needed, starts = np.unique(groups[order], return_index=True)
-        where = np.split(order, starts[1:])  # of each group, its places among the tokens
-        goes_to = [rows[here] for here in where]
-        if self._array is None:
-            goes_to = [_moved(these, self.values.device) for these in goes_to]
+        free, self._free = np.split(self._free, [len(tokens)])
+        order = np.argsort(tokens)
+        groups, inside = np.divmod(tokens[order], self._stream.group_tokens)
+        needed, starts = np.unique(groups, return_index=True)
+        chosen = np.split(inside, starts[1:])
+        goes_to = np.split(free, starts[1:])  # in order, as they are read
         for c, place, x in self._stream._read(needed.tolist()) if len(needed) else []:
-            chosen = inside[where[place]]
-            if not np.array_equal(chosen, np.arange(len(x))):
-                x = x[torch.from_numpy(chosen).to(x.device)]
-            if self._array is None:
-                self.values[goes_to[place], c] = x.to(self.values.device)
-            else:
-                self._array[goes_to[place], c] = _as_array(x)
+            if not np.array_equal(chosen[place], np.arange(x[..., 0].numel())):
+                x = x.flatten(0, -2)[_moved(chosen[place], x.device)]
+            self._write(goes_to[place].reshape(x.shape[:-1]), c, x)
+        rows = np.empty_like(tokens)
+        rows[order] = free
         return rows
+
+    def _write(self, rows: np.ndarray, c: int, x: Float[Tensor, "*tokens d_model"]) -> None:
+        device = self.values.device
+        if device.type == "cpu":  # numpy writes short rows several times as fast as torch does
+            _as_array(self.values)[rows, c] = _as_array(x)
+        else:
+            self.values[_moved(rows, device), c] = x.to(device)
 
     def release(self, rows: np.ndarray) -> None:
         """These have been served, and give way to others."""
@@ -384,7 +385,7 @@ class ActivationStream(TensorStream):
 
     def _read(
         self, groups: Sequence[int]
-    ) -> Iterator[tuple[int, int, Float[Tensor, "tokens d_model"]]]:
+    ) -> Iterator[tuple[int, int, Float[Tensor, "*tokens d_model"]]]:
         if not self._keeps:
             yield from self._from_models(groups)
             return
@@ -396,7 +397,7 @@ class ActivationStream(TensorStream):
 
     def _from_models(
         self, groups: Sequence[int]
-    ) -> Iterator[tuple[int, int, Float[Tensor, "tokens d_model"]]]:
+    ) -> Iterator[tuple[int, int, Float[Tensor, "sequences rest d_model"]]]:
         self._tell_dear()
         for c, model in enumerate(self.ckpts):
             for place, group in enumerate(groups):
@@ -425,7 +426,8 @@ class ActivationStream(TensorStream):
             missing = [group for group in range(self.n_groups) if group not in self._there]
         for c, place, x in self._from_models(missing) if missing else []:
             start = missing[place] * self.group_tokens
-            self._kept[start : start + len(x), c] = x
+            end = start + self._group_size(missing[place])
+            self._kept[start:end, c].unflatten(0, x.shape[:-1]).copy_(x)
         self._there.update(missing)
         return self._kept
 
@@ -459,13 +461,13 @@ def sequences_at_once(text: Int[Tensor, "sequences length"], wanted: int) -> int
 
 def read_group(
     model: hooks.HookedModel, text: Int[Tensor, "sequences length"], group: int, sequences: int
-) -> Float[Tensor, "tokens d_model"]:
+) -> Float[Tensor, "sequences rest d_model"]:
     """One group of the text, of so many sequences: its activations without the first tokens.
 
     They are in the model's own dtype.
     """
     ids = text[group * sequences : (group + 1) * sequences]
-    return hooks.residual_stream(model, ids)[:, 1:].flatten(0, 1)
+    return hooks.residual_stream(model, ids)[:, 1:]
 
 
 def describe_text(text: Int[Tensor, "sequences length"]) -> dict[str, Any]:

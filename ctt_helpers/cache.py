@@ -525,7 +525,8 @@ class _Builder:
         x = torch.empty(n_tokens, cache.d_model, dtype=cache.dtype, pin_memory=on_gpu)
         for group in groups:
             found = read_group(model, self.text, group, self.sizes["sequences_per_group"])
-            x[cache._rows(group, groups[0])].copy_(found.to(cache.dtype), non_blocking=True)
+            part = x[cache._rows(group, groups[0])].view(found.shape)
+            part.copy_(found.to(cache.dtype), non_blocking=True)
         if on_gpu:
             torch.cuda.synchronize(model.device)
         parts = [x[cache._rows(group, groups[0])] for group in groups]
