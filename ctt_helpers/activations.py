@@ -307,6 +307,7 @@ class _Buffer:
             if not np.array_equal(chosen[place], np.arange(x[..., 0].numel())):
                 x = x.flatten(0, -2)[_moved(chosen[place], x.device)]
             self._write(goes_to[place].reshape(x.shape[:-1]), c, x)
+            del x  # before the next is read
         rows = np.empty_like(tokens)
         rows[order] = free
         return rows
@@ -401,8 +402,13 @@ class ActivationStream(TensorStream):
         self._tell_dear()
         for c, model in enumerate(self.ckpts):
             for place, group in enumerate(groups):
-                x = read_group(model, self.text, group, self.sequences_per_group)
-                yield c, place, hooks.at_least_float32(x)
+                yield c, place, self._group_from(model, group)
+
+    def _group_from(
+        self, model: hooks.HookedModel, group: int
+    ) -> Float[Tensor, "sequences rest d_model"]:
+        x = read_group(model, self.text, group, self.sequences_per_group)
+        return hooks.at_least_float32(x)
 
     def _tell_dear(self) -> None:
         if self._told or self._keeps or self.ckpts.together:
