@@ -49,8 +49,9 @@ TABLES = {
         "memory. It says the same as the ratio, with less noise."
     ),
     "stream_reading": (
-        "What surrounds the models while a stream reads a text that does not stay in memory. On a "
-        "CPU the process's own time. overhead: seconds in the stream outside the models' passes, divided by those in them. "
+        "What surrounds the models while a stream reads a text that does not stay in memory. "
+        "overhead: seconds in the stream outside the models' passes, divided by those in them (on "
+        "a CPU the process's own). "
         "Memory at the peak of the process, in 10^6 bytes, for a buffer of buffer_mb: of the "
         "stream (peak_mb), and of the bare passes over the same groups (passes_mb); buffers: "
         "their difference in buffers."

@@ -162,7 +162,10 @@ class ActivationCache:
 
     @staticmethod
     def size(ckpts: Checkpoints, text: Int[Tensor, "sequences length"], dtype: str = "auto") -> int:
-        """Bytes that a cache takes on disk, but for the headers of its files (below 1 %)."""
+        """Bytes that a cache takes on disk.
+
+        The headers of its files come on top: below 1 %, unless groups are of very few tokens.
+        """
         tokens = text.shape[0] * (text.shape[1] - 1)
         itemsize = DTYPES[_pick(dtype, ckpts.dtype)].itemsize
         return len(ckpts) * tokens * ckpts.d_model * itemsize

@@ -115,6 +115,37 @@ def test_every_size_gives_the_streams_batches(
     shutil.rmtree(folder)
 
 
+def test_the_disk_is_told_what_is_read_next(ckpts, tmp_path, monkeypatch):
+    cache = ActivationCache.build(ckpts, some_text(400, 10), tmp_path, **SMALL)
+    ahead, ranges = [], []
+
+    def advise(file, offset, length, advice):
+        ranges.append((offset, length))
+
+    def fetch(self, c, group, real=ActivationCache.fetch):
+        ahead.append((c, group))
+        real(self, c, group)
+
+    def read(self, c, group, real=ActivationCache.read):
+        if ranges:  # after the first filling of the buffer
+            ahead.remove((c, group))  # an error, where nothing was told of it
+        return real(self, c, group)
+
+    monkeypatch.setattr(ActivationCache, "fetch", fetch)
+    monkeypatch.setattr(ActivationCache, "read", read)
+    monkeypatch.setattr(module.os, "posix_fadvise", advise, raising=False)
+    monkeypatch.setattr(module.os, "POSIX_FADV_WILLNEED", 3, raising=False)
+    first(cache.stream(30, buffer_tokens=500, device="cpu"), 200)
+    assert len(ranges) > 3 * cache.n_groups
+    # the second group of a file: its rows, wherever they begin behind the header
+    ranges.clear()
+    cache.fetch(0, 1)
+    (offset, length), rows = ranges[0], cache._rows(1)
+    header = 8 + int.from_bytes(cache._path(0, 0).read_bytes()[:8], "little")
+    assert offset <= header + 4 * 32 * rows.start
+    assert offset + length >= header + 4 * 32 * rows.stop
+
+
 def test_few_files_are_open_at_once(ckpts, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "OPEN_FILES", 2)
     text = some_text(61, 10)
