@@ -2,8 +2,8 @@
 
     python -m benchmarks.stream [--model pythia-14m] [--device cuda] [--only TABLE] [--shrink]
 
-Models of true shape with random weights are made on the spot: nothing is downloaded. Times are the
-clock's, at one thread: they want a machine that does nothing else. Ratios are of ways in turns in
+Models of true shape with random weights are made on the spot: nothing is downloaded. Times are at
+one thread, and want a machine that does nothing else. Ratios are of ways in turns in
 one process. `--shrink` runs the same code with small sizes.
 """
 
@@ -35,14 +35,15 @@ from ctt_helpers.hooks import pick_device
 from ctt_helpers.sources import checkpoints
 from ctt_helpers.training import LOG_EVERY, _moved
 
-ROUNDS = 5  # of all ways in turns
+ROUNDS = 3  # of all ways in turns
 DTYPES = ("float32", "bfloat16")
 
 TABLES = {
     "stream": (
         "Training steps (BatchTopK, as in the table training) on batches from memory, and from a "
         "cache on disk, one row for each size and source: milliseconds of a step with its batch, "
-        "and how many times longer than from memory, round by round. A round is half a buffer: "
+        "and how many times longer than from memory, round by round (on a CPU of the process's "
+        "own time, and by the clock: clock_ratio). A round is half a buffer: "
         "reading is in it. warm: the files are in the system's own cache; cold: they are taken "
         "out of it before each round, so that the disk is read. serve_ms: of a batch alone, with "
         "no step; added: how much longer that takes than from memory, as a share of a step from "
@@ -140,15 +141,20 @@ def training_from(shape: Shape, sizes: Sizes, device: str, folder: Path) -> list
     batches = {name: stream.batches() for name, stream in streams.items()}
     per_round = streams["memory"].buffer_tokens // 2 // shape.batch_size
     step_ms = {name: [] for name in streams}
+    wall_ms = {name: [] for name in streams}
     serve_ms = {name: [] for name in streams}
+    clock = own_clock(device)
     for _ in range(ROUNDS + 1):  # the first is not counted: buffers are filled in it
         for name, served in batches.items():
             prepare_files(folder, name)
-            with_step = taken(lambda s=served: steps(run, s, per_round), device)
-            step_ms[name].append(1000 * with_step / per_round)
+            own = clock()
+            wall = taken(lambda s=served: steps(run, s, per_round), device)
+            step_ms[name].append(1000 * (clock() - own) / per_round)
+            wall_ms[name].append(1000 * wall / per_round)
         for name, served in batches.items():
             prepare_files(folder, name)
-            alone = taken(lambda s=served: list(map(len, itertools.islice(s, per_round))), device)
+            served = itertools.islice(served, per_round)
+            alone = taken(lambda s=served: list(map(len, s)), device, clock)
             serve_ms[name].append(1000 * alone / per_round)
     rows = []
     for name in streams:
@@ -162,6 +168,7 @@ def training_from(shape: Shape, sizes: Sizes, device: str, folder: Path) -> list
                 "from": name,
                 "ms": np.median(step_ms[name][1:]),
                 "ratio": np.median(ratio),
+                "clock_ratio": np.median(np.divide(wall_ms[name], wall_ms["memory"])[1:]),
                 "serve_ms": np.median(serve_ms[name][1:]),
                 "added": np.median(added[1:]) / np.median(step_ms["memory"][1:]),
                 "batch_mb": shape.batch_size * 3 * shape.d_model * 4 / 1e6,
@@ -169,6 +176,11 @@ def training_from(shape: Shape, sizes: Sizes, device: str, folder: Path) -> list
             }
         )
     return rows
+
+
+def own_clock(device: str) -> Callable[[], float]:
+    """What others do on this machine does not count, where nothing runs on another device."""
+    return time.process_time if device == "cpu" else time.perf_counter
 
 
 def steps(run: Any, served: Iterator[Tensor], count: int) -> None:
@@ -240,8 +252,7 @@ def reading(ckpts: ctt.Checkpoints, sizes: Sizes, device: str) -> dict[str, Any]
 
     bare()  # the first pass pays for what is set up once
     assert ckpts.together  # judged once, too
-    # what others do on this machine is no overhead
-    clock = time.process_time if device == "cpu" else time.perf_counter
+    clock = own_clock(device)
     with passes_timed(device, clock) as seconds:
         in_all = taken(serve, device, clock)
     buffer = stream.buffer_tokens * len(ckpts) * ckpts.d_model * 4
