@@ -271,7 +271,8 @@ class ActivationCache:
         file = self._files.pop((checkpoint, shard), None)
         if file is None:
             file = _File(self._path(checkpoint, shard))
-            if file.mark != self._mark(checkpoint, shard):
+            whole = file.kind == KIND and len(file.checksums) == len(self._groups(shard))
+            if not whole or file.mark != self._mark(checkpoint, shard):
                 raise ValueError(f"{file.path} is of another {KIND}, or changed. {_REMEDY}")
         self._files[checkpoint, shard] = file  # the last is the latest used
         if len(self._files) > OPEN_FILES:
@@ -296,7 +297,7 @@ class _File:
 
     Attributes:
         x: [tokens, d_model] its activations, of which any slice is mapped into memory.
-        mark: what they are of.
+        kind, mark: what they are of.
         checksums: of each group.
     """
 
@@ -311,7 +312,8 @@ class _File:
                 told, self.x = file.metadata() or {}, file.get_slice("x")
         except (SafetensorError, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read ({error}). {_REMEDY}") from error
-        self.mark, self.checksums = told.get("mark"), told.get("checksums", "").split()
+        self.kind, self.mark = told.get("kind"), told.get("mark")
+        self.checksums = told.get("checksums", "").split()
 
 
 # what stays the same for all files of a cache

@@ -348,6 +348,22 @@ def test_a_flipped_bit_is_found_and_only_that_file_made_again(cache, ckpts, at, 
     assert made == [(1, 2)] and same(read_all(again), before)
 
 
+def test_a_flipped_bit_is_found_wherever_it_is(cache):
+    path = cache.folder / "step100" / "00002.safetensors"
+    content = path.read_bytes()
+    groups = cache._groups(2)
+    header = 8 + int.from_bytes(content[:8], "little")
+    for at in [*range(header), *range(header, len(content), 997)]:
+        damaged = bytearray(content)
+        damaged[at] ^= 4
+        path.unlink()
+        path.write_bytes(damaged)
+        opened = ActivationCache(cache.folder, cache.about)
+        with pytest.raises(ValueError, match=r"00002\.safetensors"):
+            for group in groups:
+                opened.read(1, group)
+
+
 def test_a_file_that_is_cut_short_is_found(cache, ckpts, monkeypatch):
     path = cache.folder / "step0" / "00001.safetensors"
     content = path.read_bytes()
