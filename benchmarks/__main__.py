@@ -15,6 +15,7 @@ from benchmarks import (
     settings,
     speed,
     story,
+    stream,
     training,
 )
 
@@ -28,6 +29,7 @@ PARTS = {
     "effects_gpu": effects,
     "training": training,
     "training_gpu": training,
+    "stream": stream,
     "scaling": scaling,
     "estimates": estimates,
     "estimates_paper": estimates,

@@ -20,6 +20,7 @@ _EXPORTS = {
         "suggest_triplet",
     ],
     "activations": ["ActivationStream", "TensorStream"],
+    "cache": ["ActivationCache"],
     "crosscoder": ["Crosscoder"],
     "training": ["TrainConfig", "TrainResult", "train"],
     "evaluation": [

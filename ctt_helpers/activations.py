@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ctt_helpers import hooks
 from ctt_helpers.hooks import stacked_activations as stacked_activations
-from ctt_helpers.messages import whole_number
+from ctt_helpers.messages import show_size, whole_number
 
 if TYPE_CHECKING:
     from ctt_helpers.sources.checkpoints import Checkpoints
@@ -94,10 +94,18 @@ class TensorStream:
         self._scales: Tensor | None = None
         self._medians: Tensor | None = None
 
+    def _most_rows(self) -> int:
+        """Tokens in the buffer when the last group made it full."""
+        return self.buffer_tokens - 1 + min(self.group_tokens, self.n_tokens)
+
     # ---- groups of tokens, the unit of reading
 
     def _group_size(self, group: int) -> int:
         return min(self.group_tokens, self.n_tokens - group * self.group_tokens)
+
+    def _tokens_of(self, group: int) -> np.ndarray:
+        start = group * self.group_tokens
+        return np.arange(start, start + self._group_size(group))
 
     def _group_order(self) -> Iterator[int]:
         """Groups, each once an epoch, in a new order each time, for ever."""
@@ -108,15 +116,12 @@ class TensorStream:
 
     def _read(
         self, groups: Sequence[int]
-    ) -> Iterator[tuple[int, int, Float[Tensor, "tokens d_model"]]]:
+    ) -> Iterator[tuple[int, int, Float[Tensor, "*tokens d_model"]]]:
         """(checkpoint, place in `groups`, activations), one checkpoint after another."""
         for c in range(self.n_checkpoints):
             for place, group in enumerate(groups):
                 start = group * self.group_tokens
                 yield c, place, self._x[start : start + self._group_size(group), c]
-
-    def _empty(self, n_tokens: int) -> Float[Tensor, "tokens checkpoints d_model"]:
-        return self._x.new_empty(n_tokens, self.n_checkpoints, self.d_model)
 
     # ---- scales
 
@@ -139,7 +144,7 @@ class TensorStream:
                 break
         parts: list[list[Tensor]] = [[] for _ in range(self.n_checkpoints)]
         for c, _, x in self._read(sample):
-            parts[c].append(x.norm(dim=-1).cpu().double())
+            parts[c].append(hooks.at_least_float32(x).norm(dim=-1).flatten().cpu().double())
         norms = torch.stack([torch.cat(part) for part in parts])  # [checkpoints, tokens]
         if not norms.isfinite().all() or not (norms.mean(1) > 0).all():
             mean = norms.mean(1).tolist()
@@ -175,74 +180,76 @@ class TensorStream:
             stacklevel=4,
         )
 
-    def _ordinary(self, batch: Float[Tensor, "tokens checkpoints d_model"]) -> Tensor:
-        """The batch without the tokens that are left out."""
-        if self.max_norm is None:
-            return batch
-        self.scales()  # takes the medians
-        bound = self.max_norm * self._medians.to(batch)
-        return batch[(batch.norm(dim=-1) <= bound).all(1)]
-
     # ---- batches
 
     def batches(self, start: int = 0) -> Iterator[Float[Tensor, "batch checkpoints d_model"]]:
         """Batches from number `start` on, without end; past the last token the data begin again.
 
         Then they come in another order. Each token of an epoch is served once; only the buffer's
-        rest carries over from round to round.
+        rest carries over from round to round. A host waits for a GPU once a round at most, and
+        only for `max_norm`.
         """
         per_round = self.buffer_tokens // 2 // self.batch_size
         served = per_round * self.batch_size
         first_round, skip = divmod(start, per_round)
+        memory = self._memory()
+        rows: np.ndarray | None = None  # of memory: where the buffer's tokens lie, as served
+        rounds = itertools.islice(self._rounds(served), first_round, None)
+        for (tokens, arrived, shuffle), (_, arriving, _) in itertools.pairwise(rounds):
+            if rows is None:
+                rows = memory.load(tokens)
+            else:
+                rows = np.concatenate([rows, memory.load(arrived)])[shuffle]
+            self._expect(arriving)
+            for batch in self._in_batches(rows[:served], memory.values)[skip:]:
+                yield memory.values.index_select(0, batch)
+            memory.release(rows[:served])
+            rows, skip = rows[served:], 0
+
+    def _rounds(self, served: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each round: the buffer's tokens as they are served, those that arrived, the shuffle.
+
+        The first `served` of them are gone in the next round.
+        """
         order = self._group_order()
-        places = np.empty(0, np.int64)  # the buffer, as indices of tokens
-        values: Tensor | None = None  # ... and as activations, once they are needed
+        tokens = np.empty(0, np.int64)
         for number in itertools.count():
-            new, size = [], len(places)
+            new, size = [tokens], len(tokens)
             while size < self.buffer_tokens:
-                new.append(next(order))
-                size += self._group_size(new[-1])
-            arrived = [
-                group * self.group_tokens + np.arange(self._group_size(group)) for group in new
-            ]
-            places = np.concatenate([places, *arrived])
-            shuffle = np.random.default_rng([self.seed, 1, number]).permutation(len(places))
-            places = places[shuffle]
-            if number >= first_round:
-                if values is None:
-                    values = self._gather(places)
-                else:
-                    values = self._refill(values, new, shuffle)
-                for index in range(skip if number == first_round else 0, per_round):
-                    batch = values[index * self.batch_size : (index + 1) * self.batch_size]
-                    yield self._ordinary(batch)
-                values = values[served:]
-            places = places[served:]
+                new.append(self._tokens_of(next(order)))
+                size += len(new[-1])
+            everything = np.concatenate(new)
+            shuffle = np.random.default_rng([self.seed, 1, number]).permutation(size)
+            yield everything[shuffle], everything[len(tokens) :], shuffle
+            tokens = everything[shuffle][served:]
 
-    def _gather(self, places: np.ndarray) -> Float[Tensor, "tokens checkpoints d_model"]:
-        """The activations of any tokens, from whatever groups they are in."""
-        groups, rows = np.divmod(places, self.group_tokens)
-        needed = np.unique(groups).tolist()
-        values = self._empty(len(places))
-        for c, place, x in self._read(needed):
-            here = np.flatnonzero(groups == needed[place])
-            values[torch.from_numpy(here), c] = x[torch.from_numpy(rows[here])]
-        return values
+    def _in_batches(
+        self, rows: np.ndarray, values: Float[Tensor, "rows checkpoints d_model"]
+    ) -> Sequence[Int[Tensor, " batch"]]:
+        """The rows of each batch where the values are, without those of tokens to leave out."""
+        batches = _moved(rows, values.device).split(self.batch_size)
+        if self.max_norm is None:
+            return batches
+        self.scales()  # takes the medians
+        precise = (hooks.at_least_float32(values.index_select(0, batch)) for batch in batches)
+        norms = torch.cat([x.norm(dim=-1) for x in precise])
+        keep = (norms <= self.max_norm * self._medians.to(norms)).all(1).cpu().numpy()
+        sizes = keep.reshape(len(batches), -1).sum(1).tolist()
+        return _moved(rows[keep], values.device).split(sizes)
 
-    def _refill(
-        self, rest: Tensor, new: list[int], shuffle: np.ndarray
-    ) -> Float[Tensor, "tokens checkpoints d_model"]:
-        """The rest and new groups, shuffled; written in place: two buffers are in memory."""
-        values = self._empty(len(shuffle))
-        goes_to = torch.from_numpy(np.argsort(shuffle))
-        values[goes_to[: len(rest)]] = rest
-        starts = np.cumsum([len(rest), *(self._group_size(group) for group in new)])
-        for c, place, x in self._read(new):
-            values[goes_to[starts[place] : starts[place + 1]], c] = x
-        return values
+    def _expect(self, tokens: np.ndarray) -> None:
+        """These are read next: where they come from a disk, it may begin."""
+
+    def _memory(self) -> _Buffer | _AllTokens:
+        """Where tokens are while they are served."""
+        return _AllTokens(self._x)
 
     def fingerprint(self) -> str:
         """Changes with anything that changes the batches: data, checkpoints, layer, seed, sizes."""
+        settings = json.dumps(self._settings(), sort_keys=True)
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+    def _settings(self) -> list[Any]:
         settings = [
             self.source,
             self.n_tokens,
@@ -251,8 +258,83 @@ class TensorStream:
             self.seed,
             self.buffer_tokens,
         ]
-        settings += [] if self.max_norm is None else [self.max_norm]
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        return settings if self.max_norm is None else [*settings, self.max_norm]
+
+
+class _AllTokens:
+    """All tokens stay in memory, each in the row of its own number.
+
+    Args:
+        values: [tokens, checkpoints, d_model], or room for them.
+        read: a function that sees to it that these groups are there.
+    """
+
+    def __init__(
+        self,
+        values: Float[Tensor, "tokens checkpoints d_model"],
+        read: Callable[[np.ndarray], None] = lambda tokens: None,
+    ):
+        self.values, self._read = values, read
+
+    def load(self, tokens: np.ndarray) -> np.ndarray:
+        self._read(tokens)
+        return tokens
+
+    def release(self, rows: np.ndarray) -> None:
+        pass  # they are kept
+
+
+class _Buffer:
+    """Tokens in memory from when they are read until they are served, each in a row of its own.
+
+    They never move: a shuffle is one of row numbers, and new tokens go where others were. So no
+    second buffer is needed.
+    """
+
+    def __init__(self, stream: TensorStream, values: Float[Tensor, "rows checkpoints d_model"]):
+        self.values, self._stream = values, stream
+        self._free = np.arange(len(values))
+
+    def load(self, tokens: np.ndarray) -> np.ndarray:
+        """Read tokens, from whatever groups they are in; returns the row of each."""
+        free, self._free = np.split(self._free, [len(tokens)])
+        order = np.argsort(tokens)
+        groups, inside = np.divmod(tokens[order], self._stream.group_tokens)
+        needed, starts = np.unique(groups, return_index=True)
+        chosen = np.split(inside, starts[1:])
+        goes_to = np.split(free, starts[1:])  # in order, as they are read
+        for c, place, x in self._stream._read(needed.tolist()) if len(needed) else []:
+            if not np.array_equal(chosen[place], np.arange(x[..., 0].numel())):
+                x = x.flatten(0, -2)[_moved(chosen[place], x.device)]
+            self._write(goes_to[place].reshape(x.shape[:-1]), c, x)
+            del x  # before the next is read
+        rows = np.empty_like(tokens)
+        rows[order] = free
+        return rows
+
+    def _write(self, rows: np.ndarray, c: int, x: Float[Tensor, "*tokens d_model"]) -> None:
+        device = self.values.device
+        if device.type == "cpu":  # numpy writes short rows several times as fast as torch does
+            _as_array(self.values)[rows, c] = _as_array(x)
+        else:
+            self.values[_moved(rows, device), c] = x.to(device)
+
+    def release(self, rows: np.ndarray) -> None:
+        """These have been served, and give way to others."""
+        self._free = np.sort(np.concatenate([self._free, rows]))  # memory likes it in order
+
+
+def _as_array(x: Tensor) -> np.ndarray:
+    """A tensor's own memory; numpy knows no bfloat16, of which it sees the bits."""
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def _moved(indices: np.ndarray, device: torch.device) -> Int[Tensor, " indices"]:
+    """Indices as a tensor on a device; a GPU fetches them without a wait."""
+    indices = torch.from_numpy(indices)
+    if device.type != "cuda":
+        return indices.to(device)
+    return indices.pin_memory().to(device, non_blocking=True)
 
 
 class ActivationStream(TensorStream):
@@ -260,8 +342,9 @@ class ActivationStream(TensorStream):
 
     Sequences are read in fixed groups, so that an activation does not depend on when it is asked
     for. The first token of a sequence is left out. Small texts stay in memory after the first
-    reading. Where the checkpoints do not fit into memory together, each is loaded once for half a
-    buffer of tokens (or once in all, for a text that stays in memory).
+    reading. Where the checkpoints do not fit into memory together, each is loaded again for every
+    half buffer of tokens (or once in all, for a text that stays in memory), with a warning: an
+    `ActivationCache` loads each once.
 
     Args:
         ckpts: the checkpoints, with their layer.
@@ -286,58 +369,116 @@ class ActivationStream(TensorStream):
         cache_gb: float = 1.0,
         max_norm: float | None = None,
     ):
-        if text.ndim != 2 or text.shape[1] < 2:
-            raise ValueError(
-                f"text must be [sequences, length >= 2] token ids; it is {tuple(text.shape)}."
-            )
+        self.sequences_per_group = sequences_at_once(text, sequences_per_group)
         length = text.shape[1]
-        sequences_per_group = whole_number("sequences_per_group", sequences_per_group)
-        # long ones: what a GPU holds
-        self.sequences_per_group = min(sequences_per_group, max(1, 2**14 // length))
         self.ckpts, self.text = ckpts, text
         self.n_checkpoints, self.d_model = len(ckpts), ckpts.d_model
         self.group_tokens = self.sequences_per_group * (length - 1)
         n_tokens = text.shape[0] * (length - 1)
         n_groups = -(-text.shape[0] // self.sequences_per_group)
         self._set_up(n_tokens, n_groups, batch_size, seed, buffer_tokens, max_norm)
-        about = {"text": _digest(text), "begins_with": _common_start(text)}
-        self.source = {**ckpts.source, **about}
+        self.source = {**ckpts.source, **describe_text(text)}
         gigabytes = n_tokens * self.n_checkpoints * self.d_model * 4 / 1e9
         self._keeps = gigabytes <= cache_gb
-        self._kept: dict[int, Float[Tensor, "tokens checkpoints d_model"]] = {}
-
-    def _ids(self, group: int) -> Int[Tensor, "sequences length"]:
-        start = group * self.sequences_per_group
-        return self.text[start : start + self.sequences_per_group]
+        self._kept: Float[Tensor, "tokens checkpoints d_model"] | None = None
+        self._there: set[int] = set()  # groups that are in it
+        self._told = False
 
     def _read(
         self, groups: Sequence[int]
-    ) -> Iterator[tuple[int, int, Float[Tensor, "tokens d_model"]]]:
-        if self._keeps:
-            self._keep(groups)
-            for c in range(self.n_checkpoints):
-                for place, group in enumerate(groups):
-                    yield c, place, self._kept[group][:, c]
+    ) -> Iterator[tuple[int, int, Float[Tensor, "*tokens d_model"]]]:
+        if not self._keeps:
+            yield from self._from_models(groups)
             return
+        kept = self._keep(groups)
+        for c in range(self.n_checkpoints):
+            for place, group in enumerate(groups):
+                start = group * self.group_tokens
+                yield c, place, kept[start : start + self._group_size(group), c]
+
+    def _from_models(
+        self, groups: Sequence[int]
+    ) -> Iterator[tuple[int, int, Float[Tensor, "sequences rest d_model"]]]:
+        self._tell_dear()
         for c, model in enumerate(self.ckpts):
             for place, group in enumerate(groups):
-                x = hooks.residual_stream(model, self._ids(group))
-                yield c, place, hooks.at_least_float32(x)[:, 1:].flatten(0, 1)
+                yield c, place, self._group_from(model, group)
 
-    def _keep(self, groups: Sequence[int]) -> None:
+    def _group_from(
+        self, model: hooks.HookedModel, group: int
+    ) -> Float[Tensor, "sequences rest d_model"]:
+        x = read_group(model, self.text, group, self.sequences_per_group)
+        return hooks.at_least_float32(x)
+
+    def _tell_dear(self) -> None:
+        if self._told or self._keeps or self.ckpts.together:
+            return
+        self._told = True
+        size = self.n_tokens * self.n_checkpoints * self.d_model * 4
+        warnings.warn(
+            f"{len(self.ckpts)} checkpoints that do not fit into memory together are loaded again "
+            f"for every {self.buffer_tokens // 2:,} tokens. To load each once: "
+            "ActivationCache.build(ckpts, text, folder).stream(...), which takes "
+            f"{show_size(size)} of disk (half with dtype='bfloat16').",
+            stacklevel=2,
+        )
+
+    def _keep(self, groups: Sequence[int]) -> Float[Tensor, "tokens checkpoints d_model"]:
         """Read what is not in memory yet; all of it where going through the models is dear."""
-        missing = [group for group in groups if group not in self._kept]
+        if self._kept is None:
+            self._kept = self._empty(self.n_tokens)
+        missing = [group for group in groups if group not in self._there]
         if missing and not self.ckpts.together:
-            missing = [group for group in range(self.n_groups) if group not in self._kept]
-        batches = [(self._ids(group), None) for group in missing]
-        read = hooks.stacked_batches(self.ckpts, batches) if missing else []
-        for group, x in zip(missing, read, strict=True):
-            self._kept[group] = x[:, 1:].flatten(0, 1)
+            missing = [group for group in range(self.n_groups) if group not in self._there]
+        for c, place, x in self._from_models(missing) if missing else []:
+            start = missing[place] * self.group_tokens
+            end = start + self._group_size(missing[place])
+            self._kept[start:end, c].unflatten(0, x.shape[:-1]).copy_(x)
+        self._there.update(missing)
+        return self._kept
+
+    def _memory(self) -> _Buffer | _AllTokens:
+        if self._keeps:
+            return _AllTokens(self._keep([]), self._keep_tokens)
+        return _Buffer(self, self._empty(self._most_rows()))
+
+    def _keep_tokens(self, tokens: np.ndarray) -> None:
+        self._keep(np.unique(tokens // self.group_tokens).tolist())
 
     def _empty(self, n_tokens: int) -> Float[Tensor, "tokens checkpoints d_model"]:
         dtype = torch.promote_types(self.ckpts.dtype, torch.float32)
         sizes = (n_tokens, self.n_checkpoints, self.d_model)
         return torch.empty(sizes, dtype=dtype, device=self.ckpts.device)
+
+
+def sequences_at_once(text: Int[Tensor, "sequences length"], wanted: int) -> int:
+    """How many sequences go through the models at once: fewer if they are long.
+
+    Raises:
+        ValueError: the text is not [sequences, length >= 2].
+    """
+    if text.ndim != 2 or text.shape[1] < 2:
+        raise ValueError(
+            f"text must be [sequences, length >= 2] token ids; it is {tuple(text.shape)}."
+        )
+    wanted = whole_number("sequences_per_group", wanted)
+    return min(wanted, max(1, 2**14 // text.shape[1]))  # what a GPU holds
+
+
+def read_group(
+    model: hooks.HookedModel, text: Int[Tensor, "sequences length"], group: int, sequences: int
+) -> Float[Tensor, "sequences rest d_model"]:
+    """One group of the text, of so many sequences: its activations without the first tokens.
+
+    They are in the model's own dtype.
+    """
+    ids = text[group * sequences : (group + 1) * sequences]
+    return hooks.residual_stream(model, ids)[:, 1:]
+
+
+def describe_text(text: Int[Tensor, "sequences length"]) -> dict[str, Any]:
+    """What a stream's source says of its text."""
+    return {"text": _digest(text), "begins_with": _common_start(text)}
 
 
 def _digest(tensor: Tensor) -> str:

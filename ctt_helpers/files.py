@@ -202,14 +202,14 @@ def save_folder(
     waiting = _waiting(tensor_file)
     with atomic_path(waiting) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "kind": kind})
-        _make_readable(temporary)
+        make_readable(temporary)
     sums = {tensor_file.name: sha256(waiting)}
     about = {"kind": kind, **settings, "versions": versions(), "sha256": sums}
     write_json(settings_file, about, checksum=True)
     os.replace(waiting, tensor_file)
 
 
-def _make_readable(file: Path) -> None:
+def make_readable(file: Path) -> None:
     """Give a file the permissions of any new file; safetensors keeps its own from others."""
     mask = os.umask(0)
     os.umask(mask)

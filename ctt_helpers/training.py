@@ -421,9 +421,9 @@ def train(
 
     Args:
         crosscoder: trained in place.
-        stream: raw activations, the same tokens at every checkpoint: an `ActivationStream` or
-            `TensorStream`, or what has their n_checkpoints, d_model, batch_size, source, scales(),
-            batches(start) and fingerprint().
+        stream: raw activations, the same tokens at every checkpoint: an `ActivationStream`, an
+            `ActivationCache`'s stream or a `TensorStream`, or what has their n_checkpoints,
+            d_model, batch_size, source, scales(), batches(start) and fingerprint().
         config: settings; None takes the defaults.
         out: folder for the result (crosscoder/, history.csv, train_config.json), and for what is
             needed to take up a run that was cut off. A finished run found there is loaded. None:

@@ -86,6 +86,19 @@ def test_behaviour(two):
     alike(tables)
 
 
+def test_a_cache_gives_a_gpu_the_batches_that_it_gives_a_cpu(two, tmp_path):
+    text = ctt.load_suite("tiny").text(20_000, seed=0)
+    for name, (_, ckpts, _) in zip(DEVICES, two, strict=True):
+        cache = ctt.ActivationCache.build(ckpts, text, tmp_path / name)
+        batches = [cache.stream(512, buffer_tokens=4096, device=d).batches(3) for d in DEVICES]
+        for _ in range(20):
+            on_cpu, on_gpu = map(next, batches)
+            assert on_gpu.is_cuda and torch.equal(on_gpu.cpu(), on_cpu)
+        given = {"batch_size": 512, "buffer_tokens": 4096, "cache_gb": 0}
+        stream = ctt.ActivationStream(ckpts, text, **given)
+        assert torch.equal(next(stream.batches(22)).cpu(), on_cpu)
+
+
 def test_training_evaluation_and_examples(two):
     suite = ctt.load_suite("tiny")
     reports = []

@@ -243,16 +243,19 @@ class Checkpoints(Sequence):
 
     # ---- what they are
 
+    def fingerprint_of(self, index: int) -> str:
+        """Fingerprint of one checkpoint's weights, which is loaded where it never was."""
+        if self.revisions[index] not in self._fingerprints:
+            self[index]  # loading takes the fingerprint
+        return self._fingerprints[self.revisions[index]]
+
     @cached_property
     def source(self) -> dict[str, Any]:
         """Where activations come from: suite, revisions, layer, dtype, and a fingerprint of each.
 
         Two checkpoints with the same weights are told.
         """
-        for index, revision in enumerate(self.revisions):
-            if revision not in self._fingerprints:
-                self[index]  # loading takes the fingerprint
-        prints = {revision: self._fingerprints[revision] for revision in self.revisions}
+        prints = {name: self.fingerprint_of(index) for index, name in enumerate(self.revisions)}
         tell_twins(prints, stacklevel=4)
         return {
             "suite": self.suite.name,

@@ -26,6 +26,7 @@ batch_size: int | None = None  # tokens a step
 n_tokens: int | None = None  # tokens of training text
 n_eval_tokens: int | None = None  # tokens of held-out text
 text_path: str | None = None  # file of text, or a name such as "pile-10k"; None: the suite's own
+cache_folder: str | None = None  # where activations are kept, each read once; None: nowhere
 training: dict | None = None  # further settings of TrainConfig, such as {"lr": 1e-3}
 train: bool = True  # False: load the crosscoder that is shipped with the suite
 penalty: float | None = None  # of a second crosscoder, for the last experiment; None: leave it out
@@ -108,7 +109,11 @@ checks.scales_of(scales_of)
 
 # %%
 text = suite.text(n_tokens, split="train", seed=seed, path=text_path)
-stream = ctt.ActivationStream(ckpts, text, batch_size=batch_size, seed=seed)
+if cache_folder is None:
+    stream = ctt.ActivationStream(ckpts, text, batch_size=batch_size, seed=seed)
+else:  # for much text, or checkpoints that do not fit into memory together
+    cache = ctt.ActivationCache.build(ckpts, text, cache_folder)
+    stream = cache.stream(batch_size=batch_size, seed=seed, device=device)
 x = next(stream.batches())
 scales = stream.scales().to(x.device)
 norm = x.norm(dim=-1).mean(0)
