@@ -380,12 +380,23 @@ def _hidden(output: Tensor | tuple) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
+class _NoCache(DynamicCache):
+    """A cache that keeps nothing.
+
+    Where none is given and no mask either, the model looks whether several texts lie in one
+    sequence: the host would wait for the device.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple:
+        return key_states, value_states
+
+
 def _inputs(model: HookedModel, ids: Ids, mask: Ids | None) -> dict[str, Any]:
     """What a pass is given; without a mask the host waits for nothing."""
     inputs = {"input_ids": ids.to(model.device, non_blocking=True), "use_cache": False}
-    if mask is not None:
-        inputs["attention_mask"] = mask.to(model.device, non_blocking=True)
-    return inputs
+    if mask is None:
+        return inputs | {"past_key_values": _NoCache()}
+    return inputs | {"attention_mask": mask.to(model.device, non_blocking=True)}
 
 
 def _forget_stop() -> None:
