@@ -51,6 +51,7 @@ _EXPORTS = {
 # name -> where the module is
 _MODULES = {name.rpartition(".")[2]: name for name in _EXPORTS} | {
     "checks": "notebook.checks",
+    "exchange": "sources.exchange",
     "files": "files",
     "hub": "sources.hub",
     "logs": "logs",

@@ -1,6 +1,7 @@
 """The crosscoder: one sparse dictionary for several checkpoints, with a decoder for each."""
 
 import copy
+import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -325,6 +326,62 @@ class Crosscoder(nn.Module):
             ) from error
         return crosscoder.eval()
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        report: Any = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Put it on the hub with a model card, filled in from what is known of it.
+
+        A repository that holds this or another crosscoder of ours gets this one in its place (the
+        older one stays in its history); a card that somebody has written stays.
+
+        Args:
+            repo_id: "org/name"; it is made where there is none.
+            report: from `evaluate`, whose figures go into the card.
+            private: whether others cannot see a repository that is made; None: as the account says.
+            token: of an account that may write there; None: that of `hf auth login` or HF_TOKEN. It
+                is written nowhere.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ConnectionError: the hub does not answer, or HF_HUB_OFFLINE forbids the network.
+            PermissionError: the account may not write there.
+            FileExistsError: the repository holds something else.
+            ValueError: the report is another crosscoder's, or the name is none.
+        """
+        return _exchange().push(self, repo_id, report, private, token)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id_or_folder: str | Path,
+        revision: str | None = None,
+        token: str | None = None,
+        force_download: bool = False,
+    ) -> "Crosscoder":
+        """A crosscoder from the hub, its cache, or a folder, in evaluation mode, on the CPU.
+
+        Args:
+            repo_id_or_folder: "org/name", or what `save` wrote.
+            revision: branch, tag or commit; None: the main branch as it is now. Give a commit for a
+                result that is to be repeated.
+            token: of an account that may read it; None: that of `hf auth login` or HF_TOKEN.
+            force_download: fetch what is cached once more.
+
+        Raises:
+            FileNotFoundError: no such repository, revision or folder, no crosscoder in it, or not
+                cached where HF_HUB_OFFLINE forbids the network.
+            ConnectionError: the hub does not answer, or the download broke off.
+            PermissionError: the repository is gated.
+            ValueError: a file is damaged, or of another library.
+        """
+        return _exchange().pull(repo_id_or_folder, revision, token, force_download)
+
     def _check(self, x: Tensor) -> None:
         if x.shape[-2:] != (self.n_checkpoints, self.d_model):
             raise ValueError(
@@ -338,6 +395,17 @@ class Crosscoder(nn.Module):
                 f"Activations are {x.dtype} on {x.device}, this crosscoder is {mine.dtype} on "
                 f"{mine.device}: use crosscoder.to(x.device, x.dtype)."
             )
+
+
+def _exchange() -> Any:
+    """The module that knows the hub. It is not needed for anything else, nor imported before."""
+    try:
+        return importlib.import_module("ctt_helpers.sources.exchange")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "The hub is reached by the whole package, ctt_helpers, which is not installed here; "
+            "`save` and `load` need no more than this file."
+        ) from error
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
