@@ -21,6 +21,7 @@ _EXPORTS = {
     ],
     "activations": ["ActivationStream", "TensorStream"],
     "crosscoder": ["Crosscoder"],
+    "dictionary": ["Dictionary"],
     "training": ["TrainConfig", "TrainResult", "train"],
     "evaluation": [
         "Report", "active_places", "evaluate", "examples_by_band", "pca_baseline",
@@ -53,6 +54,7 @@ _MODULES = {name.rpartition(".")[2]: name for name in _EXPORTS} | {
     "checks": "notebook.checks",
     "exchange": "sources.exchange",
     "files": "files",
+    "formats": "sources.formats",
     "hub": "sources.hub",
     "logs": "logs",
     "messages": "messages",

@@ -232,57 +232,7 @@ class Crosscoder(nn.Module):
                 begins_with, the token that the sequences to be read begin with. What is missing on
                 either side is not compared.
         """
-        revisions = list(here["revisions"])
-        if len(revisions) != self.n_checkpoints:
-            raise ValueError(
-                f"This crosscoder reads {self.n_checkpoints} checkpoints, and here are {revisions}."
-            )
-
-        def differ(name: str) -> bool:
-            known = self.source.get(name) is not None and here.get(name) is not None
-            return known and self.source[name] != here[name]
-
-        advice = (
-            "Load the checkpoints that it was trained on, in the same order, or train one on these."
-        )
-        told = [name for name in ("layer",) if differ(name)]
-        marks = self.source.get("fingerprints"), here.get("fingerprints")
-        comparable = all(marks) and {len(m) for m in marks[0]} == {len(m) for m in marks[1]}
-        if comparable:
-            if differ("fingerprints"):
-                if sorted(marks[0]) == sorted(marks[1]):
-                    raise ValueError(
-                        "This crosscoder was trained on these checkpoints in another order: "
-                        f"{self.source.get('revisions')}, and here are {revisions}."
-                    )
-                if not differ("suite") and not differ("revisions"):
-                    raise ValueError(
-                        f"This crosscoder was trained on other weights than those of "
-                        f"{here.get('suite')!r} at {', '.join(revisions)}: same names, different "
-                        "fingerprints. Was the suite made anew? Train again."
-                    )
-                told += [name for name in ("suite", "revisions") if differ(name)]
-        else:
-            told += [name for name in ("suite", "revisions") if differ(name)]
-            if all(marks) and not told:
-                warnings.warn(
-                    "This crosscoder was trained with fingerprints of another version: that it "
-                    "belongs to these weights goes by their names alone.",
-                    stacklevel=3,
-                )
-        if told:
-            listed = "; ".join(
-                f"{name}: trained on {self.source[name]!r}, given {here[name]!r}" for name in told
-            )
-            raise ValueError(f"This crosscoder belongs to other checkpoints ({listed}). {advice}")
-        if differ("begins_with"):
-            raise ValueError(
-                f"This crosscoder was trained on text that begins with token "
-                f"{self.source['begins_with']}, and these sequences begin with token "
-                f"{here['begins_with']}. The first token draws the attention of all others, so "
-                "their activations would be none that it has seen: make pairs and text with one "
-                "tokenizer, by suite.pairs(...) and suite.text(...)."
-            )
+        check_source(self, here)
 
     # ---- files
 
@@ -395,6 +345,62 @@ class Crosscoder(nn.Module):
                 f"Activations are {x.dtype} on {x.device}, this crosscoder is {mine.dtype} on "
                 f"{mine.device}: use crosscoder.to(x.device, x.dtype)."
             )
+
+
+def check_source(dictionary: Any, here: Mapping[str, Any]) -> None:
+    """`Crosscoder.check_source`, of whatever has `source` and `n_checkpoints`."""
+    revisions = list(here["revisions"])
+    if len(revisions) != dictionary.n_checkpoints:
+        raise ValueError(
+            f"This crosscoder reads {dictionary.n_checkpoints} checkpoints, and here are "
+            f"{revisions}."
+        )
+
+    def differ(name: str) -> bool:
+        known = dictionary.source.get(name) is not None and here.get(name) is not None
+        return known and dictionary.source[name] != here[name]
+
+    advice = (
+        "Load the checkpoints that it was trained on, in the same order, or train one on these."
+    )
+    told = [name for name in ("layer",) if differ(name)]
+    marks = dictionary.source.get("fingerprints"), here.get("fingerprints")
+    comparable = all(marks) and {len(m) for m in marks[0]} == {len(m) for m in marks[1]}
+    if comparable:
+        if differ("fingerprints"):
+            if sorted(marks[0]) == sorted(marks[1]):
+                raise ValueError(
+                    "This crosscoder was trained on these checkpoints in another order: "
+                    f"{dictionary.source.get('revisions')}, and here are {revisions}."
+                )
+            if not differ("suite") and not differ("revisions"):
+                raise ValueError(
+                    f"This crosscoder was trained on other weights than those of "
+                    f"{here.get('suite')!r} at {', '.join(revisions)}: same names, different "
+                    "fingerprints. Was the suite made anew? Train again."
+                )
+            told += [name for name in ("suite", "revisions") if differ(name)]
+    else:
+        told += [name for name in ("suite", "revisions") if differ(name)]
+        if all(marks) and not told:
+            warnings.warn(
+                "This crosscoder was trained with fingerprints of another version: that it "
+                "belongs to these weights goes by their names alone.",
+                stacklevel=4,
+            )
+    if told:
+        listed = "; ".join(
+            f"{name}: trained on {dictionary.source[name]!r}, given {here[name]!r}" for name in told
+        )
+        raise ValueError(f"This crosscoder belongs to other checkpoints ({listed}). {advice}")
+    if differ("begins_with"):
+        raise ValueError(
+            f"This crosscoder was trained on text that begins with token "
+            f"{dictionary.source['begins_with']}, and these sequences begin with token "
+            f"{here['begins_with']}. The first token draws the attention of all others, so "
+            "their activations would be none that it has seen: make pairs and text with one "
+            "tokenizer, by suite.pairs(...) and suite.text(...)."
+        )
 
 
 def _exchange() -> Any:

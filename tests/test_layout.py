@@ -22,8 +22,8 @@ PACKAGE = Path(ctt.__file__).resolve().parent
 # the top folder, in its order: a module imports only those before it
 ORDER = [
     "messages", "files", "metrics", "hooks", "pairs", "behaviour", "activations", "crosscoder",
-    "sparse", "training", "evaluation", "logs", "attribution", "effects", "uncertainty",
-    "factorial", "controls", "planted",
+    "dictionary", "sparse", "training", "evaluation", "logs", "attribution", "effects",
+    "uncertainty", "factorial", "controls", "planted",
 ]  # fmt: skip
 WINGS = ["sources", "notebook", "toy"]
 

@@ -191,7 +191,7 @@ def _holding(folder: Path, file: str, at: str) -> Path:
     if folder.is_file():
         raise FileNotFoundError(f"{at} is a file: give the folder that holds it.")
     if not (folder / file).is_file():
-        raise FileNotFoundError(f"{at} holds no {file}: there is no crosscoder in it.")
+        raise FileNotFoundError(f"{at} holds no {file}: what is looked for is not there.")
     return folder
 
 
