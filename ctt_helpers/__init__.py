@@ -46,6 +46,7 @@ _EXPORTS = {
     ],
     "sources.suites": ["Suite", "load_suite"],
     "sources.checkpoints": ["Checkpoints", "fingerprint"],
+    "sources.harness": ["harness_curve"],
     "notebook.parameters": ["check_parameters", "setup", "use_profile"],
     "notebook.forecast": ["Forecast", "estimate"],
 }  # fmt: skip
