@@ -144,6 +144,18 @@ def test_a_file_can_be_copied_with_at_most_two_others(tmp_path, module):
     shutil.rmtree(tmp_path)
 
 
+def test_a_copied_crosscoder_says_that_the_hub_needs_the_package(tmp_path):
+    for name in ("crosscoder", "files", "messages"):
+        text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+        (tmp_path / f"{name}.py").write_text(text.replace("from ctt_helpers.", "from "))
+    hidden = "import sys; sys.modules['ctt_helpers'] = None"
+    use = "from crosscoder import Crosscoder\ntry: Crosscoder.from_pretrained('x')"
+    use += "\nexcept ImportError as error: print(error)"
+    assert "the whole package, ctt_helpers, which is not installed" in run(
+        f"{hidden}; {use}", tmp_path
+    )
+
+
 def test_every_public_name_and_module_is_there():
     for name in ctt.__all__:
         assert getattr(ctt, name) is not None, name
