@@ -286,7 +286,7 @@ class Crosscoder(nn.Module):
         """Put it on the hub with a model card, filled in from what is known of it.
 
         A repository that holds this or another crosscoder of ours gets this one in its place (the
-        older one stays in its history); a card that somebody has written stays.
+        older one stays in its history); a card that somebody has written or changed stays.
 
         Args:
             repo_id: "org/name"; it is made where there is none.

@@ -56,7 +56,6 @@ def small_hub(cache, monkeypatch):
     here = SmallHub({})
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "ENDPOINT", here.url)
     template = here.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -125,10 +124,21 @@ def test_what_is_not_ours_stays(small_hub):
         some_crosscoder().push_to_hub("org/broken", token=small_hub.token)
     assert small_hub.repos["org/model"]["main"] == before
     small_hub.repos["org/mine"] = {"main": {"README.md": b"# My own words"}}
-    with pytest.warns(UserWarning, match=r"org/mine has a README\.md of its own"):
+    with pytest.warns(UserWarning, match=r"org/mine has a README\.md that somebody"):
         some_crosscoder().push_to_hub("org/mine", token=small_hub.token)
     pushed = small_hub.repos["org/mine"]["main"]
     assert pushed["README.md"] == b"# My own words" and set(FILES) <= set(pushed)
+    # ours is written anew, unless somebody has changed it
+    some_crosscoder().push_to_hub("org/ours", token=small_hub.token)
+    before = small_hub.repos["org/ours"]["main"]["README.md"]
+    some_crosscoder(sparsity="l1").push_to_hub("org/ours", token=small_hub.token)
+    pushed = small_hub.repos["org/ours"]["main"]
+    assert b"batch_topk" in before and b"batch_topk" not in pushed["README.md"]
+    changed = pushed["README.md"].replace(b"## Versions", b"## A word of mine\n\n## Versions")
+    pushed["README.md"] = changed
+    with pytest.warns(UserWarning, match="that somebody has written"):
+        some_crosscoder().push_to_hub("org/ours", token=small_hub.token)
+    assert small_hub.repos["org/ours"]["main"]["README.md"] == changed
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -6,6 +6,7 @@ their checksum with them, so that a damaged download is found.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ctt_helpers.evaluation import Report
 
 CARD = "README.md"
-OURS = "<!-- written by ctt_helpers: pushed again, it is written anew -->"
+SIGNED = "\n<!-- written by ctt_helpers, sha256 {} -->\n"  # a card's last line
 PAPER = (
     "Bayazit, Mueller and Bosselut: [Crosscoding Through Time: Tracking Emergence & Consolidation "
     "of Linguistic Representations Throughout LLM Pretraining](https://arxiv.org/abs/2509.05291), "
@@ -62,11 +63,12 @@ def push(
         api.create_repo(repo_id, private=private, exist_ok=True)
         files = Path(folder) / "files"
         crosscoder.save(files)
-        if _card_is_ours(api, repo_id, Path(folder) / "there"):
+        if _may_write_card(api, repo_id, Path(folder) / "there"):
             (files / CARD).write_text(text, encoding="utf-8")
         else:
             warnings.warn(
-                f"{repo_id} has a {CARD} of its own, which is left as it is.", stacklevel=3
+                f"{repo_id} has a {CARD} that somebody has written, which is left as it is.",
+                stacklevel=3,
             )
         done = api.upload_folder(repo_id=repo_id, folder_path=files, commit_message=message)
     return str(done.commit_url)
@@ -82,9 +84,9 @@ def _check_name(repo: str) -> None:
         raise ValueError(f"{repo!r} is no name of a repository: {first_line(error)}") from error
 
 
-def _card_is_ours(api: Any, repo_id: str, cache: Path) -> bool:
-    """Whether the card there may be written anew; an error where the repository holds no crosscoder
-    but something else that would be lost.
+def _may_write_card(api: Any, repo_id: str, cache: Path) -> bool:
+    """Whether there is no card, or one as it was written; an error where the repository holds
+    something else than a crosscoder, which would be lost.
     """
     from huggingface_hub import errors
 
@@ -106,7 +108,7 @@ def _card_is_ours(api: Any, repo_id: str, cache: Path) -> bool:
                 f"{repo_id} holds a {FILES[1]} that is no crosscoder's. Nothing was pushed: give "
                 "another repository."
             )
-    return not readme or OURS in readme
+    return not readme or readme == _signed(readme[: readme.rfind("\n", 0, -1)])
 
 
 # ---- in
@@ -312,7 +314,12 @@ def card(crosscoder: Crosscoder, repo_id: str, report: Report | None = None) -> 
         parts.append(f"## Figures\n\n{_figures(crosscoder, report)}")
     parts.append(f"## Versions\n\n{_table(['Package', 'Version'], versions().items())}")
     parts.append(f"## The paper\n\n{PAPER}")
-    return "\n\n".join([*parts, OURS]) + "\n"
+    return _signed("\n\n".join(parts) + "\n")
+
+
+def _signed(text: str) -> str:
+    """A card with its checksum, by which a change of somebody's is known, and kept."""
+    return text + SIGNED.format(hashlib.sha256(text.encode()).hexdigest())
 
 
 def _check_report(crosscoder: Crosscoder, report: Report | None) -> None:
