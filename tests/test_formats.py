@@ -262,14 +262,22 @@ def test_damaged_files_of_theirs(tmp_path):
 
 
 class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
     def __reduce__(self):
-        return (open, ("/tmp/ctt-evil", "w"))
+        return (open, (str(self.path), "w"))
 
 
 def test_nothing_in_a_pickle_is_run(tmp_path):
-    torch.save({"encoder.weight": Evil()}, tmp_path / "ae.pt")
+    torch.save({"encoder.weight": Evil(tmp_path / "evil")}, tmp_path / "ae.pt")
     with pytest.raises(ValueError, match=r"ae\.pt cannot be read"):
         from_dictionary_learning(tmp_path / "ae.pt")
+    assert not (tmp_path / "evil").exists()
+    torch.load(tmp_path / "ae.pt", weights_only=False)["encoder.weight"].close()
+    assert (tmp_path / "evil").exists()  # it would have
     torch.save([torch.zeros(1)], tmp_path / "ae.pt")
     with pytest.raises(ValueError, match=r"ae\.pt holds no weights by name"):
         from_dictionary_learning(tmp_path / "ae.pt")

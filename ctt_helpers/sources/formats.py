@@ -1,13 +1,15 @@
 """Crosscoders and autoencoders of other libraries, read into ours, and ours written in their form.
 
-| library | what | files |
+| library | what is read | files |
 |---|---|---|
-| dictionary_learning (J. Minder's fork) | CrossCoder, BatchTopKCrossCoder | config.json and model.safetensors, or ae.pt |
-| SAELens | standard, topk, jumprelu, and batchtopk, which it saves as jumprelu | cfg.json and sae_weights.safetensors |
+| dictionary_learning (fork) | CrossCoder, BatchTopKCrossCoder | model.safetensors or ae.pt |
+| SAELens | standard, topk, jumprelu | cfg.json and sae_weights.safetensors |
+
+The fork is J. Minder's. SAELens saves a batchtopk autoencoder as a jumprelu one: that is read, too.
 
 What comes back gives the same codes and the same reconstructions. What cannot is refused. Neither
 form has a checksum, so of a damaged file only what does not parse or fit is found.
-"""  # noqa: E501 (a table)
+"""
 
 from __future__ import annotations
 
