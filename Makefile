@@ -15,8 +15,8 @@ PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest
 ROOT_MAY := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help env tutorial test test-quick test-long test-colab test-browser lab notebooks bench \
-  experiments site lint format clean clean-all
+.PHONY: help env tutorial test test-quick test-long test-colab test-company test-browser lab \
+  notebooks bench experiments site lint format clean clean-all
 
 help:
 	@echo "make tutorial     every notebook, run on the embedded suite, no network needed"
@@ -25,6 +25,7 @@ help:
 	@echo
 	@echo "make env          only the environment ($(VENV)); the others make it where it is missing"
 	@echo "make test-long    the tests that take minutes;  make test-colab: with Colab's versions"
+	@echo "make test-company the tests of other libraries' files, with SAELens itself"
 	@echo "make test-browser the tests that need Chromium: notebooks, widgets, feature pages, the site"
 	@echo "make notebooks    notebooks/*.ipynb from notebooks/src/*.py, executed"
 	@echo "make bench        the benchmarks;  make experiments: can the numbers be trusted?"
@@ -53,6 +54,13 @@ test-long: env
 test-colab: env
 	@$(PY) -m pip install -q --no-deps --upgrade --target $(VENV)/colab -r tests/colab-versions.txt
 	@PYTHONPATH="$(CURDIR)/$(VENV)/colab" $(PYTEST) -n 2 --dist worksteal
+
+# dictionary_learning is on no registry: with COMPANY=<folder that has it>, its tests run, too
+COMPANY ?=
+test-company: env
+	@$(PY) -m pip install -q --no-deps --upgrade --target $(VENV)/company \
+	  -r tests/company/requirements.txt
+	@PYTHONPATH="$(CURDIR)/$(VENV)/company:$(COMPANY)" $(PYTEST) tests/test_formats.py -rs
 
 # which of them: BROWSER="browser and not long" leaves out most of the notebooks
 BROWSER ?= browser

@@ -22,6 +22,7 @@ _EXPORTS = {
     "activations": ["ActivationStream", "TensorStream"],
     "cache": ["ActivationCache"],
     "crosscoder": ["Crosscoder"],
+    "dictionary": ["Dictionary"],
     "training": ["TrainConfig", "TrainResult", "train"],
     "evaluation": [
         "Report", "active_places", "evaluate", "examples_by_band", "pca_baseline",
@@ -46,13 +47,16 @@ _EXPORTS = {
     ],
     "sources.suites": ["Suite", "load_suite"],
     "sources.checkpoints": ["Checkpoints", "fingerprint"],
+    "sources.harness": ["harness_curve"],
     "notebook.parameters": ["check_parameters", "setup", "use_profile"],
     "notebook.forecast": ["Forecast", "estimate"],
 }  # fmt: skip
 # name -> where the module is
 _MODULES = {name.rpartition(".")[2]: name for name in _EXPORTS} | {
     "checks": "notebook.checks",
+    "exchange": "sources.exchange",
     "files": "files",
+    "formats": "sources.formats",
     "hub": "sources.hub",
     "logs": "logs",
     "messages": "messages",

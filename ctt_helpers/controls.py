@@ -99,7 +99,8 @@ def random_directions(crosscoder: Crosscoder, seed: int = 0) -> Crosscoder:
     reconstructs nothing.
 
     Args:
-        crosscoder: any; it is left as it is.
+        crosscoder: any; it is left as it is. A module of one's own will do whose decoder is W_dec,
+            [latents, checkpoints, d_model].
         seed: of the rotations.
     """
     other = copy.deepcopy(crosscoder).requires_grad_(False)

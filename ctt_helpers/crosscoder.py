@@ -1,6 +1,7 @@
 """The crosscoder: one sparse dictionary for several checkpoints, with a decoder for each."""
 
 import copy
+import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -231,57 +232,7 @@ class Crosscoder(nn.Module):
                 begins_with, the token that the sequences to be read begin with. What is missing on
                 either side is not compared.
         """
-        revisions = list(here["revisions"])
-        if len(revisions) != self.n_checkpoints:
-            raise ValueError(
-                f"This crosscoder reads {self.n_checkpoints} checkpoints, and here are {revisions}."
-            )
-
-        def differ(name: str) -> bool:
-            known = self.source.get(name) is not None and here.get(name) is not None
-            return known and self.source[name] != here[name]
-
-        advice = (
-            "Load the checkpoints that it was trained on, in the same order, or train one on these."
-        )
-        told = [name for name in ("layer",) if differ(name)]
-        marks = self.source.get("fingerprints"), here.get("fingerprints")
-        comparable = all(marks) and {len(m) for m in marks[0]} == {len(m) for m in marks[1]}
-        if comparable:
-            if differ("fingerprints"):
-                if sorted(marks[0]) == sorted(marks[1]):
-                    raise ValueError(
-                        "This crosscoder was trained on these checkpoints in another order: "
-                        f"{self.source.get('revisions')}, and here are {revisions}."
-                    )
-                if not differ("suite") and not differ("revisions"):
-                    raise ValueError(
-                        f"This crosscoder was trained on other weights than those of "
-                        f"{here.get('suite')!r} at {', '.join(revisions)}: same names, different "
-                        "fingerprints. Was the suite made anew? Train again."
-                    )
-                told += [name for name in ("suite", "revisions") if differ(name)]
-        else:
-            told += [name for name in ("suite", "revisions") if differ(name)]
-            if all(marks) and not told:
-                warnings.warn(
-                    "This crosscoder was trained with fingerprints of another version: that it "
-                    "belongs to these weights goes by their names alone.",
-                    stacklevel=3,
-                )
-        if told:
-            listed = "; ".join(
-                f"{name}: trained on {self.source[name]!r}, given {here[name]!r}" for name in told
-            )
-            raise ValueError(f"This crosscoder belongs to other checkpoints ({listed}). {advice}")
-        if differ("begins_with"):
-            raise ValueError(
-                f"This crosscoder was trained on text that begins with token "
-                f"{self.source['begins_with']}, and these sequences begin with token "
-                f"{here['begins_with']}. The first token draws the attention of all others, so "
-                "their activations would be none that it has seen: make pairs and text with one "
-                "tokenizer, by suite.pairs(...) and suite.text(...)."
-            )
+        check_source(self, here)
 
     # ---- files
 
@@ -325,6 +276,62 @@ class Crosscoder(nn.Module):
             ) from error
         return crosscoder.eval()
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        report: Any = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Put it on the hub with a model card, filled in from what is known of it.
+
+        A repository that holds this or another crosscoder of ours gets this one in its place (the
+        older one stays in its history); a card that somebody has written or changed stays.
+
+        Args:
+            repo_id: "org/name"; it is made where there is none.
+            report: from `evaluate`, whose figures go into the card.
+            private: whether others cannot see a repository that is made; None: as the account says.
+            token: of an account that may write there; None: that of `hf auth login` or HF_TOKEN. It
+                is written nowhere.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ConnectionError: the hub does not answer, or HF_HUB_OFFLINE forbids the network.
+            PermissionError: the account may not write there.
+            FileExistsError: the repository holds something else.
+            ValueError: the report is another crosscoder's, or the name is none.
+        """
+        return _exchange().push(self, repo_id, report, private, token)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id_or_folder: str | Path,
+        revision: str | None = None,
+        token: str | None = None,
+        force_download: bool = False,
+    ) -> "Crosscoder":
+        """A crosscoder from the hub, its cache, or a folder, in evaluation mode, on the CPU.
+
+        Args:
+            repo_id_or_folder: "org/name", or what `save` wrote.
+            revision: branch, tag or commit; None: the main branch as it is now. Give a commit for a
+                result that is to be repeated.
+            token: of an account that may read it; None: that of `hf auth login` or HF_TOKEN.
+            force_download: fetch what is cached once more.
+
+        Raises:
+            FileNotFoundError: no such repository, revision or folder, no crosscoder in it, or not
+                cached where HF_HUB_OFFLINE forbids the network.
+            ConnectionError: the hub does not answer, or the download broke off.
+            PermissionError: the repository is gated.
+            ValueError: a file is damaged, or of another library.
+        """
+        return _exchange().pull(repo_id_or_folder, revision, token, force_download)
+
     def _check(self, x: Tensor) -> None:
         if x.shape[-2:] != (self.n_checkpoints, self.d_model):
             raise ValueError(
@@ -338,6 +345,73 @@ class Crosscoder(nn.Module):
                 f"Activations are {x.dtype} on {x.device}, this crosscoder is {mine.dtype} on "
                 f"{mine.device}: use crosscoder.to(x.device, x.dtype)."
             )
+
+
+def check_source(dictionary: Any, here: Mapping[str, Any]) -> None:
+    """`Crosscoder.check_source`, of whatever has `source` and `n_checkpoints`."""
+    revisions = list(here["revisions"])
+    if len(revisions) != dictionary.n_checkpoints:
+        raise ValueError(
+            f"This crosscoder reads {dictionary.n_checkpoints} checkpoints, and here are "
+            f"{revisions}."
+        )
+
+    def differ(name: str) -> bool:
+        known = dictionary.source.get(name) is not None and here.get(name) is not None
+        return known and dictionary.source[name] != here[name]
+
+    advice = (
+        "Load the checkpoints that it was trained on, in the same order, or train one on these."
+    )
+    told = [name for name in ("layer",) if differ(name)]
+    marks = dictionary.source.get("fingerprints"), here.get("fingerprints")
+    comparable = all(marks) and {len(m) for m in marks[0]} == {len(m) for m in marks[1]}
+    if comparable:
+        if differ("fingerprints"):
+            if sorted(marks[0]) == sorted(marks[1]):
+                raise ValueError(
+                    "This crosscoder was trained on these checkpoints in another order: "
+                    f"{dictionary.source.get('revisions')}, and here are {revisions}."
+                )
+            if not differ("suite") and not differ("revisions"):
+                raise ValueError(
+                    f"This crosscoder was trained on other weights than those of "
+                    f"{here.get('suite')!r} at {', '.join(revisions)}: same names, different "
+                    "fingerprints. Was the suite made anew? Train again."
+                )
+            told += [name for name in ("suite", "revisions") if differ(name)]
+    else:
+        told += [name for name in ("suite", "revisions") if differ(name)]
+        if all(marks) and not told:
+            warnings.warn(
+                "This crosscoder was trained with fingerprints of another version: that it "
+                "belongs to these weights goes by their names alone.",
+                stacklevel=4,
+            )
+    if told:
+        listed = "; ".join(
+            f"{name}: trained on {dictionary.source[name]!r}, given {here[name]!r}" for name in told
+        )
+        raise ValueError(f"This crosscoder belongs to other checkpoints ({listed}). {advice}")
+    if differ("begins_with"):
+        raise ValueError(
+            f"This crosscoder was trained on text that begins with token "
+            f"{dictionary.source['begins_with']}, and these sequences begin with token "
+            f"{here['begins_with']}. The first token draws the attention of all others, so "
+            "their activations would be none that it has seen: make pairs and text with one "
+            "tokenizer, by suite.pairs(...) and suite.text(...)."
+        )
+
+
+def _exchange() -> Any:
+    """The module that knows the hub. It is not needed for anything else, nor imported before."""
+    try:
+        return importlib.import_module("ctt_helpers.sources.exchange")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "The hub is reached by the whole package, ctt_helpers, which is not installed here; "
+            "`save` and `load` need no more than this file."
+        ) from error
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

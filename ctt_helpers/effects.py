@@ -34,7 +34,7 @@ from ctt_helpers.attribution import (
     Rows,
     reconstruction_error,
 )
-from ctt_helpers.crosscoder import Crosscoder
+from ctt_helpers.dictionary import Dictionary, codes, prepare
 from ctt_helpers.files import load_folder, save_folder
 from ctt_helpers.messages import choose, progress, whole_number
 from ctt_helpers.metrics import check_features, share_right
@@ -275,7 +275,7 @@ class _Reading:
 
 @torch.no_grad()
 def _read(
-    crosscoder: Crosscoder,
+    crosscoder: Dictionary,
     ckpts: Checkpoints,
     pairs: MinimalPairs,
     batch_size: int,
@@ -294,8 +294,7 @@ def _read(
             "token is never touched. Whole sentences can be compared by accuracy(..., whole=True)."
         )
     check_tokenizer(pairs, ckpts.tokenizer, ckpts.labels[0])
-    crosscoder.check_source({**ckpts.source, "begins_with": pairs.begins_with})
-    crosscoder.eval()
+    prepare(crosscoder, {**ckpts.source, "begins_with": pairs.begins_with})
     batches = list(pairs.batches(batch_size))
     ids = [(batch.input_ids, batch.attention_mask) for batch in batches]
     readings, done = [], 0
@@ -304,7 +303,7 @@ def _read(
 
         def latents(stream: Float[Tensor, "tokens n d_model"], keep=keep) -> Tensor:
             f = stream.new_zeros(*keep.shape, crosscoder.n_latents)
-            f[keep] = crosscoder.encode(stream)
+            f[keep] = codes(crosscoder, stream)
             return f if f.device.type == "mps" else f.to_sparse()
 
         own = None
@@ -600,7 +599,7 @@ def _of_partners(
 
 
 def indirect_effects(
-    crosscoder: Crosscoder,
+    crosscoder: Dictionary,
     ckpts: Checkpoints,
     pairs: MinimalPairs,
     method: str = "ablation",
@@ -760,7 +759,7 @@ def indirect_effects(
         "unit": metric.unit,
         "task": pairs.name,
         "n_pairs": len(pairs),
-        "source": crosscoder.source,
+        "source": dict(crosscoder.source),
     }
     if chosen.integrates:
         info["tol"] = tol
@@ -874,7 +873,7 @@ def _summed(
 
 
 def ablate(
-    crosscoder: Crosscoder,
+    crosscoder: Dictionary,
     ckpts: Checkpoints,
     pairs: MinimalPairs,
     features: Iterable[int] | Sequence[Iterable[int]],
@@ -912,7 +911,7 @@ def ablate(
 
 
 def ablation_curve(
-    crosscoder: Crosscoder,
+    crosscoder: Dictionary,
     ckpts: Checkpoints,
     pairs: MinimalPairs,
     ranking: Sequence[int] | Sequence[Sequence[int]],
@@ -1002,7 +1001,7 @@ class _Removal:
 
 
 def _removed(
-    crosscoder: Crosscoder,
+    crosscoder: Dictionary,
     ckpts: Checkpoints,
     pairs: MinimalPairs,
     readings: Sequence[_Reading],
@@ -1116,7 +1115,7 @@ class Subsets:
 
 
 def ablate_subsets(
-    crosscoder: Crosscoder,
+    crosscoder: Dictionary,
     ckpts: Checkpoints,
     pairs: MinimalPairs,
     features: Sequence[int],

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
-from ctt_helpers.crosscoder import Crosscoder
+from ctt_helpers.dictionary import Dictionary, codes, prepare, some_of
 from ctt_helpers.files import versions, write_json
 from ctt_helpers.messages import progress, whole_number
 from ctt_helpers.metrics import check_features
@@ -82,18 +82,18 @@ class Report:
 
 
 def check_match(
-    crosscoder: Crosscoder, ckpts: Checkpoints, pairs: MinimalPairs | None = None
+    crosscoder: Dictionary, ckpts: Checkpoints, pairs: MinimalPairs | None = None
 ) -> None:
     """Raise ValueError where crosscoder, checkpoints and pairs do not belong together."""
     here = dict(ckpts.source)
     if pairs is not None:
         check_tokenizer(pairs, ckpts.tokenizer, ckpts.labels[0])
         here["begins_with"] = pairs.begins_with
-    crosscoder.check_source(here)
+    prepare(crosscoder, here)
 
 
 def _check_text(
-    crosscoder: Crosscoder, ckpts: Checkpoints, text: Int[Tensor, "sequences length"], least: int
+    crosscoder: Dictionary, ckpts: Checkpoints, text: Int[Tensor, "sequences length"], least: int
 ) -> None:
     if text.ndim != 2 or text.shape[1] < least or not len(text):
         raise ValueError(
@@ -101,7 +101,7 @@ def _check_text(
         )
     first = text[:, 0].unique()
     begins_with = int(first) if len(first) == 1 else None
-    crosscoder.check_source({**ckpts.source, "begins_with": begins_with})
+    prepare(crosscoder, {**ckpts.source, "begins_with": begins_with})
 
 
 def _groups(
@@ -127,7 +127,7 @@ def _read(
 
 @torch.no_grad()
 def evaluate(
-    crosscoder: Crosscoder, ckpts: Checkpoints, text: Int[Tensor, "sequences length"]
+    crosscoder: Dictionary, ckpts: Checkpoints, text: Int[Tensor, "sequences length"]
 ) -> Report:
     """Sparsity, reconstruction, and what splicing the reconstruction in costs (the paper, sec. 3).
 
@@ -142,7 +142,6 @@ def evaluate(
         hooks.NotFinite: a logit is NaN or infinite.
     """
     _check_text(crosscoder, ckpts, text, least=3)
-    crosscoder.eval()
     n = len(ckpts)
     sums = None
     losses = {what: [[] for _ in range(n)] for what in ("clean", "spliced", "zero")}
@@ -152,7 +151,7 @@ def evaluate(
         spliced = []
         for x in read:
             inner = x[:, 1:].flatten(0, 1)
-            f = crosscoder.encode(inner)
+            f = codes(crosscoder, inner)
             rebuilt = crosscoder.decode(f)
             sums = sums or _Sums.around(inner, crosscoder.n_latents)
             sums.add(inner, rebuilt, f)
@@ -359,7 +358,7 @@ def _principal(fitted: Float[Tensor, "tokens size"], rank: int) -> Float[Tensor,
 
 @torch.no_grad()
 def top_examples(
-    crosscoder: Crosscoder,
+    crosscoder: Dictionary,
     ckpts: Checkpoints,
     text: Int[Tensor, "sequences length"],
     features: int | Sequence[int],
@@ -377,10 +376,9 @@ def top_examples(
             here.
     """
     _check_text(crosscoder, ckpts, text, least=2)
-    crosscoder.eval()
     k = whole_number("k", k)
     features = check_features(np.atleast_1d(features).tolist(), crosscoder.n_latents)
-    some = crosscoder.part(features)  # of the others nothing is computed
+    some = some_of(crosscoder, features)  # of the others nothing is computed
     peaks, places = [], []
     for group in progress(list(_groups(ckpts, text)), "examples"):
         for x in _read(ckpts, group):
@@ -456,7 +454,7 @@ class ActivePlaces:
 
 @torch.no_grad()
 def active_places(
-    crosscoder: Crosscoder,
+    crosscoder: Dictionary,
     ckpts: Checkpoints,
     text: Int[Tensor, "sequences length"],
     features: Sequence[int],
@@ -476,7 +474,7 @@ def active_places(
     """
     _check_text(crosscoder, ckpts, text, least=2)
     features = check_features(list(features), crosscoder.n_latents)
-    some = crosscoder.part(features)
+    some = some_of(crosscoder, features)
     rows, places, values, columns = [], [], [], []
     done = 0
     for x in streams(ckpts, text) if stream is None else stream:
@@ -570,7 +568,7 @@ def _one_a_sequence(
 
 @torch.no_grad()
 def promoted_tokens(
-    crosscoder: Crosscoder, ckpts: Checkpoints, feature: int, k: int = 8
+    crosscoder: Dictionary, ckpts: Checkpoints, feature: int, k: int = 8
 ) -> pd.DataFrame:
     """Tokens whose logits a latent pushes up and down most, straight through the unembedding.
 
@@ -583,10 +581,9 @@ def promoted_tokens(
     """
     check_match(crosscoder, ckpts)
     (feature,) = check_features([feature], crosscoder.n_latents)
-    # of this latent alone: all of a large dictionary would be divided for nothing
-    W_dec, rows = crosscoder.W_dec[feature] / crosscoder.scales[:, None], []
+    written, rows = some_of(crosscoder, [feature]).raw_decoder()[0][0], []
     for c, model in enumerate(ckpts):
-        direction = W_dec[c].to(model.device)
+        direction = written[c].to(model.device)
         if model.norm_centres:
             direction = direction - direction.mean()
         scores = model.unembedding.weight.to(direction) @ (direction * model.norm_gain)

@@ -5,8 +5,10 @@ The models have random or briefly trained weights, the true architectures, and a
 the published keys.
 """
 
+import base64
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -158,11 +160,13 @@ class SmallHub:
     """A hub on this machine.
 
     `repos`: repo -> revision -> files; `gated`: repos that are closed; `mode`: "fine", "silent", or
-    a status to answer.
+    a status to answer; `damaged`: file -> what is sent of it instead. What is pushed with `token`
+    is there afterwards, at "main" and at its commit.
     """
 
-    def __init__(self, repos: dict[str, dict[str, dict[str, bytes]]]):
+    def __init__(self, repos: dict[str, dict[str, dict[str, bytes]]], token: str = "hf_secret"):
         self.repos, self.gated, self.mode, self.asked = repos, set(), "fine", []
+        self.token, self.heads, self.damaged = token, {}, {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -176,6 +180,9 @@ class SmallHub:
 
             do_GET = do_HEAD
 
+            def do_POST(self) -> None:
+                hub.take(self)
+
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -184,6 +191,47 @@ class SmallHub:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+    def commit_at(self, repo: str, revision: str) -> str:
+        if re.fullmatch("[0-9a-f]{40}", revision):
+            return revision
+        return self.heads.get((repo, revision)) or commit_of(repo, revision)
+
+    def take(self, request: BaseHTTPRequestHandler) -> None:
+        """What a client sends to make a repository and a commit in it."""
+        body = _body(request)
+        path = request.path.split("?")[0].strip("/")
+        self.asked.append(f"POST {request.path}")
+        if isinstance(self.mode, int):
+            return self._send(request, self.mode, b"{}")
+        if request.headers.get("Authorization") != f"Bearer {self.token}":
+            return self._send(request, 401, {"error": "Invalid username or password."})
+        if path == "api/validate-yaml":
+            return self._send(request, 200, {"errors": [], "warnings": []})
+        if path == "api/repos/create":
+            asked = json.loads(body)
+            repo = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            status = 409 if repo in self.repos else 200
+            self.repos.setdefault(repo, {"main": {".gitattributes": b""}})
+            return self._send(request, status, {"url": f"{self.url}/{repo}", "id": repo})
+        _, _, *name, kind, revision = path.split("/")
+        repo = "/".join(name)
+        if kind == "preupload":
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            return self._send(request, 200, {"files": files})
+        assert kind == "commit", path
+        files = dict(self.repos[repo][revision])
+        for line in map(json.loads, body.decode().splitlines()):
+            if line["key"] == "file":
+                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        commit = hashlib.sha1(body + str(len(self.asked)).encode()).hexdigest()
+        self.repos[repo] |= {revision: files, commit: files}
+        self.heads[repo, revision] = commit
+        url = f"{self.url}/{repo}/commit/{commit}"
+        self._send(request, 200, {"success": True, "commitOid": commit, "commitUrl": url})
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = request.path.split("?")[0].strip("/").split("/")
@@ -200,16 +248,16 @@ class SmallHub:
             return self._send(request, 401, b"{}", {"X-Error-Code": "RepoNotFound"})
         if kind == "refs":
             branches = [
-                {"name": r, "ref": f"refs/heads/{r}", "targetCommit": commit_of(repo, r)}
+                {"name": r, "ref": f"refs/heads/{r}", "targetCommit": self.commit_at(repo, r)}
                 for r in revisions
             ]
             return self._send(request, 200, {"branches": branches, "tags": [], "converts": []})
         if repo in self.gated and not api:
             return self._send(request, 403, b"{}", {"X-Error-Code": "GatedRepo"})
-        found = next((r for r in revisions if revision in (r, commit_of(repo, r))), None)
+        found = next((r for r in revisions if revision in (r, self.commit_at(repo, r))), None)
         if found is None:
             return self._send(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        files, commit = revisions[found], commit_of(repo, found)
+        files, commit = revisions[found], self.commit_at(repo, found)
         if kind == "revision":
             siblings = [
                 {"rfilename": n, "size": len(c), "blobId": commit} for n, c in files.items()
@@ -223,7 +271,7 @@ class SmallHub:
         if file not in files:
             return self._send(request, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
         marks = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(files[file]).hexdigest()}"'}
-        self._send(request, 200, files[file], marks)
+        self._send(request, 200, self.damaged.get(file, files[file]), marks)
 
     @staticmethod
     def _send(
@@ -234,5 +282,17 @@ class SmallHub:
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             request.send_header(name, value)
         request.end_headers()
-        if request.command == "GET":
+        if request.command != "HEAD":
             request.wfile.write(content)
+
+
+def _body(request: BaseHTTPRequestHandler) -> bytes:
+    """What came with a request, of a length that is told or in chunks."""
+    if request.headers.get("Transfer-Encoding") != "chunked":
+        return request.rfile.read(int(request.headers.get("Content-Length") or 0))
+    parts = []
+    while size := int(request.rfile.readline(), 16):
+        parts.append(request.rfile.read(size))
+        request.rfile.readline()
+    request.rfile.readline()
+    return b"".join(parts)

@@ -22,8 +22,8 @@ PACKAGE = Path(ctt.__file__).resolve().parent
 # the top folder, in its order: a module imports only those before it
 ORDER = [
     "messages", "files", "metrics", "hooks", "pairs", "behaviour", "activations", "cache",
-    "crosscoder", "sparse", "training", "evaluation", "logs", "attribution", "effects",
-    "uncertainty", "factorial", "controls", "planted",
+    "crosscoder", "dictionary", "sparse", "training", "evaluation", "logs", "attribution",
+    "effects", "uncertainty", "factorial", "controls", "planted",
 ]  # fmt: skip
 WINGS = ["sources", "notebook", "toy"]
 
@@ -142,6 +142,18 @@ def test_a_file_can_be_copied_with_at_most_two_others(tmp_path, module):
     code = f"import sys; import {module} as m; {use}; assert 'ctt_helpers' not in sys.modules"
     assert run(code, tmp_path).splitlines()[-1] == expected
     shutil.rmtree(tmp_path)
+
+
+def test_a_copied_crosscoder_says_that_the_hub_needs_the_package(tmp_path):
+    for name in ("crosscoder", "files", "messages"):
+        text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+        (tmp_path / f"{name}.py").write_text(text.replace("from ctt_helpers.", "from "))
+    hidden = "import sys; sys.modules['ctt_helpers'] = None"
+    use = "from crosscoder import Crosscoder\ntry: Crosscoder.from_pretrained('x')"
+    use += "\nexcept ImportError as error: print(error)"
+    assert "the whole package, ctt_helpers, which is not installed" in run(
+        f"{hidden}; {use}", tmp_path
+    )
 
 
 def test_every_public_name_and_module_is_there():
