@@ -300,17 +300,18 @@ def tasks(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool) -> list[Task]:
 
 def _tokens_read(stream: ctt.ActivationStream, batches: int) -> int:
     """By going through so many batches: counted, not worked out, as a buffer is of whole groups."""
-    read = []
-    real = stream._read
+    read, length = [], stream.text.shape[1]
+    real = stream._from_models
 
     def counted(groups: Sequence[int]) -> Iterator[tuple]:
-        read.extend(stream._ids(group).numel() for group in groups)
+        # first tokens go through the models, too
+        read.extend(stream._group_size(group) * length // (length - 1) for group in groups)
         return real(groups)
 
-    stream._read = counted
+    stream._from_models = counted
     for _ in zip(range(batches), stream.batches(), strict=False):
         pass
-    stream._read = real
+    stream._from_models = real
     return sum(read)
 
 
