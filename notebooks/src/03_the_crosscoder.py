@@ -109,11 +109,9 @@ checks.scales_of(scales_of)
 
 # %%
 text = suite.text(n_tokens, split="train", seed=seed, path=text_path)
-if cache_folder is None:
-    stream = ctt.ActivationStream(ckpts, text, batch_size=batch_size, seed=seed)
-else:  # for much text, or checkpoints that do not fit into memory together
-    cache = ctt.ActivationCache.build(ckpts, text, cache_folder)
-    stream = cache.stream(batch_size=batch_size, seed=seed, device=device)
+stream = ctt.ActivationStream(ckpts, text, batch_size=batch_size, seed=seed)
+if cache_folder:  # for much text, or checkpoints that do not fit into memory together
+    stream = ctt.ActivationCache.build(ckpts, text, cache_folder).stream(batch_size, seed)
 x = next(stream.batches())
 scales = stream.scales().to(x.device)
 norm = x.norm(dim=-1).mean(0)
