@@ -36,6 +36,7 @@ from ctt_helpers.files import (
 )
 from ctt_helpers.hooks import pick_device
 from ctt_helpers.messages import progress, whole_number
+from ctt_helpers.processes import Alone
 
 LOG_EVERY = 20  # steps
 BETAS = (0.9, 0.999)  # Adam's decay rates (the paper's)
@@ -158,8 +159,11 @@ def _smallest_of_largest(
 class TrainingRun:
     """A training run between two steps: all that has to be kept to go on exactly from there."""
 
-    def __init__(self, crosscoder: Crosscoder, config: TrainConfig):
+    def __init__(
+        self, crosscoder: Crosscoder, config: TrainConfig, processes: Alone | None = None
+    ):
         self.crosscoder, self.config = crosscoder, config
+        self.processes = processes or Alone()
         self.done, self.tokens, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, float]] = []
         self.adam = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, betas=BETAS, fused=True)
@@ -193,12 +197,16 @@ class TrainingRun:
     ) -> dict[str, Float[Tensor, ""]]:
         """One optimiser step; returns its figures if they are asked for, still on the device.
 
+        With several processes `x` is this one's part of the batch, as large as those of the others;
+        the step and its figures are those of the whole batch.
+
         Figures: loss, reconstruction, sparsity and aux (its terms before their weights), l0,
         explained_variance (scaled space, all checkpoints together), dead (number of latents).
 
         Nothing in it waits for a GPU, but for a look at which latents are dead once in a while.
         """
-        crosscoder, config = self.crosscoder, self.config
+        crosscoder, config, processes = self.crosscoder, self.config, self.processes
+        n_tokens = len(x) * processes.size
         penalty = self.penalty(self.done)
         target = x * crosscoder.scales[:, None]
         norms = crosscoder.decoder_norms().detach()
@@ -208,33 +216,39 @@ class TrainingRun:
         f = sparse.encode(target.flatten(1), W_enc, crosscoder.b_enc, code)
         rebuilt, mass = sparse.decode(f, W_dec, code)
         rebuilt = rebuilt.view_as(target) + crosscoder.b_dec
-        reconstruction = mse_loss(rebuilt, target, reduction="sum") / len(x)
-        sparsity = (mass * u).sum() / len(x)
+        reconstruction = mse_loss(rebuilt, target, reduction="sum") / n_tokens
+        sparsity = (mass * u).sum() / n_tokens
         loss = reconstruction
         if penalty > 0:
             loss = loss + penalty * sparsity
         self.adam.zero_grad()
         loss.backward()
         if penalty > 0:
-            self._add_gradient_of_norms(penalty / len(x) * mass.detach(), norms)
+            self._add_gradient_of_norms(penalty / n_tokens * mass.detach(), norms)
         aux = self._aux(target, rebuilt.detach(), pre)
+        processes.add_up(parameter.grad for parameter in crosscoder.parameters())
         torch.nn.utils.clip_grad_norm_(crosscoder.parameters(), CLIP)
         self.adam.param_groups[0]["lr"] = self.lr(self.done)
         self.adam.step()
         self.done += 1
-        self.tokens += len(x)
+        self.tokens += n_tokens
         with torch.no_grad():
-            self.silent.add_(len(x)).masked_fill_(mass > 0, 0)
+            self.silent.add_(n_tokens).masked_fill_(processes.sum(mass.detach()) > 0, 0)
             if not log:
                 return {}
-            deviation = (target - target.mean(0)).pow(2).sum()
+            mean = processes.sum(target.sum(0)) / n_tokens
+            active = (code.values > 0).sum().to(loss)
+            parts = torch.stack(
+                [loss, reconstruction, sparsity, aux, active, (target - mean).pow(2).sum()]
+            )
+            loss, reconstruction, sparsity, aux, active, deviation = processes.sum(parts).unbind()
             return {
-                "loss": loss.detach() + config.aux_weight * aux,
-                "reconstruction": reconstruction.detach(),
-                "sparsity": sparsity.detach(),
+                "loss": loss + config.aux_weight * aux,
+                "reconstruction": reconstruction,
+                "sparsity": sparsity,
                 "aux": aux,
-                "l0": (code.values > 0).sum().to(loss) / len(x),
-                "explained_variance": 1 - reconstruction.detach() * len(x) / deviation,
+                "l0": active / n_tokens,
+                "explained_variance": 1 - reconstruction * n_tokens / deviation,
                 "dead": (self.silent >= config.dead_after_tokens).sum().to(loss),
             }
 
@@ -252,9 +266,26 @@ class TrainingRun:
             pre = linear(x.flatten(1), W_enc, crosscoder.b_enc)
         if crosscoder.sparsity == "l1":
             return pre, sparse.code_of(pre.relu_(), W_enc.shape[1], dtype=dtype)
-        kept, smallest = largest_sizes(pre, u, self.k(self.done))
+        kept, smallest = self._kept(pre, u)
         self._follow_threshold(smallest)
         return pre, sparse.code_of(pre, W_enc.shape[1], kept, dtype)
+
+    def _kept(
+        self, pre: Float[Tensor, "batch latents"], u: Float[Tensor, " latents"]
+    ) -> tuple[Int[Tensor, " kept"], Float[Tensor, ""]]:
+        """Where BatchTopK's largest of the whole batch are, of those here; and the smallest."""
+        k, processes = self.k(self.done), self.processes
+        if processes.size == 1:
+            return largest_sizes(pre, u, k)
+        # all that stay might be here
+        candidates, _ = largest_sizes(pre, u, k * processes.size)
+        sizes = pre.flatten()[candidates] * u[candidates % pre.shape[1]]
+        count = min(k * len(pre), pre.numel()) * processes.size
+        kept = processes.largest(candidates, sizes, count)
+        sizes = pre.flatten()[kept] * u[kept % pre.shape[1]]
+        smallest = torch.where(sizes > 0, sizes, torch.inf)
+        smallest = torch.cat([smallest, smallest.new_full((1,), torch.inf)]).min()
+        return kept, processes.smallest(smallest)
 
     @torch.no_grad()
     def _add_gradient_of_norms(
@@ -273,7 +304,8 @@ class TrainingRun:
     ) -> Float[Tensor, ""]:
         """The loss of the dead latents; adds its gradient to that of the rest."""
         crosscoder, config = self.crosscoder, self.config
-        dead = self._dying(len(x))
+        n_tokens = len(x) * self.processes.size
+        dead = self._dying(n_tokens)
         if not len(dead):
             return x.new_zeros(())
         is_dead = self.silent[dead] >= config.dead_after_tokens
@@ -281,6 +313,7 @@ class TrainingRun:
         W_dec = crosscoder.W_dec.detach()[dead].requires_grad_()
         dtype = torch.bfloat16 if config.bf16 else x.dtype
         loss = aux_loss(x - rebuilt, pre, W_dec, max(1, crosscoder.d_model // 2), dtype)
+        loss = loss * (len(x) / n_tokens)  # this process's share of the mean
         by_pre, by_decoder = torch.autograd.grad(config.aux_weight * loss, (pre, W_dec))
         by_encoder = by_pre.to(dtype).T @ x.flatten(1).to(dtype)
         grads = crosscoder.W_enc.grad.flatten(0, 1).T, crosscoder.W_dec.grad
