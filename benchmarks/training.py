@@ -453,7 +453,7 @@ def one_on_gpu(
     product = on_device(lambda: a @ W.T, 10, device)
     pre = torch.randn(shape.batch_size, shape.n_latents, device=device)
     u = torch.rand(shape.n_latents, device=device) + 0.5
-    topk = on_device(lambda: largest_sizes(pre, u, shape.k), 5, device)
+    topk = on_device(lambda: largest_sizes(pre, u, shape.k * len(pre)), 5, device)
     taken = kernels(step, 5, device)
     where = pd.Series(taken).groupby(kind_of).sum().sort_values(ascending=False)
     longest = sorted(taken.items(), key=lambda item: -item[1])[:14]

@@ -7,6 +7,7 @@ sees the very batches that it would have seen.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -22,6 +23,7 @@ from torch import Tensor
 from ctt_helpers import hooks
 from ctt_helpers.hooks import stacked_activations as stacked_activations
 from ctt_helpers.messages import show_size, whole_number
+from ctt_helpers.processes import Alone
 
 if TYPE_CHECKING:
     from ctt_helpers.sources.checkpoints import Checkpoints
@@ -91,8 +93,36 @@ class TensorStream:
         self.batch_size, self.seed, self.max_norm = batch_size, seed, max_norm
         buffer_tokens = whole_number("buffer_tokens", buffer_tokens)
         self.buffer_tokens = max(2 * batch_size, min(buffer_tokens, n_tokens))
+        self._processes = Alone()
         self._scales: Tensor | None = None
         self._medians: Tensor | None = None
+
+    def part(self, processes: Alone) -> TensorStream:
+        """What one of several processes reads: its share of the groups, and of every batch.
+
+        A group of tokens is read by one process only. Scales are taken over the same sample as by a
+        single process, each of them reading its share.
+
+        Raises:
+            ValueError: a batch cannot be shared evenly, or there are fewer groups than processes.
+        """
+        size = processes.size
+        if self.batch_size % size:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be shared evenly by {size} processes. Take a "
+                "multiple of their number."
+            )
+        if self.n_groups < size:
+            raise ValueError(
+                f"{self.n_tokens:,} tokens are read in {self.n_groups} groups, which {size} "
+                "processes cannot share. Give more text, or fewer sequences_per_group."
+            )
+        own = copy.copy(self)
+        own._processes = processes
+        own.batch_size = self.batch_size // size
+        own.buffer_tokens = max(2 * own.batch_size, self.buffer_tokens // size)
+        own._scales = own._medians = None
+        return own
 
     def _most_rows(self) -> int:
         """Tokens in the buffer when the last group made it full."""
@@ -108,11 +138,11 @@ class TensorStream:
         return np.arange(start, start + self._group_size(group))
 
     def _group_order(self) -> Iterator[int]:
-        """Groups, each once an epoch, in a new order each time, for ever."""
+        """This process's groups, each once an epoch, in a new order each time, for ever."""
+        rank, size = self._processes.rank, self._processes.size
         for epoch in itertools.count():
-            yield from (
-                np.random.default_rng([self.seed, 0, epoch]).permutation(self.n_groups).tolist()
-            )
+            order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.n_groups)
+            yield from order[rank::size].tolist()
 
     def _read(
         self, groups: Sequence[int]
@@ -136,16 +166,18 @@ class TensorStream:
         """
         if self._scales is not None:
             return self._scales
+        rank, size = self._processes.rank, self._processes.size
         sample, seen = [], 0
-        for group in itertools.islice(self._group_order(), self.n_groups):
+        for group in itertools.islice(self._group_order(), len(range(rank, self.n_groups, size))):
             sample.append(group)
             seen += self._group_size(group)
-            if seen >= SAMPLE_TOKENS:
+            if seen >= SAMPLE_TOKENS / size:
                 break
         parts: list[list[Tensor]] = [[] for _ in range(self.n_checkpoints)]
         for c, _, x in self._read(sample):
             parts[c].append(hooks.at_least_float32(x).norm(dim=-1).flatten().cpu().double())
-        norms = torch.stack([torch.cat(part) for part in parts])  # [checkpoints, tokens]
+        own = torch.stack([torch.cat(part) for part in parts])
+        norms = self._processes.side_by_side(own)  # [checkpoints, tokens]
         if not norms.isfinite().all() or not (norms.mean(1) > 0).all():
             mean = norms.mean(1).tolist()
             raise ValueError(

@@ -460,22 +460,22 @@ def batch_topk(
         f with all others set to 0, at most k * tokens of them active however many are equal; and
         the smallest kept f_i u_i above 0 (infinite if there is none).
     """
-    kept, smallest = largest_sizes(pre, code_norms, k)
+    kept, smallest = largest_sizes(pre, code_norms, k * len(pre))
     values = pre.flatten().gather(0, kept).relu()
     return torch.zeros_like(pre).flatten().scatter(0, kept, values).view(pre.shape), smallest
 
 
 @torch.no_grad()
 def largest_sizes(
-    pre: Float[Tensor, "tokens latents"], code_norms: Float[Tensor, " latents"], k: int
+    pre: Float[Tensor, "tokens latents"], code_norms: Float[Tensor, " latents"], count: int
 ) -> tuple[Int[Tensor, " kept"], Float[Tensor, ""]]:
-    """Where BatchTopK's largest f_i u_i are: token * n_latents + latent, k * tokens of them.
+    """Where BatchTopK's `count` largest f_i u_i are: token * n_latents + latent.
 
     Ascending on a CPU. Some may be below 0, where fewer are above it. The second result is that of
     `batch_topk`.
     """
     sizes = pre * code_norms
-    count = min(k * len(pre), sizes.numel())
+    count = min(count, sizes.numel())
     if sizes.device.type == "cpu":
         kept = torch.from_numpy(_largest(sizes.numpy(), count))
     else:

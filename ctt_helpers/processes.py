@@ -17,6 +17,15 @@ class Alone:
     """One process: what it has is all there is."""
 
     rank, size = 0, 1
+    even = True  # each has as many tokens in a step as the others
+
+    def total(self, n: int) -> int:
+        """The sum of a whole number over all processes."""
+        return n
+
+    def side_by_side(self, x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows _"]:
+        """The columns of all processes, on the CPU; they may have different numbers of them."""
+        return x
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -26,10 +35,7 @@ class Alone:
         """Put the sum over all processes in place of each."""
 
     def largest(
-        self,
-        places: Int[Tensor, " candidates"],
-        sizes: Float[Tensor, " candidates"],
-        count: int,
+        self, places: Int[Tensor, " candidates"], sizes: Float[Tensor, " candidates"], count: int
     ) -> Int[Tensor, " kept"]:
         """Of the candidates of all processes the `count` largest: those that are here, ascending.
 
@@ -43,6 +49,9 @@ class Alone:
     def smallest(self, x: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The smallest of all processes."""
         return x
+
+    def make_equal(self, tensors: Iterable[Tensor]) -> None:
+        """Put those of the first process in place of each."""
 
     def wait(self) -> None:
         """Go on when all have come this far."""
@@ -62,6 +71,18 @@ class Together(Alone):
                 "ctt_helpers.train`, or make an accelerate.Accelerator() first."
             )
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def total(self, n: int) -> int:
+        if self.even:
+            return n * self.size
+        everywhere = [0] * self.size
+        dist.all_gather_object(everywhere, n)
+        return sum(everywhere)
+
+    def side_by_side(self, x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows _"]:
+        everywhere = [x] * self.size
+        dist.all_gather_object(everywhere, x)
+        return torch.cat(everywhere, dim=1)
 
     def sum(self, x: Tensor) -> Tensor:
         x = x.clone()
@@ -97,3 +118,16 @@ class Together(Alone):
 
     def wait(self) -> None:
         dist.barrier()
+
+    def make_equal(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            same = tensor.detach().contiguous()
+            dist.broadcast(same, 0)
+            tensor.detach().copy_(same)
+
+
+def among() -> Alone:
+    """This process, among the others that were started with it, if there are any."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return Together()
+    return Alone()

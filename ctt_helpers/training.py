@@ -36,7 +36,7 @@ from ctt_helpers.files import (
 )
 from ctt_helpers.hooks import pick_device
 from ctt_helpers.messages import progress, whole_number
-from ctt_helpers.processes import Alone
+from ctt_helpers.processes import Alone, among
 
 LOG_EVERY = 20  # steps
 BETAS = (0.9, 0.999)  # Adam's decay rates (the paper's)
@@ -159,9 +159,7 @@ def _smallest_of_largest(
 class TrainingRun:
     """A training run between two steps: all that has to be kept to go on exactly from there."""
 
-    def __init__(
-        self, crosscoder: Crosscoder, config: TrainConfig, processes: Alone | None = None
-    ):
+    def __init__(self, crosscoder: Crosscoder, config: TrainConfig, processes: Alone | None = None):
         self.crosscoder, self.config = crosscoder, config
         self.processes = processes or Alone()
         self.done, self.tokens, self.seconds = 0, 0, 0.0
@@ -206,12 +204,12 @@ class TrainingRun:
         Nothing in it waits for a GPU, but for a look at which latents are dead once in a while.
         """
         crosscoder, config, processes = self.crosscoder, self.config, self.processes
-        n_tokens = len(x) * processes.size
+        n_tokens = processes.total(len(x))
         penalty = self.penalty(self.done)
         target = x * crosscoder.scales[:, None]
         norms = crosscoder.decoder_norms().detach()
         u = norms.sum(0)
-        pre, code = self._encoded(target, u)
+        pre, code = self._encoded(target, u, n_tokens)
         W_enc, W_dec = crosscoder.W_enc.flatten(0, 1).T, crosscoder.W_dec.flatten(1)
         f = sparse.encode(target.flatten(1), W_enc, crosscoder.b_enc, code)
         rebuilt, mass = sparse.decode(f, W_dec, code)
@@ -225,7 +223,7 @@ class TrainingRun:
         loss.backward()
         if penalty > 0:
             self._add_gradient_of_norms(penalty / n_tokens * mass.detach(), norms)
-        aux = self._aux(target, rebuilt.detach(), pre)
+        aux = self._aux(target, rebuilt.detach(), pre, n_tokens)
         processes.add_up(parameter.grad for parameter in crosscoder.parameters())
         torch.nn.utils.clip_grad_norm_(crosscoder.parameters(), CLIP)
         self.adam.param_groups[0]["lr"] = self.lr(self.done)
@@ -254,7 +252,10 @@ class TrainingRun:
 
     @torch.no_grad()
     def _encoded(
-        self, x: Float[Tensor, "batch checkpoints d_model"], u: Float[Tensor, " latents"]
+        self,
+        x: Float[Tensor, "batch checkpoints d_model"],
+        u: Float[Tensor, " latents"],
+        n_tokens: int,
     ) -> tuple[Float[Tensor, "batch latents"], sparse.DenseCode | sparse.SparseCode]:
         """What goes into the ReLU, from scaled activations, and the latents that stay active."""
         crosscoder = self.crosscoder
@@ -266,25 +267,24 @@ class TrainingRun:
             pre = linear(x.flatten(1), W_enc, crosscoder.b_enc)
         if crosscoder.sparsity == "l1":
             return pre, sparse.code_of(pre.relu_(), W_enc.shape[1], dtype=dtype)
-        kept, smallest = self._kept(pre, u)
+        kept, smallest = self._kept(pre, u, n_tokens)
         self._follow_threshold(smallest)
         return pre, sparse.code_of(pre, W_enc.shape[1], kept, dtype)
 
     def _kept(
-        self, pre: Float[Tensor, "batch latents"], u: Float[Tensor, " latents"]
+        self, pre: Float[Tensor, "batch latents"], u: Float[Tensor, " latents"], n_tokens: int
     ) -> tuple[Int[Tensor, " kept"], Float[Tensor, ""]]:
-        """Where BatchTopK's largest of the whole batch are, of those here; and the smallest."""
+        """Where BatchTopK's largest of all `n_tokens` are, of those here; and the smallest."""
         k, processes = self.k(self.done), self.processes
         if processes.size == 1:
-            return largest_sizes(pre, u, k)
-        # all that stay might be here
-        candidates, _ = largest_sizes(pre, u, k * processes.size)
+            return largest_sizes(pre, u, k * n_tokens)
+        count = min(k, pre.shape[1]) * n_tokens
+        candidates, _ = largest_sizes(pre, u, count)  # all that stay might be here
         sizes = pre.flatten()[candidates] * u[candidates % pre.shape[1]]
-        count = min(k * len(pre), pre.numel()) * processes.size
         kept = processes.largest(candidates, sizes, count)
         sizes = pre.flatten()[kept] * u[kept % pre.shape[1]]
-        smallest = torch.where(sizes > 0, sizes, torch.inf)
-        smallest = torch.cat([smallest, smallest.new_full((1,), torch.inf)]).min()
+        above = torch.where(sizes > 0, sizes, torch.inf)
+        smallest = torch.cat([above, above.new_full((1,), torch.inf)]).min()
         return kept, processes.smallest(smallest)
 
     @torch.no_grad()
@@ -301,10 +301,13 @@ class TrainingRun:
         x: Float[Tensor, "batch checkpoints d_model"],
         rebuilt: Float[Tensor, "batch checkpoints d_model"],
         pre: Float[Tensor, "batch latents"],
+        n_tokens: int,
     ) -> Float[Tensor, ""]:
-        """The loss of the dead latents; adds its gradient to that of the rest."""
+        """The loss of the dead latents; adds its gradient to that of the rest.
+
+        With several processes it is this one's share of the mean over all `n_tokens`.
+        """
         crosscoder, config = self.crosscoder, self.config
-        n_tokens = len(x) * self.processes.size
         dead = self._dying(n_tokens)
         if not len(dead):
             return x.new_zeros(())
@@ -313,7 +316,7 @@ class TrainingRun:
         W_dec = crosscoder.W_dec.detach()[dead].requires_grad_()
         dtype = torch.bfloat16 if config.bf16 else x.dtype
         loss = aux_loss(x - rebuilt, pre, W_dec, max(1, crosscoder.d_model // 2), dtype)
-        loss = loss * (len(x) / n_tokens)  # this process's share of the mean
+        loss = loss * (len(x) / n_tokens)
         by_pre, by_decoder = torch.autograd.grad(config.aux_weight * loss, (pre, W_dec))
         by_encoder = by_pre.to(dtype).T @ x.flatten(1).to(dtype)
         grads = crosscoder.W_enc.grad.flatten(0, 1).T, crosscoder.W_dec.grad
@@ -449,6 +452,11 @@ def train(
     its final value, corrected for its start at 0. Its decay is the paper's 0.999, or 1 - 20 / steps
     in runs below 20,000 steps, where the first batches would otherwise weigh as much as the last.
 
+    Started in several processes (`accelerate launch -m ctt_helpers.train`, a notebook's
+    `notebook_launcher`), each reads its own part of the text and trains on its own part of every
+    batch, and all come to the same weights. The first writes, and speaks. A run that was cut off
+    can be taken up with another number of them; its batches are then put together otherwise.
+
     An interrupted call leaves the crosscoder in evaluation mode with the weights it has reached;
     with `out`, the same call goes on from the last state on disk.
 
@@ -487,17 +495,24 @@ def train(
     }
     settings = json.loads(json.dumps(settings))  # as it will be read back
     out = None if out is None else expanded(out)
-    with nullcontext() if out is None else locked(out):
+    processes = among()
+    writes = out is not None and processes.rank == 0
+    with locked(out) if writes else nullcontext():
+        processes.wait()
         if out is not None:
             finished = _run_in(out)
             if not resume:
-                _throw_away(out)
+                processes.wait()
+                if writes:
+                    _throw_away(out)
+                processes.wait()
             elif finished is not None:
                 return _finished_run(crosscoder, out, finished, settings)
         calls = [on_log] if callable(on_log) else list(on_log)
-        result = _run(crosscoder, stream, config, out, settings, calls)
-        if out is not None:
+        result = _run(crosscoder, stream, config, out, settings, calls, processes)
+        if writes:
             _write_result(result, out, settings)
+        processes.wait()
     if crosscoder.sparsity == "batch_topk" and float(crosscoder.threshold) == 0:
         warnings.warn(
             "The threshold of this crosscoder is 0: no latent was active in any batch after k had "
@@ -514,9 +529,14 @@ def _run(
     out: Path | None,
     settings: dict[str, Any],
     on_log: Sequence[OnLog],
+    processes: Alone,
 ) -> TrainResult:
     """The steps that are still to be done."""
-    run = TrainingRun(crosscoder, config)
+    run = TrainingRun(crosscoder, config, processes)
+    if processes.size > 1:
+        processes.even = stream.max_norm is None
+        stream = stream.part(processes)
+        processes.make_equal(crosscoder.parameters())
     state = None if out is None else out / "checkpoint"
     resumed = state is not None and (state / STATE_FILES[1]).exists()
     if resumed:
@@ -527,11 +547,13 @@ def _run(
     crosscoder.train()
     start, on_disk = run.done, run.done if resumed else None
     begin = time.perf_counter() - run.seconds
-    bar = progress(range(start, config.steps), "training", total=config.steps, initial=start)
+    steps = range(start, config.steps)
+    bar = progress(steps, "training", total=config.steps, initial=start, disable=processes.rank > 0)
     try:
         for step, x in zip(bar, stream.batches(start=start), strict=False):
             if state is not None and step % config.checkpoint_every == 0 and step != on_disk:
-                run.save(state, settings)
+                if processes.rank == 0:
+                    run.save(state, settings)
                 on_disk = step
             log = step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps
             figures = run.step(_moved(x, crosscoder.W_enc), log)
@@ -539,7 +561,7 @@ def _run(
             if log:
                 bar.set_postfix_str(_note(run, step, figures), refresh=False)
                 row = run.history[-1]
-                for call in on_log:
+                for call in on_log if processes.rank == 0 else ():
                     row.update(call(dict(row)) or {})
     except KeyboardInterrupt:
         print(_stopped(run, state, on_disk))

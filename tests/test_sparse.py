@@ -94,7 +94,7 @@ def test_the_largest_are_those_of_a_sort(tokens, latents, k, kind, seed):
     elif kind == "negative":
         pre = -pre.abs()
     u = 0.5 + torch.rand(latents, generator=draw)
-    kept, smallest = largest_sizes(pre, u, k)
+    kept, smallest = largest_sizes(pre, u, k * len(pre))
     sizes = (pre * u).flatten()
     count = min(k * tokens, len(sizes))
     assert torch.equal(kept, kept.unique()) and len(kept) == count
