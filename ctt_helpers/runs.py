@@ -131,7 +131,8 @@ def train_run(run: Run) -> TrainResult:
     """Do what the settings say."""
     device = device_of_process(run.device)
     suite = ctt.load_suite(run.model)
-    ckpts = suite.checkpoints(run.revisions, layer=run.layer, device=device)
+    revisions = run.revisions or suite.default_triplet
+    ckpts = suite.checkpoints(revisions, layer=run.layer, device=device)
     text = suite.text(run.n_tokens, split="train", seed=run.seed, path=run.text_path)
     sizes = {
         "batch_size": run.batch_size,

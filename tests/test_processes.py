@@ -45,7 +45,7 @@ ctt.train(make_crosscoder(sparsity), stream, config, out, device="cpu")
 CONFIG = {
     "steps": 80,
     "checkpoint_every": 20,
-    "dead_after_tokens": 2_000,
+    "dead_after_tokens": 500,
     "decoder_norm_penalty": 0.02,
     "lr": 5e-3,
 }
@@ -117,7 +117,7 @@ def test_losses_are_those_of_one_process(tmp_path, n, sparsity, max_norm):
     figures = [name for name in expected if name != "seconds"]
     np.testing.assert_allclose(found[figures], expected[figures], rtol=1e-5, atol=1e-6)
     if sparsity == "batch_topk":
-        assert expected["dead"].iloc[-1] > 0 and expected["aux"].iloc[-1] > 0
+        assert expected["dead"].max() > 0 and expected["aux"].max() > 0
     if max_norm:  # tokens of large norm were left out
         assert expected["tokens"].iloc[-1] < CONFIG["steps"] * 96
     same = ctt.Crosscoder.load(tmp_path / "out" / "crosscoder")

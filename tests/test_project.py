@@ -251,9 +251,14 @@ def test_the_wheel_holds_code_and_data(tmp_path):
 
 
 def test_only_declared_packages_are_imported():
-    on_request = map(Requirement, PYPROJECT["project"]["optional-dependencies"]["log"])
+    on_request = [
+        Requirement(each)
+        for name in ("log", "several")
+        for each in PYPROJECT["project"]["optional-dependencies"][name]
+    ]
     declared = {canonicalize_name(r.name) for r in [*CORE, *on_request]}
     used = {name.split(".")[0] for path in MODULES for name in imported(path)}
+    used = {"pyyaml" if name == "yaml" else name for name in used}
     third_party = {
         canonicalize_name(name) for name in used - set(sys.stdlib_module_names) - {"ctt_helpers"}
     }
