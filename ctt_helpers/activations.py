@@ -94,6 +94,10 @@ class TensorStream:
         buffer_tokens = whole_number("buffer_tokens", buffer_tokens)
         self.buffer_tokens = max(2 * batch_size, min(buffer_tokens, n_tokens))
         self._processes = Alone()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing has been read yet."""
         self._scales: Tensor | None = None
         self._medians: Tensor | None = None
 
@@ -121,7 +125,7 @@ class TensorStream:
         own._processes = processes
         own.batch_size = self.batch_size // size
         own.buffer_tokens = max(2 * own.batch_size, self.buffer_tokens // size)
-        own._scales = own._medians = None
+        own._forget()
         return own
 
     def _most_rows(self) -> int:
@@ -412,9 +416,12 @@ class ActivationStream(TensorStream):
         self.source = {**ckpts.source, **describe_text(text)}
         gigabytes = n_tokens * self.n_checkpoints * self.d_model * 4 / 1e9
         self._keeps = gigabytes <= cache_gb
+        self._told = False
+
+    def _forget(self) -> None:
+        super()._forget()
         self._kept: Float[Tensor, "tokens checkpoints d_model"] | None = None
         self._there: set[int] = set()  # groups that are in it
-        self._told = False
 
     def _read(
         self, groups: Sequence[int]

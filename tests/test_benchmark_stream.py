@@ -36,8 +36,10 @@ def test_the_benchmark_runs_shrunk(tmp_path, monkeypatch):
         "memory",
         "float32, warm",
         "float32, cold",
+        "float32, kept",
         "bfloat16, warm",
         "bfloat16, cold",
+        "bfloat16, kept",
     ]
     assert (frames["stream"][["ms", "ratio", "serve_ms"]] > 0).all(axis=None)
     loads = frames["stream_loads"].set_index("way")

@@ -79,13 +79,14 @@ def same(batches, others):
 # ---- what comes out
 
 
+@pytest.mark.parametrize("keep_gb", [0, 1])
 @pytest.mark.parametrize("max_norm", [None, 1.2])
-def test_batches_scales_and_fingerprint_are_those_of_the_stream(ckpts, tmp_path, max_norm):
+def test_batches_scales_and_fingerprint_are_those_of_the_stream(ckpts, tmp_path, max_norm, keep_gb):
     text = some_text(61, 10)
     cache = ActivationCache.build(ckpts, text, tmp_path, **SMALL)
     given = {"batch_size": 30, "seed": 3, "buffer_tokens": 200, "max_norm": max_norm}
     stream = ctt.ActivationStream(ckpts, text, sequences_per_group=8, cache_gb=0, **given)
-    cached = cache.stream(device="cpu", **given)
+    cached = cache.stream(device="cpu", keep_gb=keep_gb, **given)
     assert torch.equal(cached.scales(), stream.scales())
     assert cached.source == stream.source and cached.fingerprint() == stream.fingerprint()
     assert same(first(cached, 60), first(stream, 60)) and same(
@@ -111,8 +112,25 @@ def test_every_size_gives_the_streams_batches(
     stream = ctt.ActivationStream(ckpts, text, sequences_per_group=group, **given)
     made = {"sequences_per_group": group, "shard_bytes": shard}
     cache = ActivationCache.build(ckpts, text, folder, **made)
-    assert same(first(cache.stream(device="cpu", **given)), first(stream))
+    cached = cache.stream(device="cpu", keep_gb=data.draw(st.sampled_from([0, 1])), **given)
+    assert same(first(cached), first(stream))
     shutil.rmtree(folder)
+
+
+def test_a_small_cache_is_read_from_the_disk_once(ckpts, tmp_path, monkeypatch):
+    cache = ActivationCache.build(ckpts, some_text(61, 10), tmp_path, **SMALL)
+    read, real = [], ActivationCache.read
+    monkeypatch.setattr(
+        ActivationCache,
+        "read",
+        lambda self, c, group: read.append((c, group)) or real(self, c, group),
+    )
+    for keep_gb, often in ((1, 1), (0, 2)):
+        read.clear()
+        first(cache.stream(30, buffer_tokens=100, device="cpu", keep_gb=keep_gb), 60)
+        times = [read.count(each) for each in set(read)]
+        assert len(times) == len(ckpts) * cache.n_groups and max(times) >= often
+        assert keep_gb == 0 or max(times) == 1
 
 
 def test_the_disk_is_told_what_is_read_next(ckpts, tmp_path, monkeypatch):
@@ -135,7 +153,7 @@ def test_the_disk_is_told_what_is_read_next(ckpts, tmp_path, monkeypatch):
     monkeypatch.setattr(ActivationCache, "read", read)
     monkeypatch.setattr(module.os, "posix_fadvise", advise, raising=False)
     monkeypatch.setattr(module.os, "POSIX_FADV_WILLNEED", 3, raising=False)
-    first(cache.stream(30, buffer_tokens=500, device="cpu"), 200)
+    first(cache.stream(30, buffer_tokens=500, device="cpu", keep_gb=0), 200)
     assert len(ranges) > 3 * cache.n_groups
     # the second group of a file: its rows, wherever they begin behind the header
     ranges.clear()
@@ -243,7 +261,7 @@ def test_nothing_waits_for_a_device_for_each_group_or_batch(ckpts, tmp_path, wai
         built = waits(lambda n=name, d=dtype: ActivationCache.build(ckpts, text, tmp_path / n, d))
         assert built == 0
         cache = ActivationCache.build(ckpts, text, tmp_path / f"{name}2", dtype, **large)
-        stream = cache.stream(50, buffer_tokens=500, device="cpu")
+        stream = cache.stream(50, buffer_tokens=500, device="cpu", keep_gb=0)
         assert waits(lambda s=stream: first(s, 60)) == 0
 
 
