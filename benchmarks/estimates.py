@@ -1,6 +1,7 @@
 """Estimates against measurements: time and memory of everything that takes long.
 
-    python -m benchmarks.estimates [--model pythia-70m ...] [--device cuda] [--paper] [--shrink]
+    python -m benchmarks.estimates [--model pythia-70m ...] [--only stream ...] [--device cuda]
+                                   [--paper] [--shrink]
 
 Models of true shape with random weights are made on the spot: nothing is downloaded. `--paper`, for
 a GPU: three models of Pythia-1B's shape, a crosscoder of the paper's (16,384 latents, batches of
@@ -354,11 +355,15 @@ def _peak() -> float:
     return float("nan")
 
 
-def compare(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool = False) -> pd.DataFrame:
+def compare(
+    ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool = False, only: Sequence[str] | None = None
+) -> pd.DataFrame:
     """One row a piece of work: estimate and measurement, taken in turns, medians of the rounds."""
     config, device = ckpts.suite.config, ckpts.device
     rows = []
     for task in tasks(ckpts, sizes, bf16):
+        if only and task.what not in only:
+            continue
         print(f"{ckpts.suite.name}: {task.what}", flush=True)
         task.run()  # the first time pays for what is set up once
         estimated, measured = [], []
@@ -410,6 +415,7 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
         choices=PRESETS,
         help="whose shapes to take",
     )
+    parser.add_argument("--only", nargs="+", help="these pieces of work, such as stream")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--paper", action="store_true", help="the paper's shape: for a GPU")
     parser.add_argument("--shrink", action="store_true", help="small sizes: to try the code")
@@ -440,8 +446,12 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
     for name in ["pythia-1b"] if given.paper else given.model:
         ckpts = random_checkpoints(name, device, given.shrink)
         with mock.patch.object(forecast, "clock", clock):
-            frames.append(compare(ckpts, sizes, bf16=given.paper))
+            frames.append(compare(ckpts, sizes, given.paper, given.only))
     frame = pd.concat(frames)
+    if given.only:  # what else was measured stays
+        known, key = pd.read_csv(given.out / f"{part}.csv"), ["model", "what"]
+        frame = frame.set_index(key).combine_first(known.set_index(key))
+        frame = frame.loc[known.set_index(key).index, known.columns[2:]].reset_index()
     about["seconds"] = round(time.perf_counter() - begin)
     report.save(given.out, part, {part: frame}, about)
     page = report.write_tables(given.out, TITLE, PARTS)

@@ -189,7 +189,7 @@ def test_memory_grows_with_what_takes_it():
     half = count_memory(replace(plain, buffer_tokens=2**16), 3, 64, 1000, 4)
     assert base["activations"] - half["activations"] == 4 * 2**16 * 3 * 64
     kept = count_memory(replace(plain, keeps=True), 3, 64, 1000, 4)
-    assert kept["activations"] - base["activations"] == 4 * 10**6 * 3 * 64
+    assert kept["activations"] > 4 * 10**6 * 3 * 64 > base["activations"]  # all, in place of it
     more = count_memory(replace(plain, tokens=10**7, keeps=True), 3, 64, 1000, 4)
     assert more == count_memory(replace(plain, tokens=10**7), 3, 64, 1000, 4)  # above a gigabyte
     effects = count_memory(Work(pairs={"atp": 1}, n_latents=1000), 3, 64, 1000, 4)

@@ -432,11 +432,15 @@ class _Sizes:
 
     @property
     def stream(self) -> float:
-        """The shuffle buffer, and all activations of a text that is small enough to be kept."""
+        """All activations of a text that is small enough to be kept; else the shuffle buffer."""
         work = self.work
-        buffer = max(2 * work.batch_size, min(work.buffer_tokens, work.tokens)) * self.width
         kept = work.tokens * self.width
-        return buffer + (kept if work.keeps and kept <= KEPT else 0)
+        if work.keeps and kept <= KEPT:
+            return kept + work.batch_size * self.width
+        group = min(max(work.group_tokens, work.text_length), work.tokens)
+        buffer = max(2 * work.batch_size, min(work.buffer_tokens, work.tokens)) + group
+        # a batch, and a group as it comes from one checkpoint
+        return (buffer + work.batch_size) * self.width + 4 * group * self.d_model
 
     @property
     def evaluating(self) -> float:
