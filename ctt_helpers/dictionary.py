@@ -41,7 +41,10 @@ class Dictionary(Protocol):
     def encode(
         self, x: Float[Tensor, "*tokens checkpoints d_model"]
     ) -> Float[Tensor, "*tokens latents"]:
-        """Codes of raw activations: above 0 where a latent is active, else 0."""
+        """Codes of raw activations: above 0 where a latent is active, else 0.
+
+        Effects take codes below 0 as well.
+        """
 
     def decode(
         self, f: Float[Tensor, "*tokens latents"]
@@ -116,12 +119,17 @@ def _check_parts(dictionary: Dictionary) -> None:
 
 
 def codes(
-    dictionary: Dictionary, x: Float[Tensor, "*tokens checkpoints d_model"]
+    dictionary: Dictionary, x: Float[Tensor, "*tokens checkpoints d_model"], signed: bool = False
 ) -> Float[Tensor, "*tokens latents"]:
     """`encode`, and of a dictionary that is not ours a look at what comes back.
 
+    Args:
+        dictionary: ours, or another.
+        x: raw activations.
+        signed: codes below 0 are fine, as for effects (of principal components, for one).
+
     Raises:
-        ValueError: codes of another shape, or some that are below 0 or not finite.
+        ValueError: codes of another shape, not finite, or, if not `signed`, below 0.
     """
     f = dictionary.encode(x)
     if isinstance(dictionary, Crosscoder):
@@ -132,7 +140,7 @@ def codes(
             f"encode of this {name} gives {tuple(f.shape)} for activations {tuple(x.shape)}; it "
             f"gives {shape}."
         )
-    if f.numel() and not (f.isfinite() & (f >= 0)).all():
+    if f.numel() and not (f.isfinite() & (signed | (f >= 0))).all():
         raise ValueError(
             f"encode of this {name} gives {float(f.min()):.3g} to {float(f.max()):.3g}: codes are "
             "finite, above 0 where a latent is active, and else 0."

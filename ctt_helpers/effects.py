@@ -303,7 +303,7 @@ def _read(
 
         def latents(stream: Float[Tensor, "tokens n d_model"], keep=keep) -> Tensor:
             f = stream.new_zeros(*keep.shape, crosscoder.n_latents)
-            f[keep] = codes(crosscoder, stream)
+            f[keep] = codes(crosscoder, stream, signed=True)
             return f if f.device.type == "mps" else f.to_sparse()
 
         own = None

@@ -124,21 +124,24 @@ class Dictionary:
     source: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def n_checkpoints(self) -> int:
+        return self.W_dec.shape[1]
+
+    @property
     def n_latents(self) -> int:
         return len(self.W_dec)
 
     def raw_decoder(self) -> tuple[Tensor, Tensor]:
         return self.W_dec, self.b_dec
 
-    def check_source(self, here: dict) -> None:
-        """Nothing to check: it was made here."""
+    def decoder_norms(self) -> Float[Tensor, "n features"]:
+        return self.W_dec.norm(dim=-1).T
 
-    def eval(self) -> "Dictionary":
-        """As a crosscoder's, in whose place it stands; it has only one mode."""
-        return self
+    def decode(self, f: Float[Tensor, "*tokens features"]) -> Float[Tensor, "*tokens n d_model"]:
+        return torch.einsum("...h,hnd->...nd", f, self.W_dec) + self.b_dec
 
     def __call__(self, x: Float[Tensor, "tokens n d_model"]) -> Float[Tensor, "tokens n d_model"]:
-        return torch.einsum("th,hnd->tnd", self.encode(x), self.W_dec) + self.b_dec
+        return self.decode(self.encode(x))
 
 
 def linear(

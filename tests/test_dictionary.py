@@ -125,7 +125,6 @@ def test_the_least_that_will_do(ckpts):
         ({"b": torch.zeros(32)}, r"b_dec of this Own is \(32,\).* it is \(3, 32\)"),
         ({"n_latents": 6}, r"W_dec of this Own is \(5, 3, 32\).*n_latents=6 it is \(6, 3, 32\)"),
         ({"decoder_norms": lambda: torch.ones(5, 3)}, r"decoder_norms\(\) .* is \(5, 3\)"),
-        ({"encode": lambda x: Own().encode(x) - 1}, "codes are finite, above 0"),
         ({"encode": lambda x: Own().encode(x) / 0}, "codes are finite, above 0"),
         ({"encode": lambda x: Own().encode(x)[..., :4]}, r"encode .* it gives \(.*, 5\)"),
         ({"n_checkpoints": 2}, "reads 2 checkpoints, and here are"),
@@ -139,6 +138,14 @@ def test_what_would_give_wrong_numbers_is_refused(ckpts, parts, told):
     ):
         with pytest.raises(ValueError, match=rf"(?s){told}"):
             use(Own(**parts))
+
+
+def test_codes_below_0_are_for_effects_alone(ckpts):
+    signed = Own(encode=lambda x: Own().encode(x) - 1)
+    with pytest.raises(ValueError, match="codes are finite, above 0"):
+        ctt.evaluate(signed, ckpts, some_text())
+    effects = ctt.indirect_effects(signed, ckpts, some_pairs(), "ablation")
+    assert np.isfinite(effects.mean).all() and (effects.mean != 0).any()
 
 
 @pytest.mark.parametrize("name", OFFERS)
