@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import ctt_helpers as ctt
 from benchmarks import report
+from ctt_helpers.files import read_json
 from ctt_helpers.hooks import HookedModel, at_least_float32, pick_device, residual_stream
 from ctt_helpers.notebook import forecast
 from ctt_helpers.notebook.forecast import GROUP, Work, count_memory, count_seconds, measure_speeds
@@ -452,6 +453,8 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
         known, key = pd.read_csv(given.out / f"{part}.csv"), ["model", "what"]
         frame = frame.set_index(key).combine_first(known.set_index(key))
         frame = frame.loc[known.set_index(key).index, known.columns[2:]].reset_index()
+        earlier = read_json(given.out / report.MACHINE)[part]
+        about["command"] = f"{earlier['command']}; {command}"
     about["seconds"] = round(time.perf_counter() - begin)
     report.save(given.out, part, {part: frame}, about)
     page = report.write_tables(given.out, TITLE, PARTS)
