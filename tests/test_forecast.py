@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import jupytext
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -380,6 +381,16 @@ def test_the_benchmark_runs_shrunk(tmp_path, capsys, monkeypatch):
         and (told > 0).all(axis=None)
         and (tmp_path / "estimates_paper.csv").is_file()
     )
+    # some of it again: the other rows stay
+    given = ["--paper", "--shrink", "--device", "cpu", "--out", str(tmp_path)]
+    again = benchmark.main([*given, "--only", "reading"]).set_index("what")
+    first = pd.read_csv(tmp_path / "estimates_paper.csv").set_index("what")
+    assert list(again.index) == list(frame.what)
+    others = [what for what in frame.what if what != "reading"]
+    np.testing.assert_allclose(
+        again.loc[others, "seconds"], frame.set_index("what").loc[others, "seconds"], rtol=1e-4
+    )
+    np.testing.assert_allclose(again["seconds"], first["seconds"], rtol=1e-4)
     with pytest.raises(SystemExit):
         benchmark.main(["--paper", "--device", "cpu"])
     assert "--paper needs a GPU" in capsys.readouterr().err
