@@ -52,7 +52,9 @@ def save(
         with atomic_path(out / f"{table}.csv") as temporary:
             frame.to_csv(temporary, index=False, float_format="%.6g")
     known = read_json(out / MACHINE) if (out / MACHINE).is_file() else {}
-    known[part] = {**about, "tables": list(frames)}
+    # a part of which some tables alone are made anew keeps the others
+    tables = [*known.get(part, {}).get("tables", []), *frames]
+    known[part] = {**about, "tables": list(dict.fromkeys(tables))}
     write_json(out / MACHINE, known)
 
 

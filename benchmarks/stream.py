@@ -400,7 +400,7 @@ def main(arguments: list[str] | None = None) -> dict[str, pd.DataFrame]:
     if on_gpu:
         about["gpu"] = torch.cuda.get_device_name()
     sizes = SHRUNK if given.shrink else GPU if on_gpu else CPU
-    models = given.model or (["pythia-1b"] if on_gpu else ["pythia-14m", "pythia-70m"])
+    models = given.model or ["pythia-1b" if on_gpu else "pythia-14m"]
     begin = time.perf_counter()
     frames = run(given.only or list(TABLES), models, sizes, device)
     about["seconds"] = round(time.perf_counter() - begin)
