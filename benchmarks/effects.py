@@ -646,8 +646,6 @@ def waiting(function: Callable[[], float], device: str) -> tuple[float, float]:
 
 
 def main(arguments: list[str] | None = None) -> pd.DataFrame:
-    from benchmarks.__main__ import PARTS, TITLE  # which imports this module
-
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.effects",
         description=__doc__,
@@ -673,10 +671,7 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
         frames = rates(device, SHRUNK if given.shrink else PYTHIA_1B)
     about["seconds"] = round(time.perf_counter() - begin)
     (part,) = frames
-    report.save(given.out, part, frames, about)
-    page = report.write_tables(given.out, TITLE, PARTS)
-    print(frames[part].round(3).to_string(index=False))
-    print(f"All tables: {page}")
+    report.publish(given.out, part, frames, about)
     return frames[part]
 
 

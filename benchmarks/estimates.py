@@ -303,17 +303,17 @@ def tasks(ckpts: ctt.Checkpoints, sizes: Sizes, bf16: bool) -> list[Task]:
 def _tokens_read(stream: ctt.ActivationStream, batches: int) -> int:
     """By going through so many batches: counted, not worked out, as a buffer is of whole groups."""
     read, length = [], stream.text.shape[1]
-    real = stream._from_models
+    real = stream._fresh
 
     def counted(groups: Sequence[int]) -> Iterator[tuple]:
         # first tokens go through the models, too
         read.extend(stream._group_size(group) * length // (length - 1) for group in groups)
         return real(groups)
 
-    stream._from_models = counted
+    stream._fresh = counted
     for _ in zip(range(batches), stream.batches(), strict=False):
         pass
-    stream._from_models = real
+    stream._fresh = real
     return sum(read)
 
 
@@ -402,8 +402,6 @@ def compare(
 
 
 def main(arguments: list[str] | None = None) -> pd.DataFrame:
-    from benchmarks.__main__ import PARTS, TITLE  # which imports this module
-
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.estimates",
         description=__doc__,
@@ -456,10 +454,7 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
         earlier = read_json(given.out / report.MACHINE)[part]
         about["command"] = f"{earlier['command']}; {command}"
     about["seconds"] = round(time.perf_counter() - begin)
-    report.save(given.out, part, {part: frame}, about)
-    page = report.write_tables(given.out, TITLE, PARTS)
-    print(frame.round(2).to_string(index=False))
-    print(f"All tables: {page}")
+    report.publish(given.out, part, {part: frame}, about)
     return frame
 
 

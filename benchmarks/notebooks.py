@@ -122,8 +122,6 @@ def notebooks(at_once: int, where: Path = ROOT / "notebooks") -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, pd.DataFrame]:
-    from benchmarks.__main__ import PARTS, TITLE  # which imports this module
-
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.notebooks",
         description=__doc__,
@@ -144,9 +142,7 @@ def main(arguments: list[str] | None = None) -> dict[str, pd.DataFrame]:
         begin = time.perf_counter()
         frames[name] = makers[name]()
         about["seconds"] = round(time.perf_counter() - begin)
-        report.save(given.out, name, {name: frames[name]}, about)
-        print(frames[name].round(2).to_string(index=False))
-    print(f"All tables: {report.write_tables(given.out, TITLE, PARTS)}")
+        report.publish(given.out, name, {name: frames[name]}, about)
     return frames
 
 

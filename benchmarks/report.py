@@ -58,6 +58,19 @@ def save(
     write_json(out / MACHINE, known)
 
 
+def publish(
+    out: Path, part: str, frames: Mapping[str, pd.DataFrame], about: Mapping[str, Any]
+) -> None:
+    """`save` for a benchmark; its tables on the page of all of them, and printed."""
+    from benchmarks.__main__ import PARTS, TITLE  # which imports the benchmarks
+
+    save(out, part, frames, about)
+    page = write_tables(out, TITLE, PARTS)
+    for frame in frames.values():
+        print(frame.round(3).to_string(index=False))
+    print(f"All tables: {page}")
+
+
 # ---- the page of tables
 
 

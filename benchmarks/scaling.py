@@ -333,8 +333,6 @@ def whole_runs(results: Path) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, pd.DataFrame]:
-    from benchmarks.__main__ import PARTS, TITLE  # which imports this module
-
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scaling",
         description=__doc__,
@@ -356,11 +354,7 @@ def main(arguments: list[str] | None = None) -> dict[str, pd.DataFrame]:
     frames = growth(given.shrink)
     frames["scaling_runs"] = whole_runs(given.rates)
     about["seconds"] = round(time.perf_counter() - begin)
-    report.save(given.out, "scaling", frames, about)
-    page = report.write_tables(given.out, TITLE, PARTS)
-    for frame in frames.values():
-        print(frame.round(3).to_string(index=False))
-    print(f"All tables: {page}")
+    report.publish(given.out, "scaling", frames, about)
     return frames
 
 

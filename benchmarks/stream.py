@@ -376,8 +376,6 @@ def run(names: list[str], models: list[str], sizes: Sizes, device: str) -> dict[
 
 
 def main(arguments: list[str] | None = None) -> dict[str, pd.DataFrame]:
-    from benchmarks.__main__ import PARTS, TITLE  # which imports this module
-
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.stream",
         description=__doc__,
@@ -404,11 +402,7 @@ def main(arguments: list[str] | None = None) -> dict[str, pd.DataFrame]:
     begin = time.perf_counter()
     frames = run(given.only or list(TABLES), models, sizes, device)
     about["seconds"] = round(time.perf_counter() - begin)
-    report.save(given.out, "stream", frames, about)
-    page = report.write_tables(given.out, TITLE, PARTS)
-    for frame in frames.values():
-        print(frame.round(3).to_string(index=False))
-    print(f"All tables: {page}")
+    report.publish(given.out, "stream", frames, about)
     return frames
 
 

@@ -496,8 +496,6 @@ def planted_quality(shape: Shape, device: str, bf16: bool) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, pd.DataFrame]:
-    from benchmarks.__main__ import PARTS, TITLE  # which imports this module
-
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training",
         description=__doc__,
@@ -525,11 +523,7 @@ def main(arguments: list[str] | None = None) -> dict[str, pd.DataFrame]:
     if device.startswith("cuda"):
         about["gpu"] = torch.cuda.get_device_name()
     about["seconds"] = round(time.perf_counter() - begin)
-    report.save(given.out, part, frames, about)
-    page = report.write_tables(given.out, TITLE, PARTS)
-    for frame in frames.values():
-        print(frame.round(3).to_string(index=False))
-    print(f"All tables: {page}")
+    report.publish(given.out, part, frames, about)
     return frames
 
 

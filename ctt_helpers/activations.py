@@ -104,8 +104,8 @@ class TensorStream:
     def part(self, processes: Alone) -> TensorStream:
         """What one of several processes reads: its share of the groups, and of every batch.
 
-        A group of tokens is read by one process only. Scales are taken over the same sample as by a
-        single process, each of them reading its share.
+        In each epoch a group of tokens is served by one process only. Scales are taken over the
+        same sample as by a single process, each of them reading its share.
 
         Raises:
             ValueError: a batch cannot be shared evenly, or there are fewer groups than processes.
@@ -373,7 +373,70 @@ def _moved(indices: np.ndarray, device: torch.device) -> Int[Tensor, " indices"]
     return indices.pin_memory().to(device, non_blocking=True)
 
 
-class ActivationStream(TensorStream):
+class KeepingStream(TensorStream):
+    """A stream whose tokens are read from somewhere, and may all stay in memory after that.
+
+    Subclasses set `_keeps`, and say how groups are read (`_fresh`) and what memory is taken
+    (`_empty`).
+    """
+
+    _keeps: bool
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._kept: Float[Tensor, "tokens checkpoints d_model"] | None = None
+        self._there: set[int] = set()  # groups that are in it
+
+    def _fresh(
+        self, groups: Sequence[int]
+    ) -> Iterator[tuple[int, int, Float[Tensor, "*tokens d_model"]]]:
+        """What `_read` gives, from where it comes from."""
+        raise NotImplementedError
+
+    def _empty(self, n_tokens: int) -> Float[Tensor, "tokens checkpoints d_model"]:
+        """Room for so many tokens."""
+        raise NotImplementedError
+
+    def _read(
+        self, groups: Sequence[int]
+    ) -> Iterator[tuple[int, int, Float[Tensor, "*tokens d_model"]]]:
+        if not self._keeps:
+            yield from self._fresh(groups)
+            return
+        kept = self._keep(groups)
+        for c in range(self.n_checkpoints):
+            for place, group in enumerate(groups):
+                yield c, place, kept[self._rows(group), c]
+
+    def _rows(self, group: int) -> slice:
+        start = group * self.group_tokens
+        return slice(start, start + self._group_size(group))
+
+    def _missing(self, groups: Sequence[int]) -> list[int]:
+        """What is to be read for these groups."""
+        return [group for group in groups if group not in self._there]
+
+    def _keep(self, groups: Sequence[int]) -> Float[Tensor, "tokens checkpoints d_model"]:
+        """Read what is not in memory yet."""
+        if self._kept is None:
+            self._kept = self._empty(self.n_tokens)
+        missing = self._missing(groups)
+        for c, place, x in self._fresh(missing) if missing else []:
+            room = self._kept[self._rows(missing[place]), c]
+            room.unflatten(0, x.shape[:-1]).copy_(x)
+        self._there.update(missing)
+        return self._kept
+
+    def _keep_tokens(self, tokens: np.ndarray) -> None:
+        self._keep(np.unique(tokens // self.group_tokens).tolist())
+
+    def _memory(self) -> _Buffer | _AllTokens:
+        if self._keeps:
+            return _AllTokens(self._keep([]), self._keep_tokens)
+        return _Buffer(self, self._empty(self._most_rows()))
+
+
+class ActivationStream(KeepingStream):
     """Batches of residual-stream activations of several checkpoints over one text.
 
     Sequences are read in fixed groups, so that an activation does not depend on when it is asked
@@ -418,36 +481,14 @@ class ActivationStream(TensorStream):
         self._keeps = gigabytes <= cache_gb
         self._told = False
 
-    def _forget(self) -> None:
-        super()._forget()
-        self._kept: Float[Tensor, "tokens checkpoints d_model"] | None = None
-        self._there: set[int] = set()  # groups that are in it
-
-    def _read(
-        self, groups: Sequence[int]
-    ) -> Iterator[tuple[int, int, Float[Tensor, "*tokens d_model"]]]:
-        if not self._keeps:
-            yield from self._from_models(groups)
-            return
-        kept = self._keep(groups)
-        for c in range(self.n_checkpoints):
-            for place, group in enumerate(groups):
-                start = group * self.group_tokens
-                yield c, place, kept[start : start + self._group_size(group), c]
-
-    def _from_models(
+    def _fresh(
         self, groups: Sequence[int]
     ) -> Iterator[tuple[int, int, Float[Tensor, "sequences rest d_model"]]]:
         self._tell_dear()
         for c, model in enumerate(self.ckpts):
             for place, group in enumerate(groups):
-                yield c, place, self._group_from(model, group)
-
-    def _group_from(
-        self, model: hooks.HookedModel, group: int
-    ) -> Float[Tensor, "sequences rest d_model"]:
-        x = read_group(model, self.text, group, self.sequences_per_group)
-        return hooks.at_least_float32(x)
+                x = read_group(model, self.text, group, self.sequences_per_group)
+                yield c, place, hooks.at_least_float32(x)
 
     def _tell_dear(self) -> None:
         if self._told or self._keeps or self.ckpts.together:
@@ -462,27 +503,12 @@ class ActivationStream(TensorStream):
             stacklevel=2,
         )
 
-    def _keep(self, groups: Sequence[int]) -> Float[Tensor, "tokens checkpoints d_model"]:
-        """Read what is not in memory yet; all of it where going through the models is dear."""
-        if self._kept is None:
-            self._kept = self._empty(self.n_tokens)
-        missing = [group for group in groups if group not in self._there]
+    def _missing(self, groups: Sequence[int]) -> list[int]:
+        """All of the text at once where going through the models is dear."""
+        missing = super()._missing(groups)
         if missing and not self.ckpts.together:
-            missing = [group for group in range(self.n_groups) if group not in self._there]
-        for c, place, x in self._from_models(missing) if missing else []:
-            start = missing[place] * self.group_tokens
-            end = start + self._group_size(missing[place])
-            self._kept[start:end, c].unflatten(0, x.shape[:-1]).copy_(x)
-        self._there.update(missing)
-        return self._kept
-
-    def _memory(self) -> _Buffer | _AllTokens:
-        if self._keeps:
-            return _AllTokens(self._keep([]), self._keep_tokens)
-        return _Buffer(self, self._empty(self._most_rows()))
-
-    def _keep_tokens(self, tokens: np.ndarray) -> None:
-        self._keep(np.unique(tokens // self.group_tokens).tolist())
+            return super()._missing(range(self.n_groups))
+        return missing
 
     def _empty(self, n_tokens: int) -> Float[Tensor, "tokens checkpoints d_model"]:
         dtype = torch.promote_types(self.ckpts.dtype, torch.float32)

@@ -25,14 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
-from ctt_helpers.activations import (
-    TensorStream,
-    _AllTokens,
-    _Buffer,
-    describe_text,
-    read_group,
-    sequences_at_once,
-)
+from ctt_helpers.activations import KeepingStream, describe_text, read_group, sequences_at_once
 from ctt_helpers.files import (
     atomic_path,
     expanded,
@@ -344,7 +337,7 @@ def _checksum(x: Tensor) -> str:
 # ---- training from it
 
 
-class CachedStream(TensorStream):
+class CachedStream(KeepingStream):
     """Batches from an `ActivationCache`: see `ActivationCache.stream`."""
 
     def __init__(
@@ -364,50 +357,22 @@ class CachedStream(TensorStream):
         self._set_up(cache.n_tokens, cache.n_groups, batch_size, seed, buffer_tokens, max_norm)
         n_bytes = cache.n_tokens * self.n_checkpoints * self.d_model * cache.dtype.itemsize
         self._keeps = n_bytes <= keep_gb * 1e9
-        self._forget()
 
-    def _forget(self) -> None:
-        super()._forget()
-        self._kept: Float[Tensor, "tokens checkpoints d_model"] | None = None
-        self._there: set[int] = set()  # groups that are in it
-
-    def _read(
+    def _fresh(
         self, groups: Sequence[int]
     ) -> Iterator[tuple[int, int, Float[Tensor, "tokens d_model"]]]:
         for place, group in enumerate(groups):  # all of a token's row while it is at hand
             for c in range(self.n_checkpoints):
-                if group in self._there:
-                    yield c, place, self._kept[self._rows(group), c]
-                else:
-                    yield c, place, self.cache.read(c, group)
-
-    def _rows(self, group: int) -> slice:
-        start = group * self.group_tokens
-        return slice(start, start + self._group_size(group))
+                yield c, place, self.cache.read(c, group)
 
     def _expect(self, tokens: np.ndarray) -> None:
-        for group in set(np.unique(tokens // self.group_tokens).tolist()) - self._there:
+        for group in self._missing(np.unique(tokens // self.group_tokens).tolist()):
             for c in range(self.n_checkpoints):
                 self.cache.fetch(c, group)
-
-    def _memory(self) -> _Buffer | _AllTokens:
-        if not self._keeps:
-            return _Buffer(self, self._empty(self._most_rows()))
-        if self._kept is None:
-            self._kept = self._empty(self.n_tokens)
-        return _AllTokens(self._kept, self._keep)
 
     def _empty(self, n_tokens: int) -> Float[Tensor, "tokens checkpoints d_model"]:
         sizes = (n_tokens, self.n_checkpoints, self.d_model)
         return torch.empty(sizes, dtype=self.cache.dtype, device=self.device)
-
-    def _keep(self, tokens: np.ndarray) -> None:
-        """Read the groups of these tokens that are not in memory yet."""
-        groups = np.unique(tokens // self.group_tokens).tolist()
-        missing = [group for group in groups if group not in self._there]
-        for c, place, x in self._read(missing):
-            self._kept[self._rows(missing[place]), c] = x
-        self._there.update(missing)
 
     def batches(self, start: int = 0) -> Iterator[Float[Tensor, "batch checkpoints d_model"]]:
         for batch in super().batches(start):

@@ -188,6 +188,36 @@ def test_alone_is_all_there_is():
     assert torch.equal(x, torch.arange(3.0))
 
 
+LAUNCHED = """
+import sys
+import ctt_helpers as ctt
+from accelerate import Accelerator, notebook_launcher
+from test_processes import CONFIG, make_crosscoder, make_stream
+
+def work():
+    assert Accelerator(cpu=True).num_processes == 2
+    config = ctt.TrainConfig(**CONFIG)
+    ctt.train(make_crosscoder("batch_topk"), make_stream(), config, sys.argv[1], device="cpu")
+
+notebook_launcher(work, num_processes=2)
+"""
+
+
+@pytest.mark.slow
+def test_a_notebooks_launcher_gives_the_same(tmp_path):
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LAUNCHED, str(tmp_path / "out")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    joined = Joined(make_stream(), 2)
+    alone = make_crosscoder("batch_topk")
+    expected = ctt.train(alone, joined, ctt.TrainConfig(**CONFIG), device="cpu").history
+    found = pd.read_csv(tmp_path / "out" / "history.csv")
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+
+
 # ---- the command
 
 

@@ -203,8 +203,7 @@ with plots.style():
     told = {label: mark for two in marks for mark, label in zip(*two, strict=True)}
     fig.legend(told.values(), told, loc="outside lower center", ncols=3)
 plots.show(
-    "Two panels of dots with error bars, the dip and the end of training: how the lead of the right "
-    "answer changes in each cell when a group of features is removed, beside controls and the error."
+    "Dots with error bars, by cell: how the lead changes without a group, beside its controls."
 )
 
 # %%
