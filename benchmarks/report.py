@@ -52,9 +52,11 @@ def save(
         with atomic_path(out / f"{table}.csv") as temporary:
             frame.to_csv(temporary, index=False, float_format="%.6g")
     known = read_json(out / MACHINE) if (out / MACHINE).is_file() else {}
-    # a part of which some tables alone are made anew keeps the others
-    tables = [*known.get(part, {}).get("tables", []), *frames]
-    known[part] = {**about, "tables": list(dict.fromkeys(tables))}
+    earlier = known.get(part, {"tables": []})
+    known[part] = {**about, "tables": list(dict.fromkeys([*earlier["tables"], *frames]))}
+    if len(known[part]["tables"]) > len(frames):  # some tables alone were made anew
+        commands = dict.fromkeys([*earlier["command"].split("; "), about["command"]])
+        known[part]["command"] = "; ".join(commands)
     write_json(out / MACHINE, known)
 
 
