@@ -196,6 +196,7 @@ class Crosscoder(nn.Module):
         other.scales.fill_(1)
         return other
 
+    @torch.no_grad()
     def part(self, features: Sequence[int]) -> "Crosscoder":
         """A crosscoder of some of the latents, in this order, in evaluation mode.
 

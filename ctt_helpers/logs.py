@@ -153,4 +153,5 @@ def evaluating(
             "held_out_dead": report.dead,
         }
 
+    look.looks_at = crosscoder
     return look

@@ -5,7 +5,8 @@
 
 The file holds what is to differ from the settings below; `training` takes those of `TrainConfig`.
 With several processes each reads its own part of the text and trains on its own part of every
-batch; one result is written. A run that was cut off goes on when the same command is given again.
+batch, or, with `shard_latents: true`, trains its own part of the latents on all of it. One result
+is written. A run that was cut off goes on when the same command is given again.
 """
 
 import argparse
@@ -39,6 +40,7 @@ class Run:
             together.
         seed: of weights, text and order.
         device: "auto", "cpu", "cuda" ...
+        shard_latents: whether each process is to hold a part of the latents, and not all.
         training: settings of `TrainConfig`.
         log_to: "csv", "tensorboard": files in `out`.
     """
@@ -58,6 +60,7 @@ class Run:
     max_norm: float | None = None
     seed: int = 0
     device: str = "auto"
+    shard_latents: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     log_to: list[str] = field(default_factory=list)
 
@@ -156,7 +159,15 @@ def train_run(run: Run) -> TrainResult:
     first = ctt.processes.among().rank == 0
     on_log = [kinds[name]() for name in run.log_to if first]
     config = TrainConfig(**run.training)
-    return train(crosscoder, stream, config, out, device=device, on_log=on_log)
+    return train(
+        crosscoder,
+        stream,
+        config,
+        out,
+        device=device,
+        on_log=on_log,
+        shard_latents=run.shard_latents,
+    )
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ def aux_loss(
     W_dec: Float[Tensor, "dead checkpoints d_model"],
     aux_k: int,
     dtype: torch.dtype | None = None,
+    processes: Alone | None = None,
 ) -> Float[Tensor, ""]:
     """How far dead latents are from rebuilding the error x~ - x^, without b_dec (AuxK; Gao 2024).
 
@@ -133,16 +134,18 @@ def aux_loss(
         W_dec: their decoders.
         aux_k: the latents with the largest code sizes that take part, per token.
         dtype: of the product; None: that of `pre`.
+        processes: among which the dead latents may be shared.
 
     Returns:
         E[sum_c ||e_c - e^_c||^2], in the units of the reconstruction loss.
     """
-    dtype = dtype or pre.dtype
+    dtype, processes = dtype or pre.dtype, processes or Alone()
     f = pre.relu()
-    if f.shape[1] > aux_k:
+    if f.shape[1] > aux_k or processes.shares_latents:
         sizes = f.detach() * W_dec.detach().norm(dim=-1).sum(1)
-        f = f * (sizes >= _smallest_of_largest(sizes, aux_k))
-    rebuilt = f.to(dtype) @ W_dec.flatten(1).to(dtype)
+        largest = processes.largest_of_each(sizes, aux_k)
+        f = f * (sizes >= _smallest_of_largest(largest, aux_k))
+    rebuilt = processes.over_latents((f.to(dtype) @ W_dec.flatten(1).to(dtype)).to(error))
     return (error.flatten(1) - rebuilt).pow(2).sum(1).mean()
 
 
@@ -160,8 +163,10 @@ class TrainingRun:
     """A training run between two steps: all that has to be kept to go on exactly from there."""
 
     def __init__(self, crosscoder: Crosscoder, config: TrainConfig, processes: Alone | None = None):
-        self.crosscoder, self.config = crosscoder, config
+        self.whole, self.config = crosscoder, config
         self.processes = processes or Alone()
+        # what is trained here: all latents, or this process's
+        self.crosscoder = crosscoder = self.processes.own_crosscoder(crosscoder)
         self.done, self.tokens, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, float]] = []
         self.adam = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, betas=BETAS, fused=True)
@@ -172,6 +177,7 @@ class TrainingRun:
         self.threshold = torch.zeros(2, device=device)
         # latents that are dead or soon will be, and the step in which they were looked for
         self._dead_soon, self._looked = self.silent[:0], None
+        self._others_dying = False  # latents of other processes
 
     # schedules
 
@@ -186,8 +192,8 @@ class TrainingRun:
         return weight * min(1.0, (step + 1) / warm_up)
 
     def k(self, step: int) -> int:
-        k, until = self.crosscoder.k, self.config.k_anneal * self.config.steps
-        start = min(self.config.k_start or 6 * k, self.crosscoder.n_latents)
+        k, until = self.whole.k, self.config.k_anneal * self.config.steps
+        start = min(self.config.k_start or 6 * k, self.whole.n_latents)
         return k if step >= until else round(start + (k - start) * step / until)
 
     def step(
@@ -195,8 +201,8 @@ class TrainingRun:
     ) -> dict[str, Float[Tensor, ""]]:
         """One optimiser step; returns its figures if they are asked for, still on the device.
 
-        With several processes `x` is this one's part of the batch, as large as those of the others;
-        the step and its figures are those of the whole batch.
+        With several processes `x` is this one's part of the batch; the step and its figures are
+        those of the whole batch.
 
         Figures: loss, reconstruction, sparsity and aux (its terms before their weights), l0,
         explained_variance (scaled space, all checkpoints together), dead (number of latents).
@@ -204,6 +210,7 @@ class TrainingRun:
         Nothing in it waits for a GPU, but for a look at which latents are dead once in a while.
         """
         crosscoder, config, processes = self.crosscoder, self.config, self.processes
+        x = processes.whole_batch(x)
         n_tokens = processes.total(len(x))
         penalty = self.penalty(self.done)
         target = x * crosscoder.scales[:, None]
@@ -213,7 +220,7 @@ class TrainingRun:
         W_enc, W_dec = crosscoder.W_enc.flatten(0, 1).T, crosscoder.W_dec.flatten(1)
         f = sparse.encode(target.flatten(1), W_enc, crosscoder.b_enc, code)
         rebuilt, mass = sparse.decode(f, W_dec, code)
-        rebuilt = rebuilt.view_as(target) + crosscoder.b_dec
+        rebuilt = processes.over_latents(rebuilt.view_as(target)) + crosscoder.b_dec
         reconstruction = mse_loss(rebuilt, target, reduction="sum") / n_tokens
         sparsity = (mass * u).sum() / n_tokens
         loss = reconstruction
@@ -225,30 +232,42 @@ class TrainingRun:
             self._add_gradient_of_norms(penalty / n_tokens * mass.detach(), norms)
         aux = self._aux(target, rebuilt.detach(), pre, n_tokens)
         processes.add_up(parameter.grad for parameter in crosscoder.parameters())
-        torch.nn.utils.clip_grad_norm_(crosscoder.parameters(), CLIP)
+        self._clip()
         self.adam.param_groups[0]["lr"] = self.lr(self.done)
         self.adam.step()
         self.done += 1
         self.tokens += n_tokens
         with torch.no_grad():
-            self.silent.add_(n_tokens).masked_fill_(processes.sum(mass.detach()) > 0, 0)
+            self.silent.add_(n_tokens).masked_fill_(processes.over_tokens(mass.detach()) > 0, 0)
             if not log:
                 return {}
-            mean = processes.sum(target.sum(0)) / n_tokens
-            active = (code.values > 0).sum().to(loss)
-            parts = torch.stack(
-                [loss, reconstruction, sparsity, aux, active, (target - mean).pow(2).sum()]
-            )
-            loss, reconstruction, sparsity, aux, active, deviation = processes.sum(parts).unbind()
+            mean = processes.over_tokens(target.sum(0)) / n_tokens
+            parts = torch.stack([reconstruction, aux, (target - mean).pow(2).sum()])
+            reconstruction, aux, deviation = processes.over_tokens(parts).unbind()
+            parts = torch.stack([sparsity, (code.values > 0).sum().to(sparsity)])
+            sparsity, active = processes.over_latents(processes.over_tokens(parts)).unbind()
+            dead = (self.silent >= config.dead_after_tokens).sum()
             return {
-                "loss": loss + config.aux_weight * aux,
+                "loss": reconstruction + penalty * sparsity + config.aux_weight * aux,
                 "reconstruction": reconstruction,
                 "sparsity": sparsity,
                 "aux": aux,
                 "l0": active / n_tokens,
                 "explained_variance": 1 - reconstruction * n_tokens / deviation,
-                "dead": (self.silent >= config.dead_after_tokens).sum().to(loss),
+                "dead": processes.over_latents(dead).to(reconstruction),
             }
+
+    def _clip(self) -> None:
+        """Shorten the gradient where its norm over all parameters is above `CLIP`."""
+        crosscoder, processes = self.crosscoder, self.processes
+        if not processes.shares_latents:
+            torch.nn.utils.clip_grad_norm_(crosscoder.parameters(), CLIP)
+            return
+        processes.make_equal([crosscoder.b_dec.grad])  # they part by no rounding
+        of_latents = [crosscoder.W_enc.grad, crosscoder.W_dec.grad, crosscoder.b_enc.grad]
+        square = processes.over_latents(torch.nn.utils.get_total_norm(of_latents).square())
+        norm = (square + crosscoder.b_dec.grad.square().sum()).sqrt()
+        torch.nn.utils.clip_grads_with_norm_(crosscoder.parameters(), CLIP, norm)
 
     @torch.no_grad()
     def _encoded(
@@ -278,7 +297,7 @@ class TrainingRun:
         k, processes = self.k(self.done), self.processes
         if processes.size == 1:
             return largest_sizes(pre, u, k * n_tokens)
-        count = min(k, pre.shape[1]) * n_tokens
+        count = min(k, self.whole.n_latents) * n_tokens
         candidates, _ = largest_sizes(pre, u, count)  # all that stay might be here
         sizes = pre.flatten()[candidates] * u[candidates % pre.shape[1]]
         kept = processes.largest(candidates, sizes, count)
@@ -309,13 +328,14 @@ class TrainingRun:
         """
         crosscoder, config = self.crosscoder, self.config
         dead = self._dying(n_tokens)
-        if not len(dead):
+        if not len(dead) and not self._others_dying:
             return x.new_zeros(())
         is_dead = self.silent[dead] >= config.dead_after_tokens
         pre = (pre[:, dead] * is_dead).requires_grad_()
         W_dec = crosscoder.W_dec.detach()[dead].requires_grad_()
         dtype = torch.bfloat16 if config.bf16 else x.dtype
-        loss = aux_loss(x - rebuilt, pre, W_dec, max(1, crosscoder.d_model // 2), dtype)
+        aux_k = max(1, crosscoder.d_model // 2)
+        loss = aux_loss(x - rebuilt, pre, W_dec, aux_k, dtype, self.processes)
         loss = loss * (len(x) / n_tokens)
         by_pre, by_decoder = torch.autograd.grad(config.aux_weight * loss, (pre, W_dec))
         by_encoder = by_pre.to(dtype).T @ x.flatten(1).to(dtype)
@@ -323,7 +343,8 @@ class TrainingRun:
         grads[0].index_add_(0, dead, by_encoder.to(x.dtype))
         grads[1].index_add_(0, dead, by_decoder)
         crosscoder.b_enc.grad.index_add_(0, dead, by_pre.sum(0))
-        return loss.detach() * is_dead.any()  # none, where all are still alive
+        some = self.processes.over_latents(is_dead.sum()) > 0
+        return loss.detach() * some  # none, where all are still alive
 
     def _dying(self, n_tokens: int) -> Int[Tensor, " dying"]:
         """Latents that are dead, or can be before they are looked for again.
@@ -339,6 +360,7 @@ class TrainingRun:
         if self._looked is None or self.done >= self._looked + every:
             soon = self.silent + (every - 1) * n_tokens >= config.dead_after_tokens
             self._dead_soon, self._looked = soon.nonzero().squeeze(1), self.done
+            self._others_dying = self.processes.anywhere(len(self._dead_soon) > 0)
         return self._dead_soon
 
     def _steps_between_looks(self, n_tokens: int) -> int:
@@ -359,12 +381,18 @@ class TrainingRun:
     # to disk and back
 
     def save(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Write weights and moments (safetensors), counters, settings and history (JSON)."""
+        """Write weights and moments (safetensors), counters, settings and history (JSON).
+
+        All processes take part; the first one writes.
+        """
         tensors = {f"weights.{name}": t for name, t in self.crosscoder.state_dict().items()}
         tensors |= {"silent": self.silent, "threshold": self.threshold}
         for name, parameter in self.crosscoder.named_parameters():
             moments = self.adam.state.get(parameter, {})
             tensors |= {f"adam.{name}.{key}": tensor for key, tensor in moments.items()}
+        tensors = {key: self.processes.whole_of(_of(key), t) for key, t in tensors.items()}
+        if self.processes.rank > 0:
+            return
         counters = {"done": self.done, "tokens": self.tokens, "seconds": self.seconds}
         about = {**settings, **counters, "history": self.history}
         save_folder(folder, "training state", tensors, about, STATE_FILES, _is_state)
@@ -374,6 +402,7 @@ class TrainingRun:
         there, tensors = load_folder(folder, "training state", STATE_FILES)
         check_same_run(folder.parent, there, settings)
         device = self.silent.device
+        tensors = {key: self.processes.own_part(_of(key), t) for key, t in tensors.items()}
 
         def part(prefix: str) -> dict[str, Tensor]:
             named = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
@@ -391,6 +420,19 @@ class TrainingRun:
             }
         self.done, self.tokens = there["done"], there["tokens"]
         self.seconds, self.history = there["seconds"], there["history"]
+
+    def put_together(self) -> None:
+        """Bring the latents of all processes into the whole crosscoder, in every process."""
+        if self.crosscoder is self.whole:
+            return
+        state = self.crosscoder.state_dict()
+        whole = {name: self.processes.whole_of(name, t, True) for name, t in state.items()}
+        self.whole.load_state_dict(whole)
+
+
+def _of(key: str) -> str:
+    """Which weights a tensor of the state belongs to: adam.W_enc.exp_avg and weights.W_enc."""
+    return key.split(".")[1] if "." in key else key
 
 
 def _is_state(settings: dict[str, Any]) -> bool:
@@ -443,6 +485,7 @@ def train(
     device: str = "auto",
     resume: bool = True,
     on_log: OnLog | Sequence[OnLog] = (),
+    shard_latents: bool = False,
 ) -> TrainResult:
     """Train a crosscoder on a stream of activations (Crosscoding Through Time, sec. 3).
 
@@ -456,6 +499,9 @@ def train(
     `notebook_launcher`), each reads its own part of the text and trains on its own part of every
     batch, and all come to the same weights. The first writes, and speaks. A run that was cut off
     can be taken up with another number of them; its batches are then put together otherwise.
+    With `shard_latents` each holds a part of the latents, which need not fit on one GPU: they
+    exchange activations and what their latents rebuild. The crosscoder that was given then stays
+    on the CPU, and gets its weights at the end.
 
     An interrupted call leaves the crosscoder in evaluation mode with the weights it has reached;
     with `out`, the same call goes on from the last state on disk.
@@ -475,6 +521,7 @@ def train(
             is added to the row. `ctt_helpers.logs` has some: to a CSV file, to TensorBoard, to
             Weights & Biases, and an evaluation every so many steps. Rows that a resumed run takes
             from disk are not told again.
+        shard_latents: share the latents among the processes, if there are several.
 
     Returns:
         The result. A run that was cut off and taken up again gives the same numbers (on one
@@ -482,12 +529,17 @@ def train(
 
     Raises:
         ValueError: sizes that do not fit, a folded crosscoder, no step after k has fallen, a loss
-            that is not finite, or another run in `out`.
+            that is not finite, another run in `out`, or an evaluation of a crosscoder that is
+            nowhere as a whole.
         files.InUse: another process writes to `out`.
     """
     config = config or TrainConfig()
     _check(crosscoder, stream, config)
-    crosscoder.to(pick_device(device))
+    device = pick_device(device)
+    processes = among(shard_latents, device)
+    calls = [on_log] if callable(on_log) else list(on_log)
+    _check_shards(crosscoder, calls, processes)
+    crosscoder.to("cpu" if processes.shares_latents else device)
     settings = {
         "config": asdict(config),
         "crosscoder": crosscoder.config,
@@ -495,7 +547,6 @@ def train(
     }
     settings = json.loads(json.dumps(settings))  # as it will be read back
     out = None if out is None else expanded(out)
-    processes = among()
     writes = out is not None and processes.rank == 0
     with locked(out) if writes else nullcontext():
         processes.wait()
@@ -508,7 +559,6 @@ def train(
                 processes.wait()
             elif finished is not None:
                 return _finished_run(crosscoder, out, finished, settings)
-        calls = [on_log] if callable(on_log) else list(on_log)
         result = _run(crosscoder, stream, config, out, settings, calls, processes)
         if writes:
             _write_result(result, out, settings)
@@ -536,13 +586,14 @@ def _run(
     if processes.size > 1:
         processes.even = stream.max_norm is None
         stream = stream.part(processes)
-        processes.make_equal(crosscoder.parameters())
+        shared = [run.crosscoder.b_dec] if processes.shares_latents else crosscoder.parameters()
+        processes.make_equal(shared)
     state = None if out is None else out / "checkpoint"
     resumed = state is not None and (state / STATE_FILES[1]).exists()
     if resumed:
         run.load(state, settings)
     else:
-        crosscoder.scales.copy_(stream.scales())
+        run.crosscoder.scales.copy_(stream.scales())
     crosscoder.source = dict(stream.source)
     crosscoder.train()
     start, on_disk = run.done, run.done if resumed else None
@@ -552,11 +603,10 @@ def _run(
     try:
         for step, x in zip(bar, stream.batches(start=start), strict=False):
             if state is not None and step % config.checkpoint_every == 0 and step != on_disk:
-                if processes.rank == 0:
-                    run.save(state, settings)
+                run.save(state, settings)
                 on_disk = step
             log = step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps
-            figures = run.step(_moved(x, crosscoder.W_enc), log)
+            figures = run.step(_moved(x, run.crosscoder.W_enc), log)
             run.seconds = time.perf_counter() - begin
             if log:
                 bar.set_postfix_str(_note(run, step, figures), refresh=False)
@@ -568,6 +618,7 @@ def _run(
         raise
     finally:
         crosscoder.eval()
+    run.put_together()
     history = pd.DataFrame(run.history)
     return TrainResult(crosscoder, history, run.seconds, start if resumed else None)
 
@@ -664,6 +715,16 @@ def _remove_state(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _check_shards(crosscoder: Crosscoder, calls: Sequence[OnLog], processes: Alone) -> None:
+    """Raise ValueError where something would look at a crosscoder that is not whole yet."""
+    looks = any(getattr(call, "looks_at", None) is crosscoder for call in calls)
+    if processes.shares_latents and looks:
+        raise ValueError(
+            "logs.evaluating(crosscoder, ...) needs the whole crosscoder, which with shard_latents "
+            "is nowhere before the end. Leave it out of on_log, and call evaluate afterwards."
+        )
 
 
 def _check(crosscoder: Crosscoder, stream: TensorStream, config: TrainConfig) -> None:

@@ -28,19 +28,22 @@ from test_processes import CONFIG, make_crosscoder, make_stream
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-sparsity, out, stop, max_norm = sys.argv[1:5]
+sparsity, out, stop, max_norm, shard = sys.argv[1:6]
 config = ctt.TrainConfig(**CONFIG)
 count = 0
 
 def step(self, x, log, real=ctt.training.TrainingRun.step):
-    if self.done == int(stop) and dist.get_rank() == dist.get_world_size() - 1:
+    if shard == "True":
+        assert self.crosscoder.n_latents < self.whole.n_latents == 64
+    if int(stop) and self.done == int(stop) and dist.get_rank() == dist.get_world_size() - 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(self, x, log)
 
-if int(stop):
+if int(stop) or shard == "True":
     ctt.training.TrainingRun.step = step
 stream = make_stream(float(max_norm) or None)
-ctt.train(make_crosscoder(sparsity), stream, config, out, device="cpu")
+crosscoder = make_crosscoder(sparsity)
+ctt.train(crosscoder, stream, config, out, device="cpu", shard_latents=shard == "True")
 """
 CONFIG = {
     "steps": 80,
@@ -82,7 +85,7 @@ class Joined:
         return self.whole.scales()
 
     def fingerprint(self):
-        return "joined"
+        return self.whole.fingerprint()
 
     def batches(self, start=0):
         for each in zip(*(part.batches(start) for part in self.parts), strict=True):
@@ -93,10 +96,10 @@ def part_of(stream, rank, size):
     return stream.part(SimpleNamespace(rank=rank, size=size, side_by_side=lambda x: x))
 
 
-def start(tmp_path, n, sparsity, out, stop=0, max_norm=0, code=WORKER):
+def start(tmp_path, n, sparsity, out, stop=0, max_norm=0, shard=False, code=WORKER):
     script = tmp_path / "worker.py"
     script.write_text(code, encoding="utf-8")
-    given = [str(value) for value in (sparsity, out, stop, max_norm)]
+    given = [str(value) for value in (sparsity, out, stop, max_norm, shard)]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n)]
     command += ["--master-port", str(29_500 + os.getpid() % 2_000), str(script), *given]
     path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
@@ -105,10 +108,18 @@ def start(tmp_path, n, sparsity, out, stop=0, max_norm=0, code=WORKER):
 
 
 @pytest.mark.parametrize(
-    "n, sparsity, max_norm", [(2, "batch_topk", 0), (3, "batch_topk", 5), (2, "l1", 0)]
+    "n, sparsity, max_norm, shard",
+    [
+        (2, "batch_topk", 0, False),
+        (3, "batch_topk", 5, False),
+        pytest.param(2, "l1", 0, False, marks=pytest.mark.long),
+        pytest.param(2, "batch_topk", 0, True, marks=pytest.mark.long),
+        (3, "batch_topk", 5, True),  # 64 latents: 22, 21, 21
+        pytest.param(2, "l1", 0, True, marks=pytest.mark.long),
+    ],
 )
-def test_losses_are_those_of_one_process(tmp_path, n, sparsity, max_norm):
-    done = start(tmp_path, n, sparsity, tmp_path / "out", max_norm=max_norm)
+def test_losses_are_those_of_one_process(tmp_path, n, sparsity, max_norm, shard):
+    done = start(tmp_path, n, sparsity, tmp_path / "out", max_norm=max_norm, shard=shard)
     assert done.returncode == 0, done.stderr[-3000:]
     alone = make_crosscoder(sparsity)
     joined = Joined(make_stream(max_norm or None), n)
@@ -142,6 +153,30 @@ def test_one_that_is_killed_ends_the_others_and_others_go_on(tmp_path):
     pd.testing.assert_frame_equal(
         history[["step", "loss"]].iloc[:3], pd.DataFrame(state["history"])[["step", "loss"]]
     )
+
+
+def test_one_takes_up_what_several_with_parts_of_the_latents_began(tmp_path):
+    out = tmp_path / "out"
+    done = start(tmp_path, 2, "batch_topk", out, stop=50, shard=True)
+    assert done.returncode != 0
+    config = ctt.TrainConfig(**CONFIG)
+    taken_up = make_crosscoder("batch_topk")
+    result = ctt.train(taken_up, Joined(make_stream(), 2), config, out, device="cpu")
+    assert result.resumed_from == 40
+    alone = make_crosscoder("batch_topk")
+    expected = ctt.train(alone, Joined(make_stream(), 2), config, device="cpu").history
+    figures = [name for name in expected if name != "seconds"]
+    np.testing.assert_allclose(result.history[figures], expected[figures], rtol=1e-5, atol=1e-6)
+
+
+def test_shared_latents_are_nowhere_whole_to_be_evaluated():
+    crosscoder = make_crosscoder("batch_topk")
+    look = ctt.logs.evaluating(crosscoder, None, None, every=10)
+    sharded = SimpleNamespace(shares_latents=True)
+    with pytest.raises(ValueError, match="needs the whole crosscoder"):
+        ctt.training._check_shards(crosscoder, [print, look], sharded)
+    ctt.training._check_shards(make_crosscoder("batch_topk"), [look], sharded)
+    ctt.training._check_shards(crosscoder, [look], Alone())
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -183,7 +218,7 @@ def test_what_cannot_be_shared(change, message):
 
 def test_alone_is_all_there_is():
     alone, x = Alone(), torch.arange(3.0)
-    assert alone.total(5) == 5 and alone.sum(x) is x and alone.smallest(x) is x
+    assert alone.total(5) == 5 and alone.over_tokens(x) is x and alone.smallest(x) is x
     alone.add_up([x])
     assert torch.equal(x, torch.arange(3.0))
 
@@ -247,14 +282,16 @@ def test_the_function_keeps_its_name():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [1, 2])
-def test_the_command_trains_on_the_embedded_suite(tmp_path, n):
+@pytest.mark.parametrize(
+    "n, shard", [(1, False), (2, False), pytest.param(2, True, marks=pytest.mark.long)]
+)
+def test_the_command_trains_on_the_embedded_suite(tmp_path, n, shard):
     if n > 1:
         pytest.importorskip("accelerate", reason="accelerate is not installed")
     path = tmp_path / "run.yaml"
     path.write_text(
         f"out: {tmp_path / 'out'}\nn_latents: 96\nk: 8\nn_tokens: 12000\nbatch_size: 256\n"
-        "device: cpu\ntraining: {steps: 40}\nlog_to: [csv]\n"
+        f"device: cpu\ntraining: {{steps: 40}}\nlog_to: [csv]\nshard_latents: {shard}\n"
     )
     command = [sys.executable, "-m", "ctt_helpers.train", "--config", str(path)]
     if n > 1:
