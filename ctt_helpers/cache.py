@@ -8,11 +8,12 @@ what is asked for is read, and compared with its checksum each time it is.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from ctt_helpers.files import (
     write_json,
 )
 from ctt_helpers.messages import choose, progress, show_size, whole_number
+from ctt_helpers.processes import Alone, among
 
 if TYPE_CHECKING:
     from ctt_helpers.sources.checkpoints import Checkpoints
@@ -83,6 +85,10 @@ class ActivationCache:
         `ActivationCache.size` for the disk, the reading of `ctt.estimate(ckpts, tokens=...)` for
         the time.
 
+        Started in several processes (see `train`), each makes its part of the files, and loads the
+        checkpoints that these are of: with as many processes as checkpoints, one. The folder must
+        be on a disk that all of them see.
+
         Args:
             ckpts: the checkpoints, with their layer.
             text: [sequences, length] token ids, from `suite.text`.
@@ -101,10 +107,20 @@ class ActivationCache:
         folder = expanded(folder)
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is a file, and is left as it is. Give a folder.")
-        with locked(folder):
-            builder = _Builder(ckpts, text, folder, dtype, sequences_per_group, shard_bytes)
+        processes = among()
+        with locked(folder) if processes.rank == 0 else nullcontext():
+            builder = _Builder(
+                ckpts, text, folder, dtype, sequences_per_group, shard_bytes, processes
+            )
             builder.run()
-        return cls.open(folder)
+        try:
+            return cls.open(folder)
+        except FileNotFoundError as error:
+            if processes.size == 1:
+                raise
+            raise FileNotFoundError(
+                f"{error} All processes must see one folder: give one on a disk that they share."
+            ) from error
 
     @classmethod
     def open(cls, folder: str | Path) -> ActivationCache:
@@ -397,8 +413,10 @@ class _Builder:
         dtype: str,
         sequences_per_group: int,
         shard_bytes: int,
+        processes: Alone,
     ):
         self.ckpts, self.text, self.folder, self.asked = ckpts, text, folder, dtype
+        self.processes = processes
         sequences = sequences_at_once(text, sequences_per_group)
         self.sizes = {
             "sequences": text.shape[0],
@@ -433,27 +451,58 @@ class _Builder:
         }
 
     def run(self) -> None:
+        processes = self.processes
+        processes.wait()  # until the first one holds the folder
         about = self._begun()
         cache = ActivationCache(self.folder, about)
         self._check_room(cache)
+        processes.wait()  # until all have seen what is there
+        if not (self.folder / ABOUT).is_file():  # before any file of activations
+            self._write(about)
         dtype = self.ckpts.dtype
-        total = cache.n_checkpoints * cache._n_shards
-        with progress(None, "activations to disk", total=total, unit="file") as bar:
-            for c in range(cache.n_checkpoints):
+        files = self._own_files(cache)
+        with progress(
+            None, "activations to disk", total=len(files), unit="file", disable=processes.rank > 0
+        ) as bar:
+            for c, shard in files:
                 self._identify(cache, c)
                 if self.ckpts.dtype != dtype:
                     break  # float16 does not hold one of them: all are read in float32
-                for shard in range(cache._n_shards):
-                    if not self._is_there(cache, c, shard):
-                        self._make(cache, c, shard)
-                    bar.update()
-        if self.ckpts.dtype != dtype:
-            write_json(self.folder / ABOUT, self._described(), checksum=True)
+                if not self._is_there(cache, c, shard):
+                    self._make(cache, c, shard)
+                bar.update()
+        if any(processes.each(self.ckpts.dtype != dtype)):
+            if self.ckpts.dtype == dtype:  # another process found out
+                self.ckpts.give_up_half()
+            self._write(self._described())
             return self.run()
+        self._agree(about)
         if not about["complete"]:
             source = {**self.ckpts.source, **self.of_text}  # in the order of ActivationStream's
-            finished = {**about, "source": source, "complete": True}
-            write_json(self.folder / ABOUT, finished, checksum=True)
+            self._write({**about, "source": source, "complete": True})
+        processes.wait()
+
+    def _own_files(self, cache: ActivationCache) -> list[tuple[int, int]]:
+        """(checkpoint, shard) of the files that this process makes, checkpoint by checkpoint."""
+        files = list(itertools.product(range(cache.n_checkpoints), range(cache._n_shards)))
+        own = np.array_split(np.arange(len(files)), self.processes.size)[self.processes.rank]
+        return [files[index] for index in own]
+
+    def _write(self, about: dict[str, Any]) -> None:
+        if self.processes.rank == 0:
+            write_json(self.folder / ABOUT, about, checksum=True)
+
+    def _agree(self, about: dict[str, Any]) -> None:
+        """Tell each other which weights the checkpoints have."""
+        known = about["fingerprints"]
+        for found in self.processes.each(dict(known)):
+            for revision, weights in found.items():
+                if known.setdefault(revision, weights) != weights:
+                    raise ValueError(
+                        f"Two processes have read other weights for {revision}: {known[revision]} "
+                        f"and {weights}. Give all of them the same suite."
+                    )
+        self.ckpts.take_fingerprints(known)
 
     def _begun(self) -> dict[str, Any]:
         """What cache.json says, if it is of this cache; where there is none, what it will say."""
@@ -495,7 +544,7 @@ class _Builder:
         known = cache.about["fingerprints"]
         if revision not in known:
             known[revision] = weights
-            write_json(self.folder / ABOUT, cache.about, checksum=True)
+            self._write(cache.about)
         elif known[revision] != weights:
             self._refuse([f"weights of {revision}: {known[revision]} there, {weights} here"])
 

@@ -9,7 +9,7 @@ set up. Nothing here waits for a GPU beside what the messages themselves do.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -66,9 +66,9 @@ class Alone:
         """The sum over all latents, of a sum over those of this process; gradients pass."""
         return x
 
-    def anywhere(self, here: bool) -> bool:
-        """Whether something is so of the latents of any process."""
-        return here
+    def each(self, here: Any) -> list[Any]:
+        """What every process has to say, in their order: numbers, text, lists of them."""
+        return [here]
 
     def side_by_side(self, x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows _"]:
         """The columns of all processes, on the CPU; they may have different numbers of them."""
@@ -126,17 +126,15 @@ class Together(Alone):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def total(self, n: int) -> int:
-        return n * self.size if self.even else sum(self._each(n))
+        return n * self.size if self.even else sum(self.each(n))
 
-    def _each(self, n: int) -> list[int]:
-        everywhere = [0] * self.size
-        dist.all_gather_object(everywhere, n)
+    def each(self, here: Any) -> list[Any]:
+        everywhere = [None] * self.size
+        dist.all_gather_object(everywhere, here)
         return everywhere
 
     def side_by_side(self, x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows _"]:
-        everywhere = [x] * self.size
-        dist.all_gather_object(everywhere, x)
-        return torch.cat(everywhere, dim=1)
+        return torch.cat(self.each(x), dim=1)
 
     def over_tokens(self, x: Tensor) -> Tensor:
         return _sum(x)
@@ -216,7 +214,7 @@ class Sharded(Together):
             return part if keeps else None
         along = LATENTS[name]
         parts = []
-        for rank, length in enumerate(self._each(part.shape[along])):
+        for rank, length in enumerate(self.each(part.shape[along])):
             sizes = [*part.shape[:along], length, *part.shape[along + 1 :]]
             theirs = part.detach().contiguous() if rank == self.rank else part.new_empty(sizes)
             dist.broadcast(theirs, rank)  # one after another: no device holds the whole
@@ -226,7 +224,7 @@ class Sharded(Together):
 
     def whole_batch(self, x: Float[Tensor, batch * sizes]) -> Float[Tensor, tokens * sizes]:
         x = x.contiguous()
-        lengths = [len(x)] * self.size if self.even else self._each(len(x))
+        lengths = [len(x)] * self.size if self.even else self.each(len(x))
         padded = x.new_zeros(max(lengths), *x.shape[1:])
         padded[: len(x)] = x
         everywhere = [torch.empty_like(padded) for _ in lengths]
@@ -241,9 +239,6 @@ class Sharded(Together):
 
     def over_latents(self, x: Tensor) -> Tensor:
         return _SumOverLatents.apply(x)
-
-    def anywhere(self, here: bool) -> bool:
-        return any(self._each(here))
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         pass

@@ -360,7 +360,8 @@ class TrainingRun:
         if self._looked is None or self.done >= self._looked + every:
             soon = self.silent + (every - 1) * n_tokens >= config.dead_after_tokens
             self._dead_soon, self._looked = soon.nonzero().squeeze(1), self.done
-            self._others_dying = self.processes.anywhere(len(self._dead_soon) > 0)
+            if self.processes.shares_latents:
+                self._others_dying = any(self.processes.each(len(self._dead_soon)))
         return self._dead_soon
 
     def _steps_between_looks(self, n_tokens: int) -> int:

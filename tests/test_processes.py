@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 
 import ctt_helpers as ctt
 from ctt_helpers.processes import Alone
@@ -253,6 +254,77 @@ def test_a_notebooks_launcher_gives_the_same(tmp_path):
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
 
 
+# ---- checkpoints spread over processes
+
+READER = """
+import json, sys
+import torch
+import torch.distributed as dist
+import ctt_helpers as ctt
+from ctt_helpers.sources import checkpoints
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+loaded = []
+
+def load(suite, revision, *rest, real=checkpoints.load_checkpoint):
+    loaded.append(revision)
+    if int(sys.argv[3]) == dist.get_rank() > 0:
+        raise ValueError("these weights cannot be read")
+    return real(suite, revision, *rest)
+
+checkpoints.load_checkpoint = load
+suite = ctt.load_suite("tiny")
+ckpts = suite.checkpoints(suite.default_triplet, device="cpu")
+text = suite.text(4_000, split="train")
+cache = ctt.ActivationCache.build(ckpts, text, sys.argv[2], sequences_per_group=8, shard_bytes=1)
+assert cache.source == {**ckpts.source, **{k: cache.source[k] for k in ("text", "begins_with")}}
+json.dump(loaded, open(f"{sys.argv[2]}-{dist.get_rank()}.json", "w"))
+"""
+
+
+def built_alone(folder):
+    suite = ctt.load_suite("tiny")
+    ckpts = suite.checkpoints(suite.default_triplet, device="cpu")
+    text = suite.text(4_000, split="train")
+    sizes = {"sequences_per_group": 8, "shard_bytes": 1}
+    return ctt.ActivationCache.build(ckpts, text, folder, **sizes)
+
+
+def files_of(cache):
+    """What each file holds: its bytes would not do, for the order of their header is by chance."""
+    found = {}
+    for path in cache.folder.glob("*/*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            content = (file.metadata(), file.get_tensor("x").numpy().tobytes())
+        found[path.relative_to(cache.folder).as_posix()] = content
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [3, pytest.param(2, marks=pytest.mark.long)])
+def test_each_process_loads_its_own_checkpoints(tmp_path, n):
+    done = start(tmp_path, n, "", tmp_path / "cache", code=READER)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = built_alone(tmp_path / "alone")
+    found = ctt.ActivationCache.open(tmp_path / "cache")
+    assert found.about == alone.about and files_of(found) == files_of(alone)
+    loaded = [json.loads((tmp_path / f"cache-{rank}.json").read_text()) for rank in range(n)]
+    names = alone.source["revisions"]
+    own = {2: [names[:2], names[1:]], 3: [names[:1], names[1:2], names[2:]]}
+    assert loaded == own[n]  # of two processes both make files of the second checkpoint
+
+
+@pytest.mark.long
+def test_one_goes_on_where_several_stopped(tmp_path):
+    done = start(tmp_path, 2, "", tmp_path / "cache", stop=1, code=READER)
+    assert done.returncode != 0 and "these weights cannot be read" in done.stderr
+    with pytest.raises(ValueError, match="is not finished"):
+        ctt.ActivationCache.open(tmp_path / "cache")
+    again = built_alone(tmp_path / "cache")
+    assert files_of(again) == files_of(built_alone(tmp_path / "alone"))
+
+
 # ---- the command
 
 
@@ -283,15 +355,22 @@ def test_the_function_keeps_its_name():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "n, shard", [(1, False), (2, False), pytest.param(2, True, marks=pytest.mark.long)]
+    "n, shard, cached",
+    [
+        (1, False, False),
+        (2, False, True),
+        pytest.param(2, False, False, marks=pytest.mark.long),
+        pytest.param(2, True, False, marks=pytest.mark.long),
+    ],
 )
-def test_the_command_trains_on_the_embedded_suite(tmp_path, n, shard):
+def test_the_command_trains_on_the_embedded_suite(tmp_path, n, shard, cached):
     if n > 1:
         pytest.importorskip("accelerate", reason="accelerate is not installed")
     path = tmp_path / "run.yaml"
     path.write_text(
         f"out: {tmp_path / 'out'}\nn_latents: 96\nk: 8\nn_tokens: 12000\nbatch_size: 256\n"
         f"device: cpu\ntraining: {{steps: 40}}\nlog_to: [csv]\nshard_latents: {shard}\n"
+        + (f"cache_folder: {tmp_path / 'cache'}\n" if cached else "")
     )
     command = [sys.executable, "-m", "ctt_helpers.train", "--config", str(path)]
     if n > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -137,8 +137,7 @@ class Checkpoints(Sequence):
         except NotFinite as error:
             if not self.half_on_trial:
                 raise
-            self.free()
-            self.dtype, self.half_on_trial = torch.float32, False
+            self.give_up_half()
             warnings.warn(
                 f"float16 does not hold {self.suite.name!r} at {revision} ({first_line(error)}) "
                 "All of these checkpoints are read in float32 from here on, which takes twice the "
@@ -147,6 +146,11 @@ class Checkpoints(Sequence):
             )
             self._check_room(revision)
             return self._load(revision)
+
+    def give_up_half(self) -> None:
+        """Read them in float32 from here on."""
+        self.free()
+        self.dtype, self.half_on_trial = torch.float32, False
 
     @property
     def labels(self) -> list[str]:
@@ -248,6 +252,10 @@ class Checkpoints(Sequence):
         if self.revisions[index] not in self._fingerprints:
             self[index]  # loading takes the fingerprint
         return self._fingerprints[self.revisions[index]]
+
+    def take_fingerprints(self, found: Mapping[str, str]) -> None:
+        """Fingerprints by revision, of checkpoints that another process has loaded."""
+        self._fingerprints.update(found)
 
     @cached_property
     def source(self) -> dict[str, Any]:
