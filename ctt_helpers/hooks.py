@@ -7,6 +7,8 @@ when it is wrapped (`check`).
 """
 
 import gc
+import hashlib
+import json
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from nnsight import TransformersModel
+from nnsight import CONFIG, TransformersModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -444,6 +446,8 @@ def residual_stream(
     layer = model.layer if layer is None else layer
     check_layer(layer, model.n_layers)
     inputs = _checked_inputs(model, input_ids, attention_mask)
+    if isinstance(model, RemoteModel):
+        return model.read(input_ids, attention_mask, layer)
     with model.lock, torch.no_grad(), model.lm.trace(**inputs) as tracer:
         hidden = _hidden(model.blocks[layer].output).save()
         tracer.stop()
@@ -808,6 +812,128 @@ def _require_same(
         f"{what} differ ({by}). It {known} in ctt_helpers.hooks.ARCHITECTURES ({model.parts}). "
         "Mend that row; numbers taken without would be wrong."
     )
+
+
+# ---- a model that is somewhere else
+
+
+class _OnNdif(TransformersModel):
+    """nnsight's model, known to NDIF by the names given, without a question to the hub."""
+
+    def _remoteable_class(self) -> type:
+        return TransformersModel
+
+    def _remoteable_model_key(self) -> str:
+        about = {"repo_id": self.repo_id, "revision": self.revision, "task": self.task}
+        return json.dumps(about)
+
+
+class RemoteModel(HookedModel):
+    """A model of the hub that NDIF (ndif.us) runs: its activations can be read, and no more.
+
+    Nothing of its weights is loaded here, so that nothing can be checked against the model's own
+    numbers, either; its class must have a row in `ARCHITECTURES`. NDIF wants a key, in
+    NDIF_API_KEY, and says which models and revisions it runs for whom.
+
+    Args:
+        repo, revision: of the hub.
+        config, tokenizer: of the model.
+        layer: index of the block whose output is read.
+        tokens_seen: tokens of pretraining behind this revision, None if unknown.
+
+    Raises:
+        ValueError: the class has no row, or the layer does not exist.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        revision: str,
+        config: Any,
+        tokenizer: Any,
+        layer: int,
+        tokens_seen: int | None = None,
+    ):
+        self.remote = _OnNdif(
+            repo, revision=revision, task="text-generation", config=config, tokenizer=tokenizer
+        )
+        tokenizer.padding_side = "right"  # wrapping sets it to "left"
+        self.hf_model = self.remote._module  # shapes alone
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"{self.architecture} has no row in ctt_helpers.hooks.ARCHITECTURES. On NDIF a "
+                "model cannot be held to its own numbers, so its parts are not guessed: add a row."
+            )
+        self.parts = ARCHITECTURES[self.architecture]
+        check_layer(layer, self.n_layers)
+        self.tokenizer, self.layer, self.label = tokenizer, layer, revision
+        self.tokens_seen = tokens_seen
+        # of the names: the weights are not here
+        key = hashlib.sha256(self.remote.to_model_key().encode()).hexdigest()
+        self.fingerprint = f"ndif:{key[:32]}"
+        self.checked, self.reads_only, self.lock = None, True, threading.RLock()
+        self.tuple_length = None
+
+    device = torch.device("cpu")  # where its activations arrive
+    dtype = torch.float32
+
+    @property
+    def blocks(self):
+        return attrgetter(self.parts.blocks)(self.remote)
+
+    def _not_here(self) -> Any:
+        raise LeftOutError(
+            f"{self.label!r} is on NDIF, where only its activations are read. For logits, "
+            "accuracies and effects load the checkpoints here: suite.checkpoints(..., "
+            "device='auto')."
+        )
+
+    lm = final_norm = unembedding = property(_not_here)
+
+    def read(self, ids: Ids, mask: Ids | None, layer: int) -> Residual:
+        """The residual stream after a block; one request for each length of sequences.
+
+        Raises:
+            PermissionError: no key is set.
+            ConnectionError: NDIF was not reached, or did not run it; the message says why.
+        """
+        if not CONFIG.API.APIKEY:
+            raise PermissionError(
+                "NDIF wants a key: register at login.ndif.us, and set NDIF_API_KEY before Python "
+                "starts. Or read the model here, with another device=."
+            )
+        lengths = torch.full((len(ids),), ids.shape[1]) if mask is None else mask.sum(1).cpu()
+        found: Tensor | None = None
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero().squeeze(1)
+            x = self._request(ids.cpu()[rows, :length], layer)
+            if found is None:
+                found = x.new_zeros(*ids.shape, x.shape[-1])
+            found[rows, :length] = x
+        return found
+
+    def _request(self, ids: Ids, layer: int) -> Residual:
+        """One request. What the block below names is sent along, so it names no more than that."""
+        block, lm = self.blocks[layer], self.remote
+        try:
+            with lm.trace({"input_ids": ids}, remote=True) as tracer:
+                output = block.output.save()
+                tracer.stop()
+        except Exception as error:  # of three libraries, and of the server
+            raise ConnectionError(
+                f"NDIF did not run {lm.repo_id} at {self.label} for {tuple(ids.shape)} tokens "
+                f"({type(error).__name__}: {error}). nnsight.net/status lists what it runs; it was "
+                f"asked at {CONFIG.API.HOST}. Look at the network and at NDIF_API_KEY, or read the "
+                "model here, with another device=."
+            ) from error
+        x = _hidden(output).detach()
+        expected = (*ids.shape, self.d_model)
+        if x.shape != expected:
+            raise ConnectionError(
+                f"NDIF gave activations of shape {tuple(x.shape)} for {lm.repo_id} at "
+                f"{self.label}; {expected} was expected."
+            )
+        return x
 
 
 # ---- without the layers above

@@ -231,6 +231,11 @@ def estimate(ckpts: Checkpoints, speeds: Speeds | None = None, **work: Any) -> F
     Raises:
         ValueError: the layer does not exist, or something unknown shall be done with pairs.
     """
+    if ckpts.remote:
+        raise ValueError(
+            "What NDIF takes is not known here: device='ndif' has no forecast. Read a few "
+            "sequences, and look at the clock."
+        )
     suite, n = ckpts.suite, len(ckpts)
     files = {revision: ckpts.file_bytes(revision) for revision in ckpts.revisions}
     missing = []

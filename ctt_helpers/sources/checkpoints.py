@@ -21,6 +21,7 @@ from ctt_helpers.hooks import (
     Checked,
     HookedModel,
     NotFinite,
+    RemoteModel,
     check_finite,
     check_layer,
     leave_out_above,
@@ -65,6 +66,7 @@ class Checkpoints(Sequence):
         part: "all", or "below": the embeddings and the blocks up to the layer alone.
         half_on_trial: float16 was chosen for want of bfloat16: it is tried on ten sentences, and
             float32 takes its place where it does not hold.
+        remote: they are on NDIF (`hooks.RemoteModel`), and only their activations come here.
     """
 
     suite: Suite
@@ -74,6 +76,7 @@ class Checkpoints(Sequence):
     dtype: torch.dtype = torch.float32
     part: str = "all"
     half_on_trial: bool = False
+    remote: bool = False
     _loaded: dict[str, HookedModel] = field(default_factory=dict, init=False)
     _fingerprints: dict[str, str] = field(default_factory=dict, init=False)
     _checked: Checked | None = field(default=None, init=False, repr=False)
@@ -85,8 +88,12 @@ class Checkpoints(Sequence):
         dtype = str(self.dtype).removeprefix("torch.")
         return (
             f"Checkpoints({self.suite.name!r}: {abridged(self.revisions, 6)}; layer {self.layer}, "
-            f"part={self.part!r}, {dtype} on {self.device}, {len(self._loaded)} of {len(self)} in "
-            "memory)"
+            + (
+                "activations from NDIF)"
+                if self.remote
+                else f"part={self.part!r}, {dtype} on {self.device}, {len(self._loaded)} of "
+                f"{len(self)} in memory)"
+            )
         )
 
     def __len__(self) -> int:
@@ -115,6 +122,7 @@ class Checkpoints(Sequence):
             dtype=self.dtype,
             part=self.part,
             half_on_trial=self.half_on_trial,
+            remote=self.remote,
         )
         if not some.revisions:
             raise IndexError(f"{index} of {len(self)} checkpoints is none: give at least one.")
@@ -126,6 +134,11 @@ class Checkpoints(Sequence):
         return some
 
     def _load(self, revision: str) -> HookedModel:
+        if self.remote:
+            suite, seen = self.suite, self.suite.tokens_seen(revision)
+            return RemoteModel(
+                str(suite.source), revision, suite.config, suite.tokenizer, self.layer, seen
+            )
         try:
             model = load_checkpoint(
                 self.suite, revision, self.layer, self.device, self.dtype, self.part, self._checked
@@ -203,6 +216,8 @@ class Checkpoints(Sequence):
     @property
     def bytes_each(self) -> int:
         """Bytes of the weights of one of them in memory."""
+        if self.remote:
+            return 0
         return self.parameters[self.part] * self.dtype.itemsize
 
     @property
@@ -234,6 +249,8 @@ class Checkpoints(Sequence):
         return fits
 
     def _check_room(self, revision: str) -> None:
+        if self.remote:
+            return
         # the system ends a process that takes too much memory without a word; weights pass through
         # it to a GPU
         needs = {self.device: self.bytes_each, "cpu": self.file_bytes(revision)}

@@ -332,7 +332,9 @@ class Suite:
             revisions: which; None: every one. A warning where others have reported that the
                 published files of one are not its own.
             layer: 0-based index of the block whose output is read; None: the suite's.
-            device: "auto", "cpu", "cuda", "cuda:1", "mps".
+            device: "auto", "cpu", "cuda", "cuda:1", "mps"; or "ndif": nothing is loaded, and NDIF
+                is asked for activations (`hooks.RemoteModel`), for models of the hub that no
+                machine at hand holds. Accuracies and effects need the model here.
             dtype: "auto": on a GPU bfloat16, or float16 where it has none (tried on ten sentences
                 first, float32 where that does not hold); float32 elsewhere and for the embedded
                 suite, whose models are so small that half precision gains nothing. Or "float32",
@@ -345,6 +347,8 @@ class Suite:
         if self.preset and not everything:
             self._tell_reported(revisions)
         layer = self.default_layer if layer is None else layer
+        if device == "ndif":
+            return self._on_ndif(revisions, layer)
         device = str(pick_device(device))
         on_trial = False
         if dtype == "auto" and self.meta:
@@ -361,6 +365,15 @@ class Suite:
             part=part,
             half_on_trial=on_trial,
         )
+
+    def _on_ndif(self, revisions: list[str], layer: int) -> Checkpoints:
+        if self.is_local or self.trust_remote_code:
+            why = "is in a folder here" if self.is_local else "comes with code of its own"
+            raise ValueError(
+                f"device='ndif' is for models of the hub, and {self.name!r} {why}: take another "
+                "device."
+            )
+        return Checkpoints(self, revisions, layer, "cpu", part="below", remote=True)
 
     def _tell_reported(self, revisions: list[str]) -> None:
         notes: dict[str, list[str]] = {}
