@@ -253,15 +253,19 @@ class Sharded(Together):
 
 
 class _SumOverLatents(torch.autograd.Function):
-    """A sum over processes. What they make of it is the same, and so is its gradient."""
+    """A sum over processes. What they make of it is the same, and so is its gradient.
+
+    Half precision is added up in float32.
+    """
 
     @staticmethod
     def forward(ctx, x):
-        return _sum(x)
+        ctx.dtype = x.dtype
+        return _sum(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient
+        return gradient.to(ctx.dtype)
 
 
 def _sum(x: Tensor) -> Tensor:

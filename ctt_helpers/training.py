@@ -504,8 +504,9 @@ def train(
     exchange activations and what their latents rebuild. The crosscoder that was given then stays
     on the CPU, and gets its weights at the end.
 
-    An interrupted call leaves the crosscoder in evaluation mode with the weights it has reached;
-    with `out`, the same call goes on from the last state on disk.
+    An interrupted call leaves the crosscoder in evaluation mode with the weights it has reached
+    (those it began with, where latents are shared); with `out`, the same call goes on from the last
+    state on disk.
 
     Args:
         crosscoder: trained in place.

@@ -29,8 +29,8 @@ from test_processes import CONFIG, make_crosscoder, make_stream
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-sparsity, out, stop, max_norm, shard = sys.argv[1:6]
-config = ctt.TrainConfig(**CONFIG)
+sparsity, out, stop, max_norm, shard, bf16 = sys.argv[1:7]
+config = ctt.TrainConfig(**CONFIG, bf16=bf16 == "True")
 count = 0
 
 def step(self, x, log, real=ctt.training.TrainingRun.step):
@@ -97,10 +97,10 @@ def part_of(stream, rank, size):
     return stream.part(SimpleNamespace(rank=rank, size=size, side_by_side=lambda x: x))
 
 
-def start(tmp_path, n, sparsity, out, stop=0, max_norm=0, shard=False, code=WORKER):
+def start(tmp_path, n, sparsity, out, stop=0, max_norm=0, shard=False, bf16=False, code=WORKER):
     script = tmp_path / "worker.py"
     script.write_text(code, encoding="utf-8")
-    given = [str(value) for value in (sparsity, out, stop, max_norm, shard)]
+    given = [str(value) for value in (sparsity, out, stop, max_norm, shard, bf16)]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n)]
     command += ["--master-port", str(29_500 + os.getpid() % 2_000), str(script), *given]
     path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
@@ -154,6 +154,19 @@ def test_one_that_is_killed_ends_the_others_and_others_go_on(tmp_path):
     pd.testing.assert_frame_equal(
         history[["step", "loss"]].iloc[:3], pd.DataFrame(state["history"])[["step", "loss"]]
     )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shard", [False, True])
+def test_half_precision_comes_to_nearly_the_same(tmp_path, shard):
+    done = start(tmp_path, 2, "batch_topk", tmp_path / "out", shard=shard, bf16=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    config = ctt.TrainConfig(**CONFIG, bf16=True)
+    joined = Joined(make_stream(), 2)
+    expected = ctt.train(make_crosscoder("batch_topk"), joined, config, device="cpu").history
+    found = pd.read_csv(tmp_path / "out" / "history.csv")
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=0.02)
+    np.testing.assert_allclose(found["loss"][:1], expected["loss"][:1], rtol=1e-3)
 
 
 def test_one_takes_up_what_several_with_parts_of_the_latents_began(tmp_path):
