@@ -392,6 +392,7 @@ def _from_files(
                 dtype="auto",
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,
+                local_files_only=not trust_remote_code,
                 weights_only=True,
             )
     except (torch.OutOfMemoryError, MemoryError, ImportError):
