@@ -154,7 +154,7 @@ def some_pairs(ckpts: ctt.Checkpoints, n: int) -> ctt.MinimalPairs:
     if not (folder / "blimp").is_dir():
         return ctt.load_suite("tiny").pairs("agreement/pp", n=n)
     words = AutoTokenizer.from_pretrained(
-        str(folder / "gpt-neox-tokenizer"), bos_token="<|endoftext|>"
+        str(folder / "gpt-neox-tokenizer"), bos_token="<|endoftext|>", trust_remote_code=False
     )
     ckpts.suite.tokenizer = words
     for model in ckpts:

@@ -493,10 +493,13 @@ def locked(folder: str | Path) -> Iterator[None]:
 
     Raises:
         InUse: another process holds it; the message says which.
+        FileExistsError: the lock is a link, and something else would be written over.
     """
     folder = expanded(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
+    if path.is_symlink():
+        raise FileExistsError(f"{path} is a link, and is left as it is. Give another folder.")
     file = _lock(path)
     try:
         yield

@@ -430,5 +430,6 @@ def _plain(value: Any) -> str:
     An address becomes no link, nor a name with an @ a person who is told.
     """
     text = " ".join(without_secrets(str(value)).split()).replace("&", "&amp;")
-    text = re.sub(r"([\\|<>`\[\]*_~$!#])", r"\\\1", text)
+    # within a word an underscore is one
+    text = re.sub(r"([\\|<>`\[\]*~$!#]|(?<!\w)_|_(?!\w))", r"\\\1", text)
     return re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)", r"\\", text).replace("@", "&#64;")
