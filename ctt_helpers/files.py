@@ -266,7 +266,9 @@ def read_table(path: str | Path, **options: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
-    plain = {"keep_default_na": False, "na_values": [""], "float_precision": "round_trip"}
+    plain: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+    if int(pd.__version__.split(".")[0]) < 3:  # later ones do so by themselves
+        plain["float_precision"] = "round_trip"
     return _each_cell(pd.read_csv(path, **{**plain, **options}), plain_cell)
 
 

@@ -194,7 +194,7 @@ class Checkpoints(Sequence):
     @cached_property
     def parameters(self) -> dict[str, int]:
         """Numbers of parameters of one of them: see `machine.count_parameters`."""
-        return count_parameters(self.suite.config, self.layer)
+        return count_parameters(self.suite.config, self.layer, self.suite.trust_remote_code)
 
     @property
     def bytes_each(self) -> int:

@@ -431,5 +431,5 @@ def _plain(value: Any) -> str:
     """
     text = " ".join(without_secrets(str(value)).split()).replace("&", "&amp;")
     # within a word an underscore is one
-    text = re.sub(r"([\\|<>`\[\]*~$!#]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    text = re.sub(r"([\\|<>`\[\]*~$!#]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
     return re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)", r"\\", text).replace("@", "&#64;")
