@@ -41,7 +41,9 @@ from ctt_helpers.sources.suites import load_suite
 # ---- the sources
 
 
-FOLDERS = ("ctt_helpers", "tools", "notebooks/src", "benchmarks", "experiments", "docs")
+FOLDERS = (
+    "ctt_helpers", "tools", "notebooks/src", "benchmarks", "experiments", "docs", "workflow",
+)  # fmt: skip
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PICKLES = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "marshal", "shelve", "jsonpickle"}
 RUNNERS = {"runpy", "imp", "code", "pty"}
@@ -53,7 +55,9 @@ WEB = {"requests", "httpx", "urlopen", "get_session()", "urllib3"}
 ALLOWED = {
     ("ctt_helpers/__init__.py", "import_module of a name that is made"): (
         "names of its own table of modules"
-    )
+    ),
+    ("ctt_helpers/arguments.py", "eval"): "types, as the package's own signatures have them",
+    ("workflow/guard.py", "import of runpy"): "what its own command line names, as python -m does",
 }
 
 
@@ -104,7 +108,12 @@ def _of_call(node: ast.Call) -> Iterator[str]:
     of_web = called.rpartition(".")[0] in WEB or last == "urlopen"
     if of_web and last in verbs and "timeout" not in given_:
         yield f"{called} without timeout"
-    if last in ("query", "eval") and node.args and not isinstance(node.args[0], ast.Constant):
+    if (
+        last in ("query", "eval")
+        and called != "eval"
+        and node.args
+        and not isinstance(node.args[0], ast.Constant)
+    ):
         yield f"{last} of a text that is made"  # pandas runs it
 
 
@@ -120,7 +129,8 @@ BAD = [
     "archive.extractall(folder)", "shutil.unpack_archive(file)", "urlopen(address)",
     "requests.get(address)", "get_session().head(address)", "httpx.post(address)",
     "importlib.import_module(name)", "importlib.util.spec_from_file_location('x', path)",
-    "pd.read_pickle(file)", "table.query(f'a == {x}')", "tempfile.mktemp()", "import runpy",
+    "pd.read_pickle(file)", "table.eval(text)", "table.query(f'a == {x}')", "tempfile.mktemp()",
+    "import runpy",
 ]  # fmt: skip
 GOOD = [
     "model.eval()", "re.compile(x)", "yaml.safe_load(text)", "torch.load(f, weights_only=True)",
@@ -147,12 +157,13 @@ def test_no_source_runs_what_is_data():
         for path in SOURCES
         for what in complaints(path.read_text(encoding="utf-8"))
     }
-    assert found == set(ALLOWED)
+    there = {path.relative_to(ROOT).as_posix() for path in SOURCES}
+    assert found == {(name, what) for name, what in ALLOWED if name in there}
 
 
 def test_the_tables_of_notebooks_are_written_and_shown_safely():
     """`write_table` in place of to_csv, and a Styler with everything escaped."""
-    for path in sorted((ROOT / "notebooks/src").glob("*.py")):
+    for path in [*(ROOT / "notebooks/src").glob("*.py"), *(ROOT / "workflow").glob("*.py")]:
         source = path.read_text(encoding="utf-8")
         assert ".to_csv(" not in source, path.name
         for shown in re.findall(r"(\w+) = .*\)\.style\b|(\w+)\.style\b", source):
