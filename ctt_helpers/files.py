@@ -274,7 +274,10 @@ def read_table(path: str | Path, **options: Any) -> pd.DataFrame:
 
 def _each_cell(table: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
     """A copy of a table with every text changed, those of its index and its columns, too."""
-    table = table.map(change)
+    table = table.copy(deep=False)
+    for i, dtype in enumerate(table.dtypes):
+        if dtype.kind == "O":  # what may hold texts; columns of numbers keep their precision
+            table.isetitem(i, table.iloc[:, i].map(change))
     for axis in ("index", "columns"):
         labels = getattr(table, axis)
         changed = labels.map(lambda one: _each_of(one, change)) if len(labels) else labels

@@ -681,6 +681,16 @@ def test_tables_with_two_levels_and_missing_values_come_back(tmp_path):
     assert back["word"].fillna("?").tolist() == ["-x", "?", "nan", "NA"]
     assert back["any"].tolist() == ["-1", "-1", "2.5", "True"]
     assert (tmp_path / "b.csv").read_text().splitlines()[1] == "'-x,-1"
+    kinds = {
+        "half": np.array([-0.1, 0.3], np.float32),
+        "whole": pd.array([-1, None], "Int64"),
+        "kind": pd.Categorical(["=a", "b"]),
+        "text": pd.array(["-1", None], "string"),
+    }
+    write_table(tmp_path / "c.csv", pd.DataFrame(kinds), index=False)
+    rows = ["half,whole,kind,text", "-0.1,-1,'=a,'-1", "0.3,,b,"]
+    assert (tmp_path / "c.csv").read_text().splitlines() == rows
+    assert read_table(tmp_path / "c.csv")["kind"].tolist() == ["=a", "b"]
 
 
 def test_cells_that_need_nothing_stay_as_they_are():
