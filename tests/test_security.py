@@ -543,6 +543,7 @@ def test_feature_pages_show_names_and_words_as_text(hostile_suite, tmp_path, mon
     crosscoder, pairs = ctt.Crosscoder(3, 32, 12, sparsity="l1", seed=1), hostile_pairs()
     effects = ctt.indirect_effects(crosscoder, ckpts, pairs)
     null = ctt.indirect_effects(ctt.random_directions(crosscoder), ckpts, pairs)
+    effects.info.update(method=HOSTILE, unit=HOSTILE)  # as a file of a stranger may have it
     given_ = (crosscoder, ckpts, some_text(), {HOSTILE: effects}, {HOSTILE: pairs})
     more = {"notes": dict.fromkeys(range(12), HOSTILE), "null": {HOSTILE: null}}
     written = pages.write(tmp_path / "site", *given_, **more)
