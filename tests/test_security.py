@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import pickle
@@ -372,6 +373,7 @@ def test_settings_in_yaml_make_no_objects(tmp_path, marker):
 
 # ---- what is shown
 
+IMAGE = "<img src=x onerror=alert(1)>"  # without a slash, which takes the name of a task apart
 HOSTILE = "\"><img src=x onerror=alert(1)><script>alert(1)</script>'&<"
 
 
@@ -450,11 +452,13 @@ def hostile_pairs():
             "wrong": f" {wrong}",
             "subject_level": f"{noun}{HOSTILE}",
             "attractor_level": f"{near}{HOSTILE}",
+            f"{IMAGE}_level": noun,
         }
         for noun, verb, wrong in (("dog", "runs", "run"), ("dogs", "run", "runs"))
         for near in ("cat", "cats")
     ]
-    return make_pairs(rows, word_tokenizer(), name=HOSTILE)
+    pairs = make_pairs(rows, word_tokenizer(), name=IMAGE)
+    return dataclasses.replace(pairs, text=[IMAGE] * len(pairs))
 
 
 EXAMPLES = [{"tokens": [HOSTILE, "b"], "activations": [1.0, 0.5], "value": 1.0, "from": HOSTILE}]
@@ -544,8 +548,8 @@ def test_feature_pages_show_names_and_words_as_text(hostile_suite, tmp_path, mon
     effects = ctt.indirect_effects(crosscoder, ckpts, pairs)
     null = ctt.indirect_effects(ctt.random_directions(crosscoder), ckpts, pairs)
     effects.info.update(method=HOSTILE, unit=HOSTILE)  # as a file of a stranger may have it
-    given_ = (crosscoder, ckpts, some_text(), {HOSTILE: effects}, {HOSTILE: pairs})
-    more = {"notes": dict.fromkeys(range(12), HOSTILE), "null": {HOSTILE: null}}
+    given_ = (crosscoder, ckpts, some_text(), {IMAGE: effects}, {IMAGE: pairs})
+    more = {"notes": dict.fromkeys(range(12), HOSTILE), "null": {IMAGE: null}}
     written = pages.write(tmp_path / "site", *given_, **more)
     for path in written.pages.values():
         document = path.read_text(encoding="utf-8")
