@@ -529,8 +529,7 @@ def test_widgets_show_names_and_words_as_text(tmp_path):
 @pytest.fixture(scope="module")
 def hostile_suite(tmp_path_factory):
     """Checkpoints whose folders have names that are HTML."""
-    folder = tmp_path_factory.mktemp("suite")
-    source = random_suite(folder).source
+    source = random_suite(tmp_path_factory.mktemp("suite") / IMAGE).source
     names = []
     for old in ("step0", "step100", "step200"):
         names.append(f"{old}'\"><img src=x onerror=alert(1)>&")
