@@ -126,7 +126,7 @@ def random_checkpoints(sizes: Sizes, device: str, dtype: torch.dtype) -> ctt.Che
     for seed, revision in enumerate(revisions):
         torch.manual_seed(seed)
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         # as if they had been loaded: there are no files that they could be loaded from
         ckpts._loaded[revision] = HookedModel(model, suite.tokenizer, sizes.layer, revision)
         ckpts._fingerprints[revision] = revision

@@ -141,7 +141,7 @@ def random_checkpoints(name: str, device: str, shrink: bool = False) -> ctt.Chec
     for seed, revision in enumerate(revisions):
         torch.manual_seed(seed)
         with torch.device(device):  # a billion random numbers take a GPU no time
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         # as if they had been loaded: there are no files that they could be loaded from
         ckpts._loaded[revision] = HookedModel(model, suite.tokenizer, layer, revision)
         ckpts._fingerprints[revision] = revision
@@ -154,7 +154,7 @@ def some_pairs(ckpts: ctt.Checkpoints, n: int) -> ctt.MinimalPairs:
     if not (folder / "blimp").is_dir():
         return ctt.load_suite("tiny").pairs("agreement/pp", n=n)
     words = AutoTokenizer.from_pretrained(
-        str(folder / "gpt-neox-tokenizer"), bos_token="<|endoftext|>"
+        str(folder / "gpt-neox-tokenizer"), bos_token="<|endoftext|>", trust_remote_code=False
     )
     ckpts.suite.tokenizer = words
     for model in ckpts:

@@ -242,8 +242,10 @@ class ActivationCache:
         return -(-self.n_groups // self.about["groups_per_shard"])
 
     def _path(self, checkpoint: int, shard: int) -> Path:
-        # a revision may be any branch's name, with a slash, say
+        # a revision may be any branch's name, with a slash, say, or lead out of the folder
         name = quote(self.source["revisions"][checkpoint], safe="")
+        if not name.strip("."):
+            name = name.replace(".", "%2E")
         return self.folder / name / f"{shard:05d}.safetensors"
 
     def _mark(self, checkpoint: int, shard: int) -> str:

@@ -1,21 +1,30 @@
 """Files that are whole or not there: written to a temporary name and renamed, checked when read.
 
 Nothing that this package did not write is replaced or deleted. There are no pickles: tensors are
-safetensors, everything else is JSON or CSV.
+safetensors, everything else is JSON or CSV. Text in a CSV file is no formula to a spreadsheet, and
+what a list of files names lies in the folder of the list.
 """
 
+from __future__ import annotations
+
+import csv
 import hashlib
+import io
 import json
 import os
 import platform
+import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import metadata
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGES = (
     "torch",
@@ -29,6 +38,8 @@ PACKAGES = (
 )
 SUMS = "SHA256SUMS"
 AGAIN = "It may be cut short or damaged: make it again, or fetch it again."
+# what a spreadsheet takes for a formula, in plain and in full width
+FORMULA = "=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20"
 
 # ---- paths and single files
 
@@ -93,6 +104,32 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def inside(folder: str | Path, name: Any, told_by: str | Path, links: bool = False) -> Path:
+    """The path of a file that a list names, which must lie in a folder.
+
+    Refused on every system is what would lead out of it on any: an absolute path, "..", a drive, a
+    backslash.
+
+    Args:
+        folder: where it must lie.
+        name: as the list has it.
+        told_by: the list, for the error.
+        links: whether a link may lead out of the folder.
+
+    Raises:
+        ValueError: it does not lie there; the message names list and file.
+    """
+    folder, is_plain = Path(folder), False
+    if isinstance(name, str) and name and not set(name) & {"\\", "\0"}:
+        read = PureWindowsPath(name)  # knows drives, and a slash as a separator
+        is_plain = not read.anchor and ".." not in read.parts
+    if is_plain and not links:
+        is_plain = (folder / name).resolve().is_relative_to(folder.resolve())
+    if not is_plain:
+        raise ValueError(f"{told_by} points outside its folder: {name!r}. Nothing is read there.")
+    return folder / name
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
@@ -153,6 +190,103 @@ def read_json(path: str | Path) -> Any:
             raise ValueError(f"{path} is not as it was written: its checksum differs. {AGAIN}")
         return rest
     return obj
+
+
+# ---- CSV
+
+
+def safe_cell(value: Any) -> Any:
+    """A text with an apostrophe before what a spreadsheet would take for a formula.
+
+    Blanks before it do not hide it. What is no text, a negative number say, stays as it is.
+    """
+    is_formula = isinstance(value, str) and re.match(rf"'*\s*[{FORMULA}]", value)
+    return f"'{value}" if is_formula else value
+
+
+def plain_cell(value: Any) -> Any:
+    """What was given to `safe_cell`."""
+    is_safe = isinstance(value, str) and re.match(rf"'+\s*[{FORMULA}]", value)
+    return value[1:] if is_safe else value
+
+
+def write_rows(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file, atomically, in which no text is a formula.
+
+    Args:
+        path: the file.
+        header: names of the columns.
+        rows: texts and numbers.
+    """
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerows([safe_cell(cell) for cell in row] for row in (header, *rows))
+
+
+def read_rows(path: str | Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file, all as text; empty lines are left out.
+
+    Raises:
+        ValueError: it is not UTF-8, empty, or no CSV; the message names the file.
+    """
+    read = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        rows = [[plain_cell(cell) for cell in row] for row in read if row]
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV table ({error}). {AGAIN}") from error
+    if not rows:
+        raise ValueError(f"{path} is empty. {AGAIN}")
+    return rows[0], rows[1:]
+
+
+def write_table(path: str | Path, table: pd.DataFrame, **options: Any) -> None:
+    """Write a table as CSV, atomically, in which no text is a formula: cells, index and columns.
+
+    Args:
+        path: the file.
+        table: texts and numbers.
+        **options: as `DataFrame.to_csv` takes them (index=, index_label=, float_format= ...).
+    """
+    table = _each_cell(table, safe_cell)
+    if "index_label" in options:
+        options["index_label"] = safe_cell(options["index_label"])
+    with atomic_path(path) as temporary:
+        # a lone one of these two in a text is then quoted, and ends no row
+        table.to_csv(temporary, encoding="utf-8", lineterminator="\r\n", **options)
+
+
+def read_table(path: str | Path, **options: Any) -> pd.DataFrame:
+    """A table that `write_table` wrote, with its texts as they were, and numbers to the last bit.
+
+    An empty cell is a missing value, and nothing else is: "nan" and "NA" are words.
+
+    Args:
+        path: the file.
+        **options: as `pandas.read_csv` takes them (index_col=, header=, dtype= ...).
+    """
+    import pandas as pd
+
+    plain: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+    if int(pd.__version__.split(".")[0]) < 3:  # later ones do so by themselves
+        plain["float_precision"] = "round_trip"
+    return _each_cell(pd.read_csv(path, **{**plain, **options}), plain_cell)
+
+
+def _each_cell(table: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
+    """A copy of a table with every text changed, those of its index and its columns, too."""
+    table = table.copy(deep=False)
+    for i, dtype in enumerate(table.dtypes):
+        if dtype.kind == "O":  # what may hold texts; columns of numbers keep their precision
+            table.isetitem(i, table.iloc[:, i].map(change))
+    for axis in ("index", "columns"):
+        labels = getattr(table, axis)
+        changed = labels.map(lambda one: _each_of(one, change)) if len(labels) else labels
+        setattr(table, axis, changed.set_names([change(name) for name in labels.names]))
+    return table
+
+
+def _each_of(label: Any, change: Callable[[Any], Any]) -> Any:
+    return tuple(map(change, label)) if isinstance(label, tuple) else change(label)
 
 
 # ---- a folder with tensors and settings
@@ -305,7 +439,7 @@ def _listed(sums: Path, _changed: int) -> dict[str, str]:
         digest, separator, name = line.partition("  ")
         if len(digest) != 64 or not separator or not name:
             raise ValueError(f"{sums}: {line!r} is not a checksum and a name. {AGAIN}")
-        if not (sums.parent / name).is_file():
+        if not inside(sums.parent, name, sums, links=True).is_file():
             raise ValueError(f"{sums} lists {name}, which is not there. {AGAIN}")
         listed[name] = digest
     if not listed:
@@ -364,10 +498,13 @@ def locked(folder: str | Path) -> Iterator[None]:
 
     Raises:
         InUse: another process holds it; the message says which.
+        FileExistsError: the lock is a link, and something else would be written over.
     """
     folder = expanded(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
+    if path.is_symlink():
+        raise FileExistsError(f"{path} is a link, and is left as it is. Give another folder.")
     file = _lock(path)
     try:
         yield

@@ -1,9 +1,23 @@
-"""What is said to a person: errors that say what to do next, names in a row, sizes, progress."""
+"""What is said to a person: errors that say what to do next, names in a row, sizes, progress.
+
+And what is not: tokens and passwords.
+"""
 
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import index
 from typing import Any
+
+# what a credential is called, and what those look like that tell themselves apart
+SECRET_NAME = re.compile(r"(?:^|_)(?:token|secret|password|passwd|api_?key|credentials?)$", re.I)
+SECRET = re.compile(
+    r"\b(?:hf_(?:oauth_)?\w{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
+    r"|sk-[\w-]{16,}|AKIA[0-9A-Z]{16})"
+)
+IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # a name and a password before the host
+HIDDEN = "***"
 
 
 def closest(name: str, accepted: Iterable[str]) -> str:
@@ -45,9 +59,42 @@ def abridged(names: Sequence[str], shown: int = 12) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, as a sentence."""
+    """The first line of an error's message, as a sentence, without credentials."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if lines[0].endswith((".", "!", "?")) else lines[0] + "."
+    line = without_secrets(lines[0])
+    return line if line.endswith((".", "!", "?")) else line + "."
+
+
+def without_secrets(text: str) -> str:
+    """A text with *** for each token and password that can be told.
+
+    These are names and passwords in addresses, tokens of a known look, and what stands in variables
+    of the environment that are called TOKEN, SECRET, PASSWORD or API_KEY at their end.
+    """
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value) >= 8:
+            text = text.replace(value, HIDDEN)
+    return SECRET.sub(HIDDEN, IN_ADDRESS.sub(HIDDEN, text))
+
+
+def check_no_secret(name: str, value: Any) -> None:
+    """Raise ValueError where a parameter is a credential, or holds one; it is not repeated.
+
+    Parameters are printed, and written into notebooks and run folders.
+    """
+    if isinstance(value, str):
+        if value and (SECRET_NAME.search(name) or without_secrets(value) != value):
+            raise ValueError(
+                f"The parameter {name} holds a token or a password. Parameters are written into "
+                "notebooks and run folders: delete those that hold it, revoke it, and give the new "
+                "one by `hf auth login`, or in the variable HF_TOKEN of the environment."
+            )
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            check_no_secret(str(key), part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            check_no_secret(name, part)
 
 
 def show_size(n: float) -> str:

@@ -19,7 +19,7 @@ import yaml
 
 import ctt_helpers as ctt
 from ctt_helpers.files import read_text
-from ctt_helpers.messages import choose, closest
+from ctt_helpers.messages import check_no_secret, choose, closest, without_secrets
 from ctt_helpers.training import TrainConfig, TrainResult, train
 
 
@@ -73,14 +73,16 @@ def read_run(path: str | Path) -> Run:
     """The settings in a YAML file.
 
     Raises:
-        ValueError: it is no YAML of names and values, a name is not known, or `out` is missing.
+        ValueError: it is no YAML of names and values, a name is not known, `out` is missing, or a
+            value is a token or a password.
     """
     try:
         given = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{path} is no YAML: {without_secrets(str(error))}") from error
     if not isinstance(given, dict):
         raise ValueError(f"{path} must hold settings, one a line, such as 'out: runs/mine'.")
+    check_no_secret("", given)
     for known, here in ((Run, given), (TrainConfig, given.get("training") or {})):
         names = [each.name for each in fields(known)]
         for name in here:

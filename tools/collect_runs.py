@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ctt_helpers.files import atomic_path, read_json
+from ctt_helpers.files import atomic_path, inside, read_json, read_table, write_table
 from ctt_helpers.notebook.plots import look
 
 FIXED = ["file", "row", "metric", "value"]
@@ -73,12 +73,12 @@ def collect(folder: Path) -> pd.DataFrame:
             k: v if isinstance(v, int | float | str) else str(v)
             for k, v in note["parameters"].items()
         }
-        results = run / Path(note["notebook"]).stem
+        results = inside(run, Path(note["notebook"]).stem, run / "parameters.json")
         for file in sorted([*results.glob("*.json"), *results.glob("*.csv")]):
             read = (
                 numbers_of_json(read_json(file))
                 if file.suffix == ".json"
-                else numbers_of_table(pd.read_csv(file))
+                else numbers_of_table(read_table(file))
             )
             fixed = (
                 {"file": file.name, "row": row, "metric": metric, "value": v}
@@ -176,8 +176,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         table = collect(options.folder)
-        with atomic_path(options.folder / "collected.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(options.folder / "collected.csv", table, index=False)
         unfinished = len(list(options.folder.glob("*/parameters.json"))) - table["run"].nunique()
         print(
             f"{len(table):,} numbers of {table['run'].nunique()} runs ({unfinished} more "

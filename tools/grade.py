@@ -9,15 +9,18 @@ takes the notebooks of `tools/build_notebooks.py --nbgrader FOLDER`.
 """
 
 import argparse
-import csv
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+
+from ctt_helpers.files import write_rows
+from ctt_helpers.messages import SECRET_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
 EXERCISES = ROOT / "notebooks" / "exercises"
@@ -85,7 +88,7 @@ def grade(path: Path, seconds: int, folder: Path = EXERCISES) -> list[dict]:
             kernel_name="python3",
             allow_errors=True,
             resources={"metadata": {"path": str(working)}},
-        ).execute()
+        ).execute(env=_without_credentials(os.environ))
     rows = []
     for cell in notebook.cells:
         if not _is_check(cell):
@@ -97,6 +100,12 @@ def grade(path: Path, seconds: int, folder: Path = EXERCISES) -> list[dict]:
         why = f"{failed[0].ename}: {failed[0].evalue}" if failed else ""
         rows.append(row | {"why": " ".join(why.split())})
     return rows
+
+
+def _without_credentials(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a stranger's code: no tokens, and none are looked for in files."""
+    kept = {name: value for name, value in environment.items() if not SECRET_NAME.search(name)}
+    return kept | {"HF_TOKEN_PATH": os.devnull}
 
 
 def main() -> int:
@@ -116,12 +125,8 @@ def main() -> int:
             continue
         rows += own
         print(f"{path}: {sum(r['points'] for r in own)} of {sum(r['of'] for r in own)} points")
-    temporary = options.out.with_name(f".{options.out.name}.tmp-{os.getpid()}")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        table.writerows(rows)
-    os.replace(temporary, options.out)
+    # what students wrote, names of files and messages of errors, must not run in a spreadsheet
+    write_rows(options.out, COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
     print(f"written: {options.out}")
     return int(problems > 0)
 

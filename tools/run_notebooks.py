@@ -20,6 +20,8 @@ from pathlib import Path
 import nbformat
 import yaml
 
+from ctt_helpers.messages import check_no_secret
+
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = ["08", "06", "04", "09", "03", "05"]  # they begin: no long one runs alone at the end
 
@@ -63,7 +65,11 @@ def run(
         seconds: time limit, None for none.
         parameters: values for its parameters.
         environ: environment variables to add.
+
+    Raises:
+        ValueError: a parameter holds a token or a password, which would be written down.
     """
+    check_no_secret("", parameters or {})
     command = [sys.executable, "-m", "papermill", str(notebook), str(output), "-k", "python3"]
     command += ["--cwd", str(notebook.parent), "--no-progress-bar", "--log-level", "ERROR"]
     parameters = dict(parameters or {})

@@ -24,7 +24,7 @@ import nbformat
 from run_notebooks import ROOT, duration, end_when_told, run
 
 from ctt_helpers.files import locked, read_json, versions, write_json
-from ctt_helpers.messages import closest
+from ctt_helpers.messages import check_no_secret, closest
 
 
 def parse(text: str) -> Any:
@@ -132,6 +132,10 @@ def main() -> int:
     combinations = [
         dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
     ]
+    try:
+        check_no_secret("", axes)
+    except ValueError as error:
+        parser.error(str(error))
     failed = 0
     for parameters in combinations:
         name = label(parameters) or "defaults"

@@ -254,7 +254,8 @@ def estimate(ckpts: Checkpoints, speeds: Speeds | None = None, **work: Any) -> F
     if not work:
         return Forecast(**weights)
     config, todo = suite.config.get_text_config(), Work(**work)
-    speeds = speeds or measure_speeds(config, todo, n, ckpts.device, ckpts.dtype)
+    trusted = ckpts.suite.trust_remote_code
+    speeds = speeds or measure_speeds(config, todo, n, ckpts.device, ckpts.dtype, trusted)
     return Forecast(
         **weights,
         work=count_seconds(todo, speeds, n, ckpts.layer, config.num_hidden_layers),
@@ -523,7 +524,14 @@ def _timed(run: Callable[[], Any], least: float = 0.1) -> float:
     return timer.blocked_autorange(min_run_time=least).median  # it waits for a GPU
 
 
-def measure_speeds(config: Any, work: Work, n: int, device: str, dtype: torch.dtype) -> Speeds:
+def measure_speeds(
+    config: Any,
+    work: Work,
+    n: int,
+    device: str,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+) -> Speeds:
     """Time small pieces of the work itself on this device, in a second or two.
 
     Two blocks of the model's shape with random weights (nothing is downloaded), with the batches
@@ -533,7 +541,7 @@ def measure_speeds(config: Any, work: Work, n: int, device: str, dtype: torch.dt
     found, on_gpu = {}, device.startswith("cuda")
     d_model, vocabulary = config.hidden_size, config.vocab_size
     with torch.random.fork_rng():  # the notebook's own draws stay what they were
-        model = _two_blocks(config, device, dtype)
+        model = _two_blocks(config, device, dtype, trust_remote_code)
         word = torch.zeros(1, 2, dtype=torch.long)
         found["call"] = _timed(lambda: hooks.residual_stream(model, word, None, 0))
         if work.tokens or work.evaluated:
@@ -626,7 +634,9 @@ def _mean_step(crosscoder: Crosscoder, work: Work, x: torch.Tensor) -> float:
     return seconds
 
 
-def _two_blocks(config: Any, device: str, dtype: torch.dtype) -> hooks.HookedModel:
+def _two_blocks(
+    config: Any, device: str, dtype: torch.dtype, trust_remote_code: bool
+) -> hooks.HookedModel:
     """Two blocks of a model's shape with random weights, a small vocabulary, no real tokenizer."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -637,7 +647,7 @@ def _two_blocks(config: Any, device: str, dtype: torch.dtype) -> hooks.HookedMod
     config.pad_token_id = config.bos_token_id = config.eos_token_id = 0
     backend = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
     words = PreTrainedTokenizerFast(tokenizer_object=backend)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     for parameter in model.parameters():  # as load_checkpoint does it: buffers stay precise
         parameter.data = parameter.data.to(device, dtype)
     return hooks.HookedModel(model.to(device), words, 0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers.evaluation import ActivePlaces, active_places
-from ctt_helpers.files import atomic_path, expanded, read_json, read_text
+from ctt_helpers.files import expanded, read_json, read_text, write_rows
 from ctt_helpers.messages import abridged, choose, whole_number
 from ctt_helpers.planted import auroc
 
@@ -158,13 +159,9 @@ class NamingTest:
                 f"{path} is there already, and may hold answers: it is left as it is. Give another "
                 "name, or move it away."
             )
-        with (
-            atomic_path(path) as temporary,
-            open(temporary, "w", newline="", encoding="utf-8") as f,
-        ):
-            writer = csv.writer(f)
-            writer.writerow(COLUMNS)
-            writer.writerows(zip(self.items, self.sentences, [""] * len(self.items), strict=True))
+        write_rows(
+            path, COLUMNS, zip(self.items, self.sentences, [""] * len(self.items), strict=True)
+        )
         return path
 
     def answer(self, reader: Callable[[str], bool | float]) -> dict[str, bool | float]:
@@ -256,7 +253,7 @@ def read_answers(path: str | Path) -> dict[str, bool | float]:
 
 
 def _from_csv(path: Path) -> list[tuple[str, Any, str]]:
-    rows = csv.DictReader(read_text(path).splitlines(keepends=True), restval="")
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
     if not {"item", "answer"} <= set(rows.fieldnames or ()):
         raise ValueError(
             f"{path} has the columns {abridged(rows.fieldnames or ['none'])}; it needs item and "

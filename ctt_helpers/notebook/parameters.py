@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctt_helpers.files import read_json
-from ctt_helpers.messages import choose, closest
+from ctt_helpers.messages import check_no_secret, choose, closest
 
 if TYPE_CHECKING:
     from ctt_helpers.sources.suites import Suite
@@ -45,7 +45,8 @@ def check_parameters(namespace: dict[str, Any], **checks: Check) -> dict[str, An
             is fine.
 
     Raises:
-        ValueError: an unknown name, a wrong type, or a value that its check refuses.
+        ValueError: an unknown name, a wrong type, a token or a password, or a value that its check
+            refuses.
     """
     declared = dict(namespace.get("__annotations__", {}))
     if not declared:
@@ -55,6 +56,8 @@ def check_parameters(namespace: dict[str, Any], **checks: Check) -> dict[str, An
     if not namespace.get("_parameters_checked"):  # a second run finds the variables of other cells
         for name, value in list(namespace.items()):
             is_plain = type(value) in PLAIN and not name.startswith("_") and name.islower()
+            if is_plain:
+                check_no_secret(name, value)
             if is_plain and name not in declared:
                 raise ValueError(
                     f"{name!r} is not a parameter of this notebook.{closest(name, declared)} It "
@@ -62,6 +65,7 @@ def check_parameters(namespace: dict[str, Any], **checks: Check) -> dict[str, An
                 )
     values = {name: namespace[name] for name in declared}
     for name, kind in declared.items():
+        check_no_secret(name, values[name])
         _check_type(name, values[name], kind)
         complaint = checks[name](values[name]) if name in checks else None
         if complaint:

@@ -47,7 +47,8 @@ def shrunk_suite(preset: str, folder: str | Path, tokenizer: Any, seed: int = 0)
     with torch.random.fork_rng():
         for step in (0, 1):
             torch.manual_seed(seed + step)
-            AutoModelForCausalLM.from_config(config).save_pretrained(folder / f"step{step}")
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model.save_pretrained(folder / f"step{step}")
     tokenizer.save_pretrained(folder)
     return ctt.load_suite(folder)
 

@@ -211,7 +211,7 @@ class Checkpoints(Sequence):
     @cached_property
     def parameters(self) -> dict[str, int]:
         """Numbers of parameters of one of them: see `machine.count_parameters`."""
-        return count_parameters(self.suite.config, self.layer)
+        return count_parameters(self.suite.config, self.layer, self.suite.trust_remote_code)
 
     @property
     def bytes_each(self) -> int:
@@ -417,6 +417,7 @@ def _from_files(
                 dtype="auto",
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,
+                local_files_only=not trust_remote_code,
                 weights_only=True,
             )
     except (torch.OutOfMemoryError, MemoryError, ImportError):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctt_helpers.crosscoder import FILES, Crosscoder
 from ctt_helpers.files import expanded, versions
-from ctt_helpers.messages import first_line
+from ctt_helpers.messages import first_line, without_secrets
 from ctt_helpers.sources import hub
 from ctt_helpers.sources.presets import PRESETS
 
@@ -71,7 +71,7 @@ def push(
                 stacklevel=3,
             )
         done = api.upload_folder(repo_id=repo_id, folder_path=files, commit_message=message)
-    return str(done.commit_url)
+    return without_secrets(str(done.commit_url))
 
 
 def _check_name(repo: str) -> None:
@@ -244,10 +244,10 @@ def _told(repo: str, revision: str | None, what: str) -> Iterator[None]:
 
 
 def _plain_error(error: BaseException, repo: str, revision: str | None, what: str) -> Exception:
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        page = f"{constants.ENDPOINT}/{repo}"
+        page = f"{hub.address()}/{repo}"
         return PermissionError(
             f"{repo} is gated: accept its terms at {page} in a browser, {hub.LOG_IN}."
         )
@@ -425,6 +425,11 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value on one line, with nothing in it that Markdown or HTML would take for its own."""
-    text = " ".join(str(value).split())
-    return re.sub(r"([\\|<>`\[\]*])", r"\\\1", text)
+    """A value on one line, with nothing in it that Markdown or HTML would take for its own.
+
+    An address becomes no link, nor a name with an @ a person who is told.
+    """
+    text = " ".join(without_secrets(str(value)).split()).replace("&", "&amp;")
+    # within a word an underscore is one
+    text = re.sub(r"([\\|<>`\[\]*~$!#]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
+    return re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)", r"\\", text).replace("@", "&#64;")

@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ctt_helpers.files import read_json
-from ctt_helpers.messages import abridged, first_line
+from ctt_helpers.files import inside, read_json
+from ctt_helpers.messages import abridged, first_line, without_secrets
 from ctt_helpers.sources.revisions import nearest
 
 LOG_IN = "then log in here (hf auth login, or the variable HF_TOKEN)"
@@ -90,7 +90,8 @@ def _shards(folder: Path, name: str) -> list[Path]:
     listed = read_json(index)
     if not isinstance(listed, dict) or not isinstance(listed.get("weight_map"), dict):
         raise ValueError(f"{index} lists no weights. It may be damaged: fetch it again.")
-    return [folder / part for part in sorted(set(listed["weight_map"].values()))]
+    parts = dict.fromkeys(listed["weight_map"].values())
+    return sorted(inside(folder, part, index, links=True) for part in parts)
 
 
 def what_is_missing(folder: Path) -> str:
@@ -175,8 +176,7 @@ def _ask(repo: str, revision: str, known: Sequence[str]) -> dict[str, int]:
         )
     except errors.GatedRepoError as error:
         raise PermissionError(
-            f"{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo} in a browser, "
-            f"{LOG_IN}."
+            f"{repo} is gated: accept its terms at {address()}/{repo} in a browser, {LOG_IN}."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise FileNotFoundError(_no_revision(api, repo, revision, known)) from error
@@ -227,14 +227,19 @@ def require_hub(what: str, otherwise: str) -> None:
         ) from error
 
 
-def _unreachable(error: Exception) -> str:
+def address() -> str:
+    """Of the hub, to be shown: a mirror's may hold a name and a password."""
     from huggingface_hub import constants
 
+    return without_secrets(constants.ENDPOINT)
+
+
+def _unreachable(error: Exception) -> str:
     why = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
     if isinstance(error, TimeoutError):
         why = f"no answer within {SECONDS:g} s"
     return (
-        f"the hub ({constants.ENDPOINT}) cannot be reached ({why}). Look at the network and at "
+        f"the hub ({address()}) cannot be reached ({why}). Look at the network and at "
         "HF_ENDPOINT and HTTPS_PROXY if you set them."
     )
 
@@ -297,7 +302,7 @@ def _download(repo: str, revision: str, files: list[str], size: int) -> Path:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise OSError(errno.ENOSPC, full) from error
         raise ConnectionError(
-            f"The download of {repo} at {revision} broke off ({type(error).__name__}: {error}). "
-            "What came is kept: run again to go on."
+            f"The download of {repo} at {revision} broke off ({type(error).__name__}: "
+            f"{without_secrets(str(error))}). What came is kept: run again to go on."
         ) from error
     return Path(path)

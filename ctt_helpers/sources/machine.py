@@ -46,7 +46,7 @@ def free_memory(device: str) -> float:
     return psutil.virtual_memory().available
 
 
-def count_parameters(config: Any, layer: int) -> dict[str, int]:
+def count_parameters(config: Any, layer: int, trust_remote_code: bool = False) -> dict[str, int]:
     """Exact numbers of parameters of a model with this transformers configuration.
 
     No model is made for it.
@@ -61,7 +61,7 @@ def count_parameters(config: Any, layer: int) -> dict[str, int]:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     parts = architecture_of(model)
     blocks, norm = model.get_submodule(parts.blocks), model.get_submodule(parts.norm)
     check_layer(layer, len(blocks))

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from urllib.request import urlopen
 
 import pandas as pd
@@ -162,7 +163,8 @@ def published_rows(
         if path is None:
             raise ValueError('pairs("file"): give path= of a file with pairs.')
         return file_rows(Path(path).expanduser(), good, bad, group)
-    if kind not in FORMS or len(rest) not in FORMS[kind][0] or not all(rest):
+    named = all(part.strip(".") and "\\" not in part for part in rest)
+    if kind not in FORMS or len(rest) not in FORMS[kind][0] or not named:
         raise ValueError(
             f"There is no published task {task!r}. Give blimp/<set>, "
             "clams/<language>/<construction>, multiblimp/<language>, "
@@ -201,7 +203,7 @@ def _of_phenomenon(
 
 def _from_its_place(task: str, kind: str, rest: list[str]) -> list[dict[str, Any]]:
     """The published records; those of the hub are cached by `datasets`."""
-    where = CLAMS.format(rest[0], rest[-1]) if kind == "clams" else HUB[kind]
+    where = CLAMS.format(quote(rest[0]), quote(rest[-1])) if kind == "clams" else HUB[kind]
     otherwise = "Or give path=: a folder with the published files."
     if kind != "clams":
         cached = "What was downloaded before is found with HF_HUB_OFFLINE=1 set."

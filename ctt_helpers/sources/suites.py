@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ctt_helpers.files import expanded, read_json, verified
+from ctt_helpers.files import expanded, inside, read_json, verified
 from ctt_helpers.hooks import pick_device
 from ctt_helpers.messages import abridged, choose, closest, first_line, whole_number
 from ctt_helpers.pairs import MinimalPairs, in_split, make_pairs
@@ -171,10 +171,24 @@ class Suite:
     def _read(self, what: str, folder: Path, reader: Any) -> Any:
         """What transformers reads from a folder; an error names the folder."""
         try:
-            return reader.from_pretrained(str(folder), trust_remote_code=self.trust_remote_code)
+            found = reader.from_pretrained(
+                str(folder),
+                trust_remote_code=self.trust_remote_code,
+                # without trust, nothing that a file names is fetched from elsewhere
+                local_files_only=not self.trust_remote_code,
+            )
+            if what == "config.json" and not self.trust_remote_code:
+                _drop_kernels(found)
+            return found
         except ImportError:
             raise
         except Exception as error:  # whatever transformers and the readers of the formats raise
+            if "trust_remote_code" in str(error):
+                raise ValueError(
+                    f"The {what} in {folder} needs Python code that comes with it, which is not "
+                    "run. If you have read that code and trust it: load_suite(..., "
+                    "trust_remote_code=True)."
+                ) from error
             # a reader looks at several of them, and seldom says which one it was
             files = ", ".join(sorted(path.name for path in folder.glob("*.json")))
             raise ValueError(
@@ -384,6 +398,13 @@ class Suite:
             warnings.warn(f"{self.name}, {', '.join(names)}: {note}.", stacklevel=4)
 
 
+def _drop_kernels(config: Any) -> None:
+    """Take no kernel for attention by the configuration's word: it may be code, from the hub."""
+    for one in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        if getattr(one, "_attn_implementation", None) not in (None, "eager", "sdpa"):
+            one._attn_implementation = None
+
+
 # ---- finding a suite
 
 
@@ -512,11 +533,7 @@ def _described_suite(folder: Path, name: str) -> Suite:
             f"{folder / 'suite.json'} is no description of a suite: {error!r}."
         ) from error
     for place in places:
-        if not (folder / place).resolve().is_relative_to(folder.resolve()):
-            raise ValueError(
-                f"{folder / 'suite.json'} points outside its folder: {place!r}. Nothing is read "
-                "there."
-            )
+        inside(folder, place, folder / "suite.json")
     return Suite(name, folder, list(tokens), tokens, layer, triplet, meta)
 
 

@@ -295,7 +295,7 @@ ratios = ctt.rel_ie(shown.mean, inactive_below=1e-3)
 both = {"IE (logits)": shown.mean[:, features].T, "RelIE": ratios[:, features].T}
 both = {name: pd.DataFrame(v, active.index, ckpts.labels) for name, v in both.items()}
 Path(out).mkdir(parents=True, exist_ok=True)
-pd.concat(both, axis=1).to_csv(Path(out) / "effects.csv")
+ctt.files.write_table(Path(out) / "effects.csv", pd.concat(both, axis=1))
 pd.concat(both, axis=1).round(2) + 0.0  # no "-0.00"
 
 # %% [markdown]

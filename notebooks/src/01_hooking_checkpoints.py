@@ -360,7 +360,7 @@ for name, position in (("first token", 0), ("others", slice(1, None))):
     table[f"mean norm, {name}"] = pd.Series(means, dtype=float)
     table[f"spread over rows, {name}"] = pd.Series(apart).astype(float)
 Path(out).mkdir(parents=True, exist_ok=True)
-table.to_csv(Path(out) / "norms.csv", index_label="checkpoint")
+ctt.files.write_table(Path(out) / "norms.csv", table, index_label="checkpoint")
 table.round(1)
 
 # %% [markdown]

@@ -409,9 +409,10 @@ print("your triplet:", ", ".join(triplet))  # run this cell again after choosing
 picked["yours"] = triplet
 folder = Path(out)
 folder.mkdir(parents=True, exist_ok=True)
-curve[curve["cell"] == "all"].to_csv(folder / "accuracy.csv", index=False)
-curve[curve["cell"] != "all"].to_csv(folder / "accuracy_by_cell.csv", index=False)
-sim.to_csv(folder / "similarity.csv")
+is_whole = curve["cell"] == "all"
+ctt.files.write_table(folder / "accuracy.csv", curve[is_whole], index=False)
+ctt.files.write_table(folder / "accuracy_by_cell.csv", curve[~is_whole], index=False)
+ctt.files.write_table(folder / "similarity.csv", sim)
 told = {"suggested": choice.revisions, "reasons": choice.reasons, "versions": files.versions()}
 files.write_json(folder / "triplet.json", picked | told)
 

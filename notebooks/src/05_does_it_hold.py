@@ -99,7 +99,8 @@ groups = {
     for kind, of in kinds.items()
 }
 listed = {k: [" ".join(f"#{i}" for i in group) for group in own] for k, own in groups.items()}
-pd.DataFrame(listed, index=names).style
+shown = pd.DataFrame(listed, index=names).style  # no cell is cut
+shown.format(escape="html").format_index(escape="html")
 
 # %% [markdown]
 # Do the labels come back where no word is the same? Label all features anew, on the other sentences.
@@ -452,8 +453,8 @@ elsewhere
 
 # %%
 Path(out).mkdir(parents=True, exist_ok=True)
-pd.concat(after, names=["removed"]).to_csv(Path(out) / "by_cell.csv")
-elsewhere.to_csv(Path(out) / "elsewhere.csv")
+ctt.files.write_table(Path(out) / "by_cell.csv", pd.concat(after, names=["removed"]))
+ctt.files.write_table(Path(out) / "elsewhere.csv", elsewhere)
 print(f"written: {out}")
 
 # %% [markdown]

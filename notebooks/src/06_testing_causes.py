@@ -415,7 +415,7 @@ if len(seeds):
     display(seeds[columns].round(2))
 Path(out).mkdir(parents=True, exist_ok=True)
 for name, table in {"exams": scores, "decided": decided}.items():
-    table.to_csv(Path(out) / f"{name}.csv")
+    ctt.files.write_table(Path(out) / f"{name}.csv", table)
 
 # %% [markdown]
 # ## What to remember

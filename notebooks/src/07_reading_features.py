@@ -35,6 +35,7 @@ out: str | None = None  # where pages and questions go; None: runs/07 of the pro
 # %%
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -81,7 +82,7 @@ given = (dictionary, ckpts, text, effects, pairs)
 more = {"null": null, "notes": {i: name.name for i, name in named.items()}, "seed": seed}
 written = ctt.pages.write(Path(out) / "pages", *given, features=chosen, **more)
 print(f"{', '.join(ckpts.labels)}; {written}")
-link = Path(os.path.relpath(written.index)).as_posix()
+link = quote(Path(os.path.relpath(written.index)).as_posix())
 HTML(f'<a href="{link}" target="_blank">Open the index of all pages</a> (once you have run this)')
 
 # %% [markdown]
@@ -234,7 +235,7 @@ for i, name in named.items():
 people = pd.DataFrame.from_dict(rows, orient="index")
 for column in people.filter(like="yes"):
     print(f"{column}: {(people[column] >= 0.75).sum()} of {len(people)} names in 3 of 4 sentences")
-people.style.format(precision=2, na_rep="")
+people.style.format(precision=2, na_rep="", escape="html").format_index(escape="html")
 
 # %% [markdown]
 # On the embedded suite most names find strong activity, and half of them miss much of the weak. Where they fail they say no
@@ -255,7 +256,7 @@ likely = test.answer(lambda said: float(max(share[mine].get(word, 0) for word in
 ctt.files.write_json(stand_in, likely)
 print(naming.score(test, naming.read_answers(answers or stand_in)))
 table = pd.DataFrame({key: vars(s) for key, s in scores.items()}).T
-table.rename_axis(["feature", "name"]).to_csv(Path(out) / "scores.csv")
+ctt.files.write_table(Path(out) / "scores.csv", table.rename_axis(["feature", "name"]))
 
 # %% [markdown]
 # ## Limits

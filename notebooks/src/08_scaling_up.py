@@ -329,7 +329,7 @@ if triplet is not None:
     _, luck = compare(control, x[:, at], read(again))
     kept = pd.DataFrame({f"among {len(names)} checkpoints": among, "another seed": luck}).T
     kept = kept.drop(columns="same strength").assign(features=len(stars))
-    kept.to_csv(Path(out) / "against_the_triplet.csv")
+    ctt.files.write_table(Path(out) / "against_the_triplet.csv", kept)
     display(kept, matches)
 
 # %% [markdown]

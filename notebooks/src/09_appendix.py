@@ -426,7 +426,7 @@ for c, name in enumerate(names):
     }
 leak = pd.DataFrame(rows).T
 Path(out).mkdir(parents=True, exist_ok=True)
-leak.to_csv(Path(out) / "leak.csv")
+ctt.files.write_table(Path(out) / "leak.csv", leak)
 leak.map(lambda value: value if isinstance(value, str) else round(float(value), 2))
 
 # %% [markdown]

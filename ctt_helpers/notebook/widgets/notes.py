@@ -1,7 +1,5 @@
 """Notes on features, in a CSV file; and annotations by several people, which are compared."""
 
-import csv
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,41 +7,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from ctt_helpers.files import atomic_path, expanded
+from ctt_helpers.files import expanded, read_rows, write_rows
 
 NOTE_COLUMNS = ("feature", "note")
 ANNOTATION_COLUMNS = ("feature", "label", "confidence", "note")
-# what a spreadsheet takes for a formula, in plain and in full width
-FORMULA = "=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20"
 
-# ---- cells of a table that a spreadsheet may open
-
-
-def safe_cell(text: str) -> str:
-    """The text, with an apostrophe before what a spreadsheet would take for a formula."""
-    return f"'{text}" if re.match(f"'*[{FORMULA}]", text) else text
-
-
-def plain_cell(text: str) -> str:
-    """What was given to `safe_cell`."""
-    return text[1:] if re.match(f"'+[{FORMULA}]", text) else text
+# ---- the tables
 
 
 def _read_rows(path: Path, *headers: Sequence[str]) -> list[dict[str, str]]:
     """Rows of a CSV file with one of these headers; ValueError where it is no such table."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        header, *rows = [row for row in csv.reader(file, strict=True) if row]
+    header, rows = read_rows(path)
     if tuple(header) not in [tuple(known) for known in headers]:
         raise ValueError(header)
-    return [dict(zip(header, map(plain_cell, row), strict=True)) for row in rows]
-
-
-def _write_rows(path: str | Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for feature, *texts in rows:
-            writer.writerow([feature, *map(safe_cell, texts)])
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 # ---- notes
@@ -64,7 +41,7 @@ def read_notes(path: str | Path) -> dict[int, str]:
     try:
         rows = _read_rows(place, NOTE_COLUMNS)
         return {int(row["feature"]): row["note"] for row in rows}
-    except (csv.Error, ValueError):
+    except ValueError:
         raise ValueError(
             f"{path} is not a table of notes: it must have the two columns feature,note with a "
             "whole number in the first. Mend it, or give another annotations_path."
@@ -82,7 +59,7 @@ def save_note(path: str | Path, feature: int, note: str) -> None:
     """
     notes = read_notes(path)
     notes[feature] = note
-    _write_rows(path, NOTE_COLUMNS, sorted(notes.items()))
+    write_rows(path, NOTE_COLUMNS, sorted(notes.items()))
 
 
 # ---- annotations
@@ -124,7 +101,7 @@ def read_annotations(path: str | Path) -> dict[int, Annotation]:
         if len(found) < len(rows):
             raise ValueError("a feature twice")
         return found
-    except (csv.Error, ValueError):
+    except ValueError:
         raise ValueError(
             f"{path} is not a table of annotations: it must have the columns "
             f"{','.join(ANNOTATION_COLUMNS)} (or feature,note), with a whole number in the first, "
@@ -160,7 +137,7 @@ def _write_annotations(path: str | Path, annotations: Mapping[int, Annotation]) 
         for i, own in sorted(annotations.items())
         if own != Annotation()
     ]
-    _write_rows(path, ANNOTATION_COLUMNS, rows)
+    write_rows(path, ANNOTATION_COLUMNS, rows)
 
 
 # ---- two people
@@ -253,6 +230,6 @@ def save_merged(path: str | Path, people: Mapping[str, Mapping[int, Annotation]]
     Its columns are feature, "NAME label", "NAME confidence", "NAME note" and so on.
     """
     table = merged(people)
-    header = ["feature", *(safe_cell(" ".join(column)) for column in table.columns)]
+    header = ["feature", *(" ".join(column) for column in table.columns)]
     rows = zip(table.index, table.to_numpy().tolist(), strict=True)
-    _write_rows(path, header, [(feature, *texts) for feature, texts in rows])
+    write_rows(path, header, [(feature, *texts) for feature, texts in rows])
