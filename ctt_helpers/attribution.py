@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ctt_helpers.memory import chunk
+
 Rows = Int[Tensor, " items"] | slice  # which pair each item belongs to
 Latents = Float[Tensor, "pairs t latents"]
 Decoder = Float[Tensor, "latents d_model"]
@@ -220,7 +222,7 @@ class Readout:
             rows, starts: as for `packs`.
         """
         m = self.x.new_zeros(len(rows))
-        for pack in self.packs(rows, ITEMS_AT_ONCE, starts):
+        for pack in self.packs(rows, chunk(ITEMS_AT_ONCE), starts):
             found = self.value(stream(pack.items, pack.where), rows[pack.items], pack.start)
             m[self.there(pack.items)] = found.to(m)
         return m
@@ -354,7 +356,7 @@ def attribution_patching(
 ) -> Attribution:
     """The gradient at the clean point: first order, one backward pass for all latents."""
     grad, clean = torch.zeros_like(readout.x), readout.x.new_zeros(len(f))
-    for pack in readout.packs(readout.every, GRADIENTS_AT_ONCE):
+    for pack in readout.packs(readout.every, chunk(GRADIENTS_AT_ONCE)):
         rows = readout.there(pack.items)
         x = readout.x[rows, pack.where]
         m, found = readout.with_gradient(x, pack.items, pack.start)
@@ -431,7 +433,7 @@ def average_gradient(
     while len(pieces.rows):
         gradients = []
         found = readout.x.new_zeros(len(pieces.rows))
-        for pack in readout.packs(pieces.rows, GRADIENTS_AT_ONCE // len(NODES)):
+        for pack in readout.packs(pieces.rows, chunk(GRADIENTS_AT_ONCE // len(NODES))):
             piece, own = pieces.gradient(readout, pack), readout.there(pieces.rows[pack.items])
             found[readout.there(pack.items)] = (piece * readout.delta[own, pack.where]).sum((1, 2))
             gradients.append((pack, own, piece))
@@ -533,7 +535,7 @@ def exact_ablation(readout: Readout, f: Latents, decoder: Decoder, options: Opti
         return readout.value(x, rows, pack.start) - readout.clean[here]
 
     passes = 1.0 + active.sum(1).cpu().double().numpy()
-    return _one_by_one(readout, less, active, effect, passes, ITEMS_AT_ONCE)
+    return _one_by_one(readout, less, active, effect, passes, chunk(ITEMS_AT_ONCE))
 
 
 def own_line(readout: Readout, f: Latents, decoder: Decoder, options: Options) -> Attribution:
@@ -556,7 +558,7 @@ def own_line(readout: Readout, f: Latents, decoder: Decoder, options: Options) -
         return -(counted[here, :, latents][:, pack.where] * along).sum(1)
 
     gradients = len(NODES) * active.sum(1).cpu().double().numpy()
-    return _one_by_one(readout, f, active, effect, gradients, GRADIENTS_AT_ONCE)
+    return _one_by_one(readout, f, active, effect, gradients, chunk(GRADIENTS_AT_ONCE))
 
 
 def mean_gradient(gradient: Callable[[float], Tensor]) -> Tensor:
@@ -673,7 +675,7 @@ def _packed(orders: Iterator[_Order]) -> Iterator[list[_Order]]:
     pack, items = [], 0
     for order in orders:
         needed = len(order.players) - 1
-        if pack and items + needed > LAID_OUT * ITEMS_AT_ONCE:
+        if pack and items + needed > LAID_OUT * chunk(ITEMS_AT_ONCE):
             yield pack
             pack, items = [], 0
         pack.append(order)

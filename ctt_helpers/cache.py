@@ -35,7 +35,7 @@ from ctt_helpers.files import (
     versions,
     write_json,
 )
-from ctt_helpers.messages import choose, progress, show_size, whole_number
+from ctt_helpers.messages import choose, progress, show_size, told_when_stopped, whole_number
 
 if TYPE_CHECKING:
     from ctt_helpers.sources.checkpoints import Checkpoints
@@ -101,7 +101,7 @@ class ActivationCache:
         folder = expanded(folder)
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is a file, and is left as it is. Give a folder.")
-        with locked(folder):
+        with told_when_stopped(lambda: _kept(folder)), locked(folder):
             builder = _Builder(ckpts, text, folder, dtype, sequences_per_group, shard_bytes)
             builder.run()
         return cls.open(folder)
@@ -520,7 +520,6 @@ class _Builder:
 
     def _make(self, cache: ActivationCache, c: int, shard: int) -> None:
         """Read the groups of one file, and write it."""
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         model, groups = self.ckpts[c], cache._groups(shard)
@@ -537,17 +536,9 @@ class _Builder:
         parts = [x[cache._rows(group, groups[0])] for group in groups]
         about = {"kind": KIND, "mark": cache._mark(c, shard)}
         about["checksums"] = " ".join(map(_checksum, parts))
-        path = cache._path(c, shard)
-        try:
-            with atomic_path(path) as temporary:
-                save_file({"x": x}, temporary, metadata=about)
-                make_readable(temporary)
-        except (OSError, SafetensorError) as error:
-            free = show_size(shutil.disk_usage(self.folder).free)
-            raise OSError(
-                f"{path} could not be written ({error}); {free} are free on that disk. What is "
-                "written stays: make room, and the same call goes on."
-            ) from error
+        with atomic_path(cache._path(c, shard)) as temporary:
+            save_file({"x": x}, temporary, metadata=about)
+            make_readable(temporary)
 
     def _check_room(self, cache: ActivationCache) -> None:
         """Raise OSError where the disk has no room for what is still to be written."""
@@ -566,3 +557,10 @@ class _Builder:
 def _is_passing(path: Path) -> bool:
     """Whether this is only there while something is being written, or the lock."""
     return path.name == ".lock" or ".tmp-" in path.name
+
+
+def _kept(folder: Path) -> tuple[str, str]:
+    """What a person who stopped the building needs to know."""
+    there = len(list(folder.glob("*/*.safetensors")))
+    kept = f"{there} files of activations are kept in {folder}."
+    return kept, "The same call of ActivationCache.build goes on with the rest."

@@ -1,7 +1,8 @@
 """What is said to a person: errors that say what to do next, names in a row, sizes, progress."""
 
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import index
 from typing import Any
 
@@ -48,6 +49,21 @@ def first_line(error: Exception) -> str:
     """The first line of an error's message, as a sentence."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if lines[0].endswith((".", "!", "?")) else lines[0] + "."
+
+
+@contextmanager
+def told_when_stopped(kept: Callable[[], tuple[str, str]]) -> Iterator[None]:
+    """After Ctrl-C, or a notebook's Interrupt, two lines: what is kept, and how to go on.
+
+    Args:
+        kept: gives the two; it looks at what is there when all has been put away.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        what, how = kept()
+        print(f"Stopped. {what}\n{how}")
+        raise
 
 
 def show_size(n: float) -> str:

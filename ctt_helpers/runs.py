@@ -10,6 +10,7 @@ batch; one result is written. A run that was cut off goes on when the same comma
 
 import argparse
 import os
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,10 @@ def main(arguments: list[str] | None = None) -> TrainResult:
     run = read_run(given.config)
     if given.out:
         run = Run(**{**asdict(run), "out": given.out})
-    return train_run(run)
+    try:
+        return train_run(run)
+    except KeyboardInterrupt:
+        sys.exit(130)  # what is kept has been said
 
 
 def train_run(run: Run) -> TrainResult:
