@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ctt_helpers import hooks
+from ctt_helpers import hooks, memory
 from ctt_helpers.attribution import (
     EVERY,
     METHODS,
@@ -395,6 +395,7 @@ def readout_of(
         touched=keep,
         eps=torch.finfo(model.dtype).eps,
         causal=causal if model.takes_past else None,
+        parts=memory.parts(),
     )
 
 

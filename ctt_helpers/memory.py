@@ -24,9 +24,14 @@ class TooLittleMemory(MemoryError):
     """There is not enough memory, in smaller chunks either; the message says what to set."""
 
 
+def parts() -> int:
+    """In how many parts to take what is taken at once: 1, or 2 in a second try."""
+    return _divided_by.get()
+
+
 def chunk(n: int) -> int:
     """How many of `n` to take at once: all of them, or half in a second try."""
-    return max(1, n // _divided_by.get())
+    return max(1, n // parts())
 
 
 def ran_out(error: Exception) -> bool:

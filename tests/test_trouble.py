@@ -4,17 +4,28 @@ clocks that jump, and too little memory.
 Each promise is in docs/reliability.md, with the figures of the long form.
 """
 
+import dataclasses
+import io
 import itertools
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +36,19 @@ import pytest
 import torch
 from faults import counted, tries
 from models import random_suite, some_pairs, some_text
+from test_files import small_effects
 from test_training import planted
 
 import ctt_helpers as ctt
-from ctt_helpers import hooks, training
+from ctt_helpers import hooks, logs, training
 from ctt_helpers.activations import TensorStream
 from ctt_helpers.cache import ActivationCache, _File
 from ctt_helpers.crosscoder import Crosscoder
-from ctt_helpers.files import load_folder
+from ctt_helpers.effects import Effects
+from ctt_helpers.files import InUse, load_folder, locked, read_json
 from ctt_helpers.memory import TooLittleMemory
+from ctt_helpers.notebook import pages
+from ctt_helpers.notebook.widgets import notes
 from ctt_helpers.toy import pretrain
 from ctt_helpers.training import TrainConfig
 
@@ -141,14 +156,25 @@ WORKS = {
 }
 
 
+def quick_first(names: Iterable[str]) -> list:
+    """Of these the quick ones, in a short run; all of them in a long one."""
+    slow = {"a cache", "building a cache", "pretraining"}
+    return [pytest.param(n, marks=pytest.mark.long) if n in slow else n for n in names]
+
+
 def victim(kind: str, folder: Path, begun: Any) -> None:
     """What the process does that is killed: it says when it begins."""
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
     os.chdir(folder)  # so that whatever it starts can be found
-    with open(folder.parent / "told.txt", "w", buffering=1) as told, redirect_stdout(told):
+    name = f"told-{os.getpid()}.txt"
+    with open(folder.parent / name, "w", buffering=1) as told, redirect_stdout(told):
         begun.send("now")
-        WORKS[kind].run(folder)
+        try:
+            WORKS[kind].run(folder)
+        except (InUse, FileExistsError) as error:
+            print(error)
+            sys.exit(1)
 
 
 def start(kind: str, folder: Path) -> multiprocessing.Process:
@@ -201,7 +227,7 @@ def killed(kind: str, folder: Path, name: str, draw: random.Random, seconds: flo
             break
         seconds *= 0.8
     assert at_work, f"{kind} was faster than {seconds} s, again and again"
-    told = (folder / "told.txt").read_text()
+    told = (folder / f"told-{process.pid}.txt").read_text()
     (folder / str(attempt)).rename(folder / "work")
     return process.exitcode is not None and (name != "SIGINT" or two_lines(told))
 
@@ -267,7 +293,7 @@ def executed(kernel: Any, code: str, interrupt_after: float | None = None) -> tu
 
 
 @POSIX
-@tries(2, 20)
+@tries(1, 20)
 def test_a_notebooks_interrupt_says_what_is_kept(tries, tmp_path):
     from jupyter_client.manager import start_new_kernel
 
@@ -347,12 +373,11 @@ NOTEBOOK_RUNS = {  # the command, where its training goes, what else is there in
 
 
 @POSIX
-@tries(1, 20)
+@pytest.mark.long
 @pytest.mark.parametrize("tool", ["tools/run_notebooks.py", "papermill"])
-def test_a_killed_run_of_notebooks_leaves_nobody_and_goes_on(tries, tool, tmp_path):
+def test_a_killed_run_of_notebooks_leaves_nobody_and_goes_on(tool, tmp_path):
     command_of, place, there = NOTEBOOK_RUNS[tool]
-    if tool == "papermill" and tries == 1:
-        pytest.skip("the other tool runs papermill too")
+    tries = 20
 
     def begin(name: str) -> tuple[Path, subprocess.Popen]:
         folder = tmp_path / name
@@ -387,6 +412,407 @@ def test_a_killed_run_of_notebooks_leaves_nobody_and_goes_on(tries, tool, tmp_pa
                 clean &= [path.name for path in (folder / "runs").iterdir()] == ["tutorial"]
             ended = again.returncode == 0 and clean and result(folder) == wanted
             count(left_alone and as_whole and ended)
+
+
+# ---- disks that are full, and folders that may not be written to
+
+
+@dataclass
+class Writer:
+    """Something that writes.
+
+    Attributes:
+        write: into a folder; where it replaces what is there, `version` says by which content.
+        read: what is in a folder, by the package's own reader.
+        replaces: the second version takes the place of the first; otherwise it goes on.
+    """
+
+    write: Callable[[Path, int], Any]
+    read: Callable[[Path], Any]
+    replaces: bool = True
+
+
+def some_effects(version: int) -> Any:
+    per_pair = torch.full((3, 5, 4000), float(version)).to_sparse()
+    return dataclasses.replace(small_effects(), per_pair=per_pair)
+
+
+def some_report(version: int) -> ctt.Report:
+    figures = dict.fromkeys(("explained_variance", "ce_clean", "ce_zero", "dce", "ce_recovered"))
+    figures = {name: [float(version)] * 3 for name in figures}
+    named = {"names": ["a", "b", "c"], "l0": 2.0, "dead": 0.0, "dead_tokens": 9}
+    return ctt.Report(**named, **figures, frequency=np.full(3000, 1.0))
+
+
+def log_rows(folder: Path, version: int) -> None:
+    write = logs.to_csv(folder / "log.csv")
+    for step in range(100 * version, 100 * version + 30):
+        write({"step": step, "tokens": 64 * step, "loss": 1.0})
+
+
+def read_log(folder: Path) -> list:
+    return pd.read_csv(folder / "log.csv")["step"].tolist()
+
+
+def write_page(folder: Path, version: int) -> None:
+    pages._write(folder / "feature_1.html", pages._document("A feature", f"{version} " * 5000))
+
+
+def read_page(folder: Path) -> int:
+    page = folder / "feature_1.html"
+    assert pages.is_ours(page)
+    return page.read_text(encoding="utf-8").count("2 2 ")
+
+
+def write_note(folder: Path, version: int) -> None:
+    notes.save_note(folder / "notes.csv", version, f"what it does, {version} " * 300)
+
+
+WRITERS = {
+    "a crosscoder": Writer(
+        lambda folder, version: Crosscoder(3, 16, 64, k=2, seed=version).save(folder / "code"),
+        lambda folder: Crosscoder.load(folder / "code").W_dec.tolist(),
+    ),
+    "effects": Writer(
+        lambda folder, version: some_effects(version).save(folder / "effects"),
+        lambda folder: Effects.load(folder / "effects").per_pair.to_dense().sum().item(),
+    ),
+    "a report": Writer(
+        lambda folder, version: some_report(version).save(folder / "report.json"),
+        lambda folder: read_json(folder / "report.json")["dce"],
+    ),
+    "a training's log": Writer(log_rows, read_log),
+    "a page of a feature": Writer(write_page, read_page),
+    "notes": Writer(write_note, lambda folder: sorted(notes.read_notes(folder / "notes.csv"))),
+    "a training": Writer(lambda folder, _: run_training(folder), result_of_training, False),
+    "a cache": Writer(lambda folder, _: run_cache(folder), result_of_cache, False),
+    "pretraining": Writer(lambda folder, _: run_pretraining(folder), contents, False),
+}
+
+
+@contextmanager
+def largest_file(n_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this: the system refuses as it does on a full disk, half way."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+    """A disk of its own, where this process may mount one; otherwise the test is skipped."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if done.returncode:
+        pytest.skip("this user may not mount a disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def half_written(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if ".tmp-" in path.name]
+
+
+@dataclass
+class Tried:
+    """A writer, and what it makes where there is no trouble."""
+
+    writer: Writer
+    versions: list[Any]  # what is read after the first version, and after the second
+    sizes: list[int]  # of its files, those beside included that take their place later
+
+
+def tried(name: str, folder: Path) -> Tried:
+    writer, versions = WRITERS[name], []
+    if name == "a cache":
+        random_suite(folder / "models")
+        for path in (folder / "models").rglob("*.safetensors"):
+            path.chmod(0o644)  # Hugging Face's own are for their owner alone
+    place = folder / "whole"
+    place.mkdir(parents=True)
+    for version in (1, 2) if writer.replaces else (1,):
+        writer.write(place, version)
+        versions.append(writer.read(place))
+    sizes = [path.stat().st_size for path in place.rglob("*") if path.is_file()]
+    return Tried(writer, versions, sizes)
+
+
+def refused(call: Callable[[], Any], words: str) -> bool:
+    """Whether a call fails, by an OSError that says what to do."""
+    try:
+        call()
+    except OSError as error:
+        early = "Nothing was begun" in str(error) and words == "make room"
+        assert early or ("could not be written" in str(error) and words in str(error)), error
+        return True
+    return False
+
+
+def full_once(made: Tried, folder: Path, full: Callable[[], AbstractContextManager]) -> bool:
+    """Write where there is no room, look, and write again; None where there was enough room."""
+    writer = made.writer
+    folder.mkdir()
+    if writer.replaces:
+        writer.write(folder, 1)
+    with full():
+        failed = refused(partial(writer.write, folder, 2), "make room")
+    if not failed:
+        return None
+    clean = not half_written(folder)
+    if writer.replaces:
+        old = writer.read(folder)
+        # a log has grown by some rows
+        rows = isinstance(old, list) and old == made.versions[-1][: len(old)]
+        clean &= old == made.versions[0] or rows
+    writer.write(folder, 2)
+    return clean and writer.read(folder) == made.versions[-1]
+
+
+def until_full(once: Callable[[int], bool | None]) -> bool:
+    """Try with less and less room until it does not suffice."""
+    found = (once(attempt) for attempt in range(100))
+    return next(outcome for outcome in found if outcome is not None)
+
+
+@POSIX
+@tries(2, 20)
+@pytest.mark.parametrize("name", quick_first(WRITERS))
+def test_a_write_that_fails_half_way_loses_nothing(tries, name, tmp_path):
+    made = tried(name, tmp_path / "made")
+    draw = random.Random(0)
+    fault = f"no more room from a random byte of a file on, for {name}"
+    promise = "what was there is whole; with room the same call makes it"
+    with counted(fault, tries, promise) as count:
+        for number in range(tries):
+
+            def once(attempt: int, number: int = number) -> bool | None:
+                room = int(draw.uniform(0, max(made.sizes)) * 0.8**attempt)
+                folder = tmp_path / "made" / f"{number}-{attempt}"
+                return full_once(made, folder, lambda: largest_file(room))
+
+            count(until_full(once))
+
+
+@POSIX
+@tries(1, 20)
+@pytest.mark.parametrize(
+    "name", quick_first(["a crosscoder", "a training", "a cache", "pretraining"])
+)
+def test_a_disk_that_is_full_loses_nothing(tries, name, tmp_path):
+    draw = random.Random(0)
+    fault = f"a disk (tmpfs) that is full, for {name}"
+    promise = "what was there is whole; with room the same call makes it"
+    with small_disk(tmp_path / "disk", 64_000) as disk, counted(fault, tries, promise) as count:
+        made = tried(name, disk / "made")
+        for number in range(tries):
+
+            def once(attempt: int, number: int = number) -> bool | None:
+                folder = disk / "made" / f"{number}-{attempt}"
+                room = int(draw.uniform(0, sum(made.sizes)) * 0.8**attempt)
+                outcome = full_once(made, folder, lambda: filled(disk, room))
+                shutil.rmtree(folder)
+                return outcome
+
+            count(until_full(once))
+
+
+@contextmanager
+def filled(disk: Path, room: int) -> Iterator[None]:
+    """Fill a disk but for some bytes."""
+    filler = disk / "filler"
+    free = shutil.disk_usage(disk).free
+    filler.write_bytes(b"x" * max(0, free - room))
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@contextmanager
+def forbidden(folder: Path) -> Iterator[None]:
+    """Nobody may write below a folder; root, for whom no permission counts, is nobody."""
+    places = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for place in places:
+        place.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for place in places:
+            place.chmod(0o755)
+
+
+@contextmanager
+def mounted_read_only(disk: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that everybody may enter, as pytest's own are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def read_only_once(made: Tried, folder: Path, read_only: AbstractContextManager) -> bool:
+    writer = made.writer
+    folder.mkdir(exist_ok=True)
+    if writer.replaces:
+        writer.write(folder, 1)
+    before = contents(folder)
+    with read_only:
+        failed = refused(partial(writer.write, folder, 2), "make this one writable")
+        readable = not writer.replaces or writer.read(folder) == made.versions[0]
+    as_before = contents(folder) == before
+    writer.write(folder, 2)
+    return failed and readable and as_before and writer.read(folder) == made.versions[-1]
+
+
+@POSIX
+@pytest.mark.parametrize("name", quick_first(WRITERS))
+def test_a_folder_that_may_not_be_written_to(name, open_folder, tmp_path):
+    made = tried(name, open_folder / "made")
+    promise = "an error says so; nothing is changed; where it may be, the same call makes it"
+    with counted(f"a folder without permission to write, for {name}", 1, promise) as count:
+        folder = open_folder / "made" / "mine"
+        folder.mkdir()
+        count(read_only_once(made, folder, forbidden(folder)))
+    if not made.writer.replaces:  # what is finished can be read where nothing can be written
+        with forbidden(folder):
+            if name != "pretraining":
+                made.writer.write(folder, 2)
+            assert made.writer.read(folder) == made.versions[-1]
+
+
+@POSIX
+@pytest.mark.parametrize("name", quick_first(WRITERS))
+def test_a_disk_that_is_read_only(name, tmp_path):
+    promise = "an error says so; nothing is changed; where it may be, the same call makes it"
+    with small_disk(tmp_path / "disk", 64_000) as disk:
+        made = tried(name, disk / "made")
+        with counted(f"a disk mounted read-only, for {name}", 1, promise) as count:
+            count(read_only_once(made, disk / "made" / "mine", mounted_read_only(disk)))
+
+
+# ---- other runs, and clocks
+
+
+@POSIX
+@tries(1, 20)
+@pytest.mark.parametrize("kind", quick_first(WORKS))
+def test_of_three_runs_with_one_name_one_goes_on(tries, kind, tmp_path):
+    work = WORKS[kind]
+    random_suite(tmp_path / "models")
+    start(kind, tmp_path / "whole").join(200)
+    wanted = work.result(tmp_path / "whole")
+    fault = f"{kind}: three runs with one name at once"
+    promise = "one goes on, the others name it and end; the result is that of one"
+    with counted(fault, tries, promise) as count:
+        for number in range(tries):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            (folder / "models").symlink_to(tmp_path / "models")
+            three = [start(kind, folder / "work") for _ in range(3)]
+            for process in three:
+                process.join(200)
+            told = [(folder / f"told-{process.pid}.txt").read_text() for process in three]
+            codes = [process.exitcode for process in three]
+            holders = [f"process {process.pid} on" for process in three]
+            fine = 0 in codes
+            for code, words in zip(codes, told, strict=True):
+                named = "is in use by" in words and any(holder in words for holder in holders)
+                late = "holds a finished suite" in words  # it came when all was done
+                fine &= code == 0 or named or late
+            count(fine and work.result(folder / "work") == wanted)
+
+
+@POSIX
+@tries(1, 20)
+def test_a_lock_whose_holder_is_gone_is_no_lock(tries, tmp_path):
+    fault = "a training killed whose lock stays behind, alone or with a process that it started"
+    promise = "the next run takes the lock; or is told that the holder is gone and who is not"
+    with counted(fault, tries, promise) as count:
+        for number in range(tries):
+            folder = tmp_path / str(number)
+            context = multiprocessing.get_context("forkserver")
+            begun, begins = context.Pipe(duplex=False)
+            holder = context.Process(target=hold_and_start, args=(folder, begins))
+            holder.start()
+            child = psutil.Process(begun.recv())
+            holder.kill()
+            holder.join()
+            left = f"process {holder.pid} on" in (folder / ".lock").read_text()
+            with pytest.raises(InUse) as told, locked(folder):
+                pass
+            gone = f"what process {holder.pid} on" in str(told.value) and "gone" in str(told.value)
+            child.kill()
+            while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+            with locked(folder):
+                taken = f"process {os.getpid()} on" in (folder / ".lock").read_text()
+            count(left and gone and taken and not any(folder.iterdir()))
+
+
+def hold_and_start(folder: Path, begun: Any) -> None:
+    """Hold a folder, and start a process that inherits its files."""
+    with locked(folder):
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(1000)"], close_fds=False
+        )
+        begun.send(child.pid)
+        time.sleep(1000)
+
+
+@POSIX
+@tries(1, 20)
+@pytest.mark.parametrize("kind", quick_first(WORKS))
+def test_a_clock_that_jumps_changes_nothing(tries, kind, tmp_path, monkeypatch):
+    """Files of a run that was cut off are from the future and the past; then time jumps on."""
+    work = WORKS[kind]
+    random_suite(tmp_path / "models")
+    process = start(kind, tmp_path / "whole")
+    began = time.monotonic()
+    process.join(200)
+    seconds = time.monotonic() - began
+    wanted = work.result(tmp_path / "whole")
+    draw, now = random.Random(0), time.time
+    fault = f"{kind} killed, and the clock jumps by up to ten years"
+    with counted(fault, tries, "the same call ends in the same result") as count:
+        for number in range(tries):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            (folder / "models").symlink_to(tmp_path / "models")
+            killed(kind, folder, "SIGKILL", draw, seconds)
+            for path in (folder / "work").rglob("*"):
+                moment = now() + draw.uniform(-3e8, 3e8)
+                os.utime(path, (moment, moment))
+            if not (folder / "work" / "suite" / "SHA256SUMS").exists():
+                with monkeypatch.context() as patch:
+                    patch.setattr(time, "time", lambda: now() + draw.uniform(-3e8, 3e8))
+                    work.run(folder / "work")
+            clean = not half_written(folder)
+            count(clean and work.result(folder / "work") == wanted)
 
 
 # ---- too little memory
