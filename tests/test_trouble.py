@@ -233,7 +233,8 @@ def killed(kind: str, folder: Path, name: str, draw: random.Random, seconds: flo
 
 
 @POSIX
-@tries(2, 80)
+@pytest.mark.timeout(3600)
+@tries(2, 20)
 @pytest.mark.parametrize("kind", WORKS)
 def test_a_kill_at_any_moment_changes_nothing(tries, kind, tmp_path, capsys):
     work = WORKS[kind]
@@ -293,6 +294,7 @@ def executed(kernel: Any, code: str, interrupt_after: float | None = None) -> tu
 
 
 @POSIX
+@pytest.mark.timeout(3600)
 @tries(1, 20)
 def test_a_notebooks_interrupt_says_what_is_kept(tries, tmp_path):
     from jupyter_client.manager import start_new_kernel
@@ -335,6 +337,16 @@ def test_a_notebooks_interrupt_says_what_is_kept(tries, tmp_path):
         kernel[0].shutdown_kernel(now=True)
 
 
+TRAINING = """
+import torch
+import ctt_helpers as ctt
+torch.set_num_threads(1)
+x = torch.randn(4096, 3, 16, generator=torch.Generator().manual_seed(0))
+config = ctt.TrainConfig(steps=60, checkpoint_every=10, dead_after_tokens=2000)
+ctt.train(ctt.Crosscoder(3, 16, 48, k=2), ctt.TensorStream(x, 256), config, f"{out}/run", "cpu")
+"""
+
+
 def notebook_of_a_training(folder: Path) -> Path:
     """A notebook that trains into its `out`, in a folder of notebooks."""
     import nbformat
@@ -342,8 +354,7 @@ def notebook_of_a_training(folder: Path) -> Path:
     parameter = nbformat.v4.new_code_cell(
         'out: str = "../runs/x"', metadata={"tags": ["parameters"]}
     )
-    work = "Path(out).mkdir(parents=True, exist_ok=True)\nWORKS['training'].run(Path(out))"
-    cells = [parameter, nbformat.v4.new_code_cell(CELL), nbformat.v4.new_code_cell(work)]
+    cells = [parameter, nbformat.v4.new_code_cell(TRAINING)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     path = folder / "notebooks" / "01_training.ipynb"
     path.parent.mkdir(parents=True)
@@ -373,6 +384,7 @@ NOTEBOOK_RUNS = {  # the command, where its training goes, what else is there in
 
 
 @POSIX
+@pytest.mark.timeout(3600)
 @pytest.mark.long
 @pytest.mark.parametrize("tool", ["tools/run_notebooks.py", "papermill"])
 def test_a_killed_run_of_notebooks_leaves_nobody_and_goes_on(tool, tmp_path):
@@ -587,6 +599,7 @@ def until_full(once: Callable[[int], bool | None]) -> bool:
 
 
 @POSIX
+@pytest.mark.timeout(3600)
 @tries(2, 20)
 @pytest.mark.parametrize("name", quick_first(WRITERS))
 def test_a_write_that_fails_half_way_loses_nothing(tries, name, tmp_path):
@@ -606,6 +619,7 @@ def test_a_write_that_fails_half_way_loses_nothing(tries, name, tmp_path):
 
 
 @POSIX
+@pytest.mark.timeout(3600)
 @tries(1, 20)
 @pytest.mark.parametrize(
     "name", quick_first(["a crosscoder", "a training", "a cache", "pretraining"])
@@ -719,6 +733,7 @@ def test_a_disk_that_is_read_only(name, tmp_path):
 
 
 @POSIX
+@pytest.mark.timeout(3600)
 @tries(1, 20)
 @pytest.mark.parametrize("kind", quick_first(WORKS))
 def test_of_three_runs_with_one_name_one_goes_on(tries, kind, tmp_path):
@@ -748,6 +763,7 @@ def test_of_three_runs_with_one_name_one_goes_on(tries, kind, tmp_path):
 
 
 @POSIX
+@pytest.mark.timeout(3600)
 @tries(1, 20)
 def test_a_lock_whose_holder_is_gone_is_no_lock(tries, tmp_path):
     fault = "a training killed whose lock stays behind, alone or with a process that it started"
@@ -785,6 +801,7 @@ def hold_and_start(folder: Path, begun: Any) -> None:
 
 
 @POSIX
+@pytest.mark.timeout(3600)
 @tries(1, 20)
 @pytest.mark.parametrize("kind", quick_first(WORKS))
 def test_a_clock_that_jumps_changes_nothing(tries, kind, tmp_path, monkeypatch):
