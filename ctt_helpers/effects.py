@@ -683,6 +683,7 @@ def indirect_effects(
         ValueError: an unknown method, metric or baseline, pairs of another tokenizer or without a
             prefix, partners that do not fit, or a crosscoder of other checkpoints.
         hooks.NotFinite: a metric or an effect is NaN or infinite.
+        memory.TooLittleMemory: memory ran out twice, the second time with half as much at once.
     """
     choose("method", method, METHODS)
     chosen, metric = METHODS[method], as_metric(metric)

@@ -144,6 +144,7 @@ def evaluate(
         ValueError: the crosscoder comes from other checkpoints or from text that begins
             differently, sequences are shorter than three tokens or longer than the context.
         hooks.NotFinite: a logit is NaN or infinite.
+        memory.TooLittleMemory: memory ran out twice, the second time with half as much at once.
     """
     _check_text(crosscoder, ckpts, text, least=3)
     n = len(ckpts)

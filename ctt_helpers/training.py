@@ -585,6 +585,8 @@ def train(
         ValueError: sizes that do not fit, a folded crosscoder, no step after k has fallen, a loss
             that is not finite, or another run in `out`.
         files.InUse: another process writes to `out`.
+        OSError: the disk is full, or `out` may not be written to.
+        memory.TooLittleMemory: a step does not fit into memory, in two parts either.
     """
     config = config or TrainConfig()
     _check(crosscoder, stream, config)

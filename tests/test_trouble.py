@@ -260,6 +260,18 @@ def test_a_kill_at_any_moment_changes_nothing(tries, kind, tmp_path, capsys):
             count(ended and as_whole and work.result(folder / "work") == wanted)
 
 
+def test_a_pretraining_killed_before_it_had_begun_is_not_somebody_elses(tmp_path):
+    """What is there then is the folder of its state, and what it was about to write."""
+    out = tmp_path / "suite"
+    waiting = out / ".resume" / ".settings.json.tmp-0a1b2c3d-xyz-1234"
+    waiting.mkdir(parents=True)
+    (out / ".resume" / ".lock").write_text("process 1234 on a machine")
+    pretrain._check_folder(out, {"seed": 0})
+    (out / ".resume" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="something else"):
+        pretrain._check_folder(out, {"seed": 0})
+
+
 # ---- in a notebook
 
 CELL = f"""
@@ -734,7 +746,7 @@ def test_a_disk_that_is_read_only(name, tmp_path):
 
 @POSIX
 @pytest.mark.timeout(3600)
-@tries(1, 20)
+@tries(1, 5)
 @pytest.mark.parametrize("kind", quick_first(WORKS))
 def test_of_three_runs_with_one_name_one_goes_on(tries, kind, tmp_path):
     work = WORKS[kind]
@@ -802,7 +814,7 @@ def hold_and_start(folder: Path, begun: Any) -> None:
 
 @POSIX
 @pytest.mark.timeout(3600)
-@tries(1, 20)
+@tries(1, 10)
 @pytest.mark.parametrize("kind", quick_first(WORKS))
 def test_a_clock_that_jumps_changes_nothing(tries, kind, tmp_path, monkeypatch):
     """Files of a run that was cut off are from the future and the past; then time jumps on."""
