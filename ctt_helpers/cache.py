@@ -32,6 +32,7 @@ from ctt_helpers.files import (
     locked,
     make_readable,
     read_json,
+    sweep,
     versions,
     write_json,
 )
@@ -102,6 +103,7 @@ class ActivationCache:
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is a file, and is left as it is. Give a folder.")
         with told_when_stopped(lambda: _kept(folder)), locked(folder):
+            sweep(folder, *(place for place in folder.iterdir() if place.is_dir()))
             builder = _Builder(ckpts, text, folder, dtype, sequences_per_group, shard_bytes)
             builder.run()
         return cls.open(folder)

@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import tempfile
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,9 @@ REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 # ---- paths and single files
 
+_making_room = threading.Lock()
+_in_use: set[Path] = set()  # where this process is writing now
+
 
 def expanded(path: str | Path) -> Path:
     """The path with ~ written out."""
@@ -59,13 +63,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         OSError: the disk is full, or the folder may not be written to; the message says what to do.
     """
     path = expanded(path)
-    machine = zlib.crc32(platform.node().encode())
-    stem = f".{path.name}.tmp-{machine:08x}"
+    stem = f".{path.name}{_temporary()}"
     with _told_what_to_do(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, stem)
-        # a folder of its own, for what writes there may leave temporary files beside its own, too
-        room = Path(tempfile.mkdtemp(f"-{os.getpid()}", f"{stem}-", path.parent))
+        with _making_room:
+            remove_leftovers(path.parent, stem)
+            # a folder of its own, for what writes there may leave temporary files beside it, too
+            room = Path(tempfile.mkdtemp(f"-{os.getpid()}", f"{stem}-", path.parent))
+            _in_use.add(room)
         temporary = room / path.name
         try:
             yield temporary
@@ -75,6 +80,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 )
             os.replace(temporary, path)
         finally:
+            _in_use.discard(room)
             _remove(room)
 
 
@@ -120,11 +126,31 @@ def _existing(folder: Path) -> Path:
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
+def _temporary() -> str:
+    """What the temporary names of this machine have in common."""
+    return f".tmp-{zlib.crc32(platform.node().encode()):08x}"
+
+
+def sweep(*folders: Path) -> None:
+    """Remove the temporary files that processes of this machine left there when they were cut off.
+
+    Whoever holds a folder sweeps it: what is whole is not written again, and so `atomic_path` does
+    not meet what was left beside it.
+    """
+    for folder in folders:
+        with suppress(OSError):  # nothing may be written there
+            remove_leftovers(folder, f".*{_temporary()}")
+
+
 def remove_leftovers(folder: Path, stem: str) -> None:
-    """Remove what processes left behind when they were killed: what is called STEM...-PROCESS."""
+    """Remove what processes left behind when they were cut off: what is called STEM...-PROCESS.
+
+    Another process has to be gone. This one may have been interrupted while it put away.
+    """
     for leftover in folder.glob(f"{stem}-*"):
         process = leftover.name.rpartition("-")[2]
-        if process.isdigit() and not _is_running(int(process)):
+        own = process == str(os.getpid())
+        if process.isdigit() and not (leftover in _in_use if own else _is_running(int(process))):
             _remove(leftover)
 
 
@@ -325,6 +351,17 @@ def load_folder(
                 raise ValueError(f"{tensor_file} is not as it was written. {AGAIN}")
             tensor_file = waiting
     return settings, load_tensors(tensor_file)
+
+
+def remove_saved(folder: str | Path, names: tuple[str, str]) -> None:
+    """Remove what `save_folder` wrote, and what was to take its place when it was cut off."""
+    tensor_file, settings_file = (Path(folder) / name for name in names)
+    for file in (
+        tensor_file,
+        _waiting(tensor_file),
+        settings_file,
+    ):  # what it is known by goes last
+        file.unlink(missing_ok=True)
 
 
 def load_tensors(path: str | Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ from ctt_helpers.files import (
     load_folder,
     locked,
     read_json,
+    remove_saved,
     save_folder,
     sha256,
+    sweep,
     versions,
     write_json,
 )
@@ -606,6 +608,8 @@ def train(
         locked(out) if writes else nullcontext(),
     ):
         processes.wait()
+        if writes:
+            sweep(out, out / "checkpoint", out / "crosscoder")
         if out is not None:
             finished = _run_in(out)
             if not resume:
@@ -614,6 +618,9 @@ def train(
                     _throw_away(out)
                 processes.wait()
             elif finished is not None:
+                if writes:
+                    with suppress(OSError):  # where it was cut off, or nothing may be written
+                        _remove_state(out / "checkpoint")
                 return _finished_run(crosscoder, out, finished, settings)
         calls = [on_log] if callable(on_log) else list(on_log)
         result = _run(crosscoder, stream, config, out, settings, calls, processes)
@@ -770,8 +777,7 @@ def _throw_away(out: Path) -> None:
 
 def _remove_state(folder: Path) -> None:
     if (folder / STATE_FILES[1]).exists():
-        for name in STATE_FILES:
-            (folder / name).unlink(missing_ok=True)
+        remove_saved(folder, STATE_FILES)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 

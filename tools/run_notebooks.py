@@ -8,6 +8,7 @@ runs/tutorial.previous; a run that failed is kept in runs/tutorial.failed.
 import argparse
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import signal
@@ -54,8 +55,10 @@ def failure(notebook: Path) -> str:
     return ""
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it has ended in between
+        os._exit(1)
 
 
 def run(
@@ -90,7 +93,7 @@ def run(
         env=environment,
         start_new_session=True,
         close_fds=False,  # a lock on the folder is held as long as papermill lives
-        preexec_fn=_end_with_parent if LIBC else None,
+        preexec_fn=functools.partial(_end_with, os.getpid()) if LIBC else None,
     )
     running.add(process)
     try:
