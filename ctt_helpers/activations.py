@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ctt_helpers import hooks
 from ctt_helpers.hooks import stacked_activations as stacked_activations
-from ctt_helpers.messages import show_size, whole_number
+from ctt_helpers.memory import chunk, let_go, ran_out, smaller_chunks_once, too_little
+from ctt_helpers.messages import first_line, show_size, whole_number
 from ctt_helpers.processes import Alone
 
 if TYPE_CHECKING:
@@ -400,7 +401,7 @@ class KeepingStream(TensorStream):
     def _read(
         self, groups: Sequence[int]
     ) -> Iterator[tuple[int, int, Float[Tensor, "*tokens d_model"]]]:
-        if not self._keeps:
+        if not self._has_room():
             yield from self._fresh(groups)
             return
         kept = self._keep(groups)
@@ -418,8 +419,6 @@ class KeepingStream(TensorStream):
 
     def _keep(self, groups: Sequence[int]) -> Float[Tensor, "tokens checkpoints d_model"]:
         """Read what is not in memory yet."""
-        if self._kept is None:
-            self._kept = self._empty(self.n_tokens)
         missing = self._missing(groups)
         for c, place, x in self._fresh(missing) if missing else []:
             room = self._kept[self._rows(missing[place]), c]
@@ -427,13 +426,37 @@ class KeepingStream(TensorStream):
         self._there.update(missing)
         return self._kept
 
+    def _has_room(self) -> bool:
+        """Whether all tokens stay in memory; where there is not enough, some pass through it."""
+        if self._keeps and self._kept is None:
+            try:
+                self._kept = self._empty(self.n_tokens)
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+                let_go(error)
+                warnings.warn(
+                    f"There is not enough memory to keep {self.n_tokens:,} tokens "
+                    f"({first_line(error)}) They are read again when their turn comes, which takes "
+                    "longer; the batches are the same.",
+                    stacklevel=4,
+                )
+                self._keeps = False
+        return self._keeps
+
     def _keep_tokens(self, tokens: np.ndarray) -> None:
         self._keep(np.unique(tokens // self.group_tokens).tolist())
 
     def _memory(self) -> _Buffer | _AllTokens:
-        if self._keeps:
-            return _AllTokens(self._keep([]), self._keep_tokens)
-        return _Buffer(self, self._empty(self._most_rows()))
+        if self._has_room():
+            return _AllTokens(self._kept, self._keep_tokens)
+        try:
+            return _Buffer(self, self._empty(self._most_rows()))
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            less = "Set buffer_tokens lower, or take fewer checkpoints."
+            raise too_little("for the buffer of tokens", error, less) from error
 
 
 class ActivationStream(KeepingStream):
@@ -530,6 +553,7 @@ def sequences_at_once(text: Int[Tensor, "sequences length"], wanted: int) -> int
     return min(wanted, max(1, 2**14 // text.shape[1]))  # what a GPU holds
 
 
+@smaller_chunks_once("while a text was read", "Set sequences_per_group lower.")
 def read_group(
     model: hooks.HookedModel, text: Int[Tensor, "sequences length"], group: int, sequences: int
 ) -> Float[Tensor, "sequences rest d_model"]:
@@ -538,7 +562,8 @@ def read_group(
     They are in the model's own dtype.
     """
     ids = text[group * sequences : (group + 1) * sequences]
-    return hooks.residual_stream(model, ids)[:, 1:]
+    read = [hooks.residual_stream(model, part)[:, 1:] for part in ids.split(chunk(len(ids)))]
+    return read[0] if len(read) == 1 else torch.cat(read)
 
 
 def describe_text(text: Int[Tensor, "sequences length"]) -> dict[str, Any]:

@@ -95,6 +95,7 @@ class Readout:
         eps: relative rounding of m (of the dtype that computes it): differences of m smaller than
             this are not looked for.
         causal: how to get at m with less work; None: by `metric` alone.
+        parts: 1; 2 where memory has run out: half as many items are run at once.
     """
 
     metric: Callable[[Float[Tensor, "items t d_model"], Rows], Float[Tensor, " items"]]
@@ -103,6 +104,7 @@ class Readout:
     touched: Bool[Tensor, "pairs t"]
     eps: float = 0.0
     causal: Causal | None = None
+    parts: int = 1
 
     @cached_property
     def delta(self) -> Float[Tensor, "pairs t d_model"]:
@@ -220,7 +222,7 @@ class Readout:
             rows, starts: as for `packs`.
         """
         m = self.x.new_zeros(len(rows))
-        for pack in self.packs(rows, ITEMS_AT_ONCE, starts):
+        for pack in self.packs(rows, ITEMS_AT_ONCE // self.parts, starts):
             found = self.value(stream(pack.items, pack.where), rows[pack.items], pack.start)
             m[self.there(pack.items)] = found.to(m)
         return m
@@ -354,7 +356,7 @@ def attribution_patching(
 ) -> Attribution:
     """The gradient at the clean point: first order, one backward pass for all latents."""
     grad, clean = torch.zeros_like(readout.x), readout.x.new_zeros(len(f))
-    for pack in readout.packs(readout.every, GRADIENTS_AT_ONCE):
+    for pack in readout.packs(readout.every, GRADIENTS_AT_ONCE // readout.parts):
         rows = readout.there(pack.items)
         x = readout.x[rows, pack.where]
         m, found = readout.with_gradient(x, pack.items, pack.start)
@@ -428,10 +430,11 @@ def average_gradient(
     )
     if until > NEAR:
         pieces = pieces.cut(readout, torch.full_like(pieces.low, FIRST_CUT))
+    at_once = GRADIENTS_AT_ONCE // len(NODES) // readout.parts
     while len(pieces.rows):
         gradients = []
         found = readout.x.new_zeros(len(pieces.rows))
-        for pack in readout.packs(pieces.rows, GRADIENTS_AT_ONCE // len(NODES)):
+        for pack in readout.packs(pieces.rows, at_once):
             piece, own = pieces.gradient(readout, pack), readout.there(pieces.rows[pack.items])
             found[readout.there(pack.items)] = (piece * readout.delta[own, pack.where]).sum((1, 2))
             gradients.append((pack, own, piece))
@@ -533,7 +536,7 @@ def exact_ablation(readout: Readout, f: Latents, decoder: Decoder, options: Opti
         return readout.value(x, rows, pack.start) - readout.clean[here]
 
     passes = 1.0 + active.sum(1).cpu().double().numpy()
-    return _one_by_one(readout, less, active, effect, passes, ITEMS_AT_ONCE)
+    return _one_by_one(readout, less, active, effect, passes, ITEMS_AT_ONCE // readout.parts)
 
 
 def own_line(readout: Readout, f: Latents, decoder: Decoder, options: Options) -> Attribution:
@@ -556,7 +559,7 @@ def own_line(readout: Readout, f: Latents, decoder: Decoder, options: Options) -
         return -(counted[here, :, latents][:, pack.where] * along).sum(1)
 
     gradients = len(NODES) * active.sum(1).cpu().double().numpy()
-    return _one_by_one(readout, f, active, effect, gradients, GRADIENTS_AT_ONCE)
+    return _one_by_one(readout, f, active, effect, gradients, GRADIENTS_AT_ONCE // readout.parts)
 
 
 def mean_gradient(gradient: Callable[[float], Tensor]) -> Tensor:
@@ -645,7 +648,7 @@ def shapley_values(readout: Readout, f: Latents, decoder: Decoder, options: Opti
         return readout.x[pair] - written.cumsum(0)
 
     found: list[list[Tensor]] = [[] for _ in players]
-    for orders in _packed(_orders(players, options)):
+    for orders in _packed(_orders(players, options), ITEMS_AT_ONCE // readout.parts):
         x = torch.cat([taken_away(order) for order in orders])
         sizes = [len(order.players) - 1 for order in orders]
         rows = torch.tensor([order.pair for order in orders]).repeat_interleave(torch.tensor(sizes))
@@ -668,12 +671,12 @@ def _orders(players: list[Int[Tensor, " latents"]], options: Options) -> Iterato
                 yield _Order(pair=pair, players=everyone[order], places=order)
 
 
-def _packed(orders: Iterator[_Order]) -> Iterator[list[_Order]]:
+def _packed(orders: Iterator[_Order], at_once: int) -> Iterator[list[_Order]]:
     """Orders that are laid out at once, in their order: many of their passes are alike then."""
     pack, items = [], 0
     for order in orders:
         needed = len(order.players) - 1
-        if pack and items + needed > LAID_OUT * ITEMS_AT_ONCE:
+        if pack and items + needed > LAID_OUT * at_once:
             yield pack
             pack, items = [], 0
         pack.append(order)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ctt_helpers import hooks
+from ctt_helpers.memory import chunk, smaller_chunks_once
 from ctt_helpers.messages import progress
 from ctt_helpers.metrics import share_right
 from ctt_helpers.pairs import MinimalPairs, check_tokenizer
@@ -28,6 +29,7 @@ FROM_CHANCE = 0.1
 # ---- one checkpoint
 
 
+@smaller_chunks_once("in logit_differences", "Set batch_size lower.")
 @torch.no_grad()
 def logit_differences(
     model: hooks.HookedModel, pairs: MinimalPairs, whole: bool = False, batch_size: int = 256
@@ -50,7 +52,7 @@ def logit_differences(
         )
     size = -(-batch_size // 4) if whole else batch_size  # whole vocabularies take room
     out = []
-    for batch in pairs.batches(size):
+    for batch in pairs.batches(chunk(size)):
         if whole:
             right = _log_probability(model, batch, batch.table["right_tokens"])
             wrong = _log_probability(model, batch, batch.table["wrong_tokens"])

@@ -33,10 +33,11 @@ from ctt_helpers.files import (
     locked,
     make_readable,
     read_json,
+    sweep,
     versions,
     write_json,
 )
-from ctt_helpers.messages import choose, progress, show_size, whole_number
+from ctt_helpers.messages import choose, progress, show_size, told_when_stopped, whole_number
 from ctt_helpers.processes import Alone, among
 
 if TYPE_CHECKING:
@@ -108,7 +109,13 @@ class ActivationCache:
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is a file, and is left as it is. Give a folder.")
         processes = among()
-        with locked(folder) if processes.rank == 0 else nullcontext():
+        speaks = processes.rank == 0
+        with (
+            told_when_stopped(lambda: _kept(folder)) if speaks else nullcontext(),
+            locked(folder) if speaks else nullcontext(),
+        ):
+            if speaks:
+                sweep(folder, *(place for place in folder.iterdir() if place.is_dir()))
             builder = _Builder(
                 ckpts, text, folder, dtype, sequences_per_group, shard_bytes, processes
             )
@@ -571,7 +578,6 @@ class _Builder:
 
     def _make(self, cache: ActivationCache, c: int, shard: int) -> None:
         """Read the groups of one file, and write it."""
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         model, groups = self.ckpts[c], cache._groups(shard)
@@ -588,17 +594,9 @@ class _Builder:
         parts = [x[cache._rows(group, groups[0])] for group in groups]
         about = {"kind": KIND, "mark": cache._mark(c, shard)}
         about["checksums"] = " ".join(map(_checksum, parts))
-        path = cache._path(c, shard)
-        try:
-            with atomic_path(path) as temporary:
-                save_file({"x": x}, temporary, metadata=about)
-                make_readable(temporary)
-        except (OSError, SafetensorError) as error:
-            free = show_size(shutil.disk_usage(self.folder).free)
-            raise OSError(
-                f"{path} could not be written ({error}); {free} are free on that disk. What is "
-                "written stays: make room, and the same call goes on."
-            ) from error
+        with atomic_path(cache._path(c, shard)) as temporary:
+            save_file({"x": x}, temporary, metadata=about)
+            make_readable(temporary)
 
     def _check_room(self, cache: ActivationCache) -> None:
         """Raise OSError where the disk has no room for what is still to be written."""
@@ -617,3 +615,10 @@ class _Builder:
 def _is_passing(path: Path) -> bool:
     """Whether this is only there while something is being written, or the lock."""
     return path.name == ".lock" or ".tmp-" in path.name
+
+
+def _kept(folder: Path) -> tuple[str, str]:
+    """What a person who stopped the building needs to know."""
+    there = len(list(folder.glob("*/*.safetensors")))
+    kept = f"{there} files of activations are kept in {folder}."
+    return kept, "The same call of ActivationCache.build goes on with the rest."

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ctt_helpers import hooks
+from ctt_helpers import hooks, memory
 from ctt_helpers.attribution import (
     EVERY,
     METHODS,
@@ -36,6 +36,7 @@ from ctt_helpers.attribution import (
 )
 from ctt_helpers.dictionary import Dictionary, codes, prepare
 from ctt_helpers.files import load_folder, save_folder
+from ctt_helpers.memory import chunk, smaller_chunks_once
 from ctt_helpers.messages import choose, progress, whole_number
 from ctt_helpers.metrics import check_features, share_right
 from ctt_helpers.pairs import MinimalPairs, check_tokenizer, twins
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 ARRAYS = ("mean", "abs_mean", "error", "total", "gap", "n_nodes")
 FILES = ("effects.safetensors", "effects.json")
 BASELINES = ("zero", "mean", "resample")
+# what to set where memory runs out
+LESS = "Set batch_size lower, give fewer pairs, or take checkpoints with a smaller dtype."
 MOST_IN_SUBSETS = 10  # latents whose subsets are all taken away
 
 # (checkpoint, its raw activations) -> those of all checkpoints, from which f is read
@@ -295,7 +298,7 @@ def _read(
         )
     check_tokenizer(pairs, ckpts.tokenizer, ckpts.labels[0])
     prepare(crosscoder, {**ckpts.source, "begins_with": pairs.begins_with})
-    batches = list(pairs.batches(batch_size))
+    batches = list(pairs.batches(chunk(whole_number("batch_size", batch_size))))
     ids = [(batch.input_ids, batch.attention_mask) for batch in batches]
     readings, done = [], 0
     for batch, x in zip(batches, hooks.stacked_batches(ckpts, ids), strict=True):
@@ -392,6 +395,7 @@ def readout_of(
         touched=keep,
         eps=torch.finfo(model.dtype).eps,
         causal=causal if model.takes_past else None,
+        parts=memory.parts(),
     )
 
 
@@ -598,6 +602,7 @@ def _of_partners(
 # ---- effects of single latents
 
 
+@smaller_chunks_once("in indirect_effects", LESS)
 def indirect_effects(
     crosscoder: Dictionary,
     ckpts: Checkpoints,
@@ -678,6 +683,7 @@ def indirect_effects(
         ValueError: an unknown method, metric or baseline, pairs of another tokenizer or without a
             prefix, partners that do not fit, or a crosscoder of other checkpoints.
         hooks.NotFinite: a metric or an effect is NaN or infinite.
+        memory.TooLittleMemory: memory ran out twice, the second time with half as much at once.
     """
     choose("method", method, METHODS)
     chosen, metric = METHODS[method], as_metric(metric)
@@ -872,6 +878,7 @@ def _summed(
 # ---- effects of groups
 
 
+@smaller_chunks_once("in ablate", LESS)
 def ablate(
     crosscoder: Dictionary,
     ckpts: Checkpoints,
@@ -910,6 +917,7 @@ def ablate(
     return _removed(crosscoder, ckpts, pairs, readings, removal, partner)
 
 
+@smaller_chunks_once("in ablation_curve", LESS)
 def ablation_curve(
     crosscoder: Dictionary,
     ckpts: Checkpoints,
@@ -1114,6 +1122,7 @@ class Subsets:
         return self.lead[:, self.number(off)]
 
 
+@smaller_chunks_once("in ablate_subsets", LESS)
 def ablate_subsets(
     crosscoder: Dictionary,
     ckpts: Checkpoints,
@@ -1178,8 +1187,9 @@ def _every_subset(
     rows = torch.from_numpy(different >> m).to(f.device)
     off = torch.from_numpy((different[:, None] & bits) > 0).to(f)  # [items, m]
     values = []
-    for start in range(0, len(different), batch_size):
-        items = slice(start, start + batch_size)
+    at_once = chunk(batch_size)
+    for start in range(0, len(different), at_once):
+        items = slice(start, start + at_once)
         here = rows[items]
         x = readout.x[here] - (f[here] * off[items, None]) @ decoder
         values.append(readout.value(x, here).cpu().double().numpy())

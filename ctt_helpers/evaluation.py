@@ -16,6 +16,7 @@ from torch import Tensor
 from ctt_helpers import hooks
 from ctt_helpers.dictionary import Dictionary, codes, prepare, some_of
 from ctt_helpers.files import versions, write_json
+from ctt_helpers.memory import chunk, smaller_chunks_once
 from ctt_helpers.messages import progress, whole_number
 from ctt_helpers.metrics import check_features
 from ctt_helpers.pairs import MinimalPairs, check_tokenizer
@@ -32,6 +33,8 @@ NUMBERS_AT_ONCE = 2**28
 # to recover, and a share of it means nothing.
 CE_FLOOR = 0.05
 WIDE = 4096  # dimensions above which principal components are found by random projections
+# what to set where memory runs out
+LESS = "Give shorter sequences (text[:, :64]), or take checkpoints with a smaller dtype."
 BEFORE = 14  # tokens of an example before its place
 
 
@@ -109,9 +112,9 @@ def _groups(
 ) -> Iterator[list[Int[Tensor, "sequences length"]]]:
     """The text in batches, and these in groups: each checkpoint is gone through once a group."""
     length = text.shape[1]
-    batches = text.split(max(1, min(64, TOKENS_AT_ONCE // length)))
+    batches = text.split(chunk(min(64, TOKENS_AT_ONCE // length)))
     numbers = batches[0].numel() * len(ckpts) * ckpts.d_model
-    at_once = 1 if ckpts.together else max(1, NUMBERS_AT_ONCE // numbers)
+    at_once = 1 if ckpts.together else chunk(NUMBERS_AT_ONCE // numbers)
     for start in range(0, len(batches), at_once):
         yield list(batches[start : start + at_once])
 
@@ -125,6 +128,7 @@ def _read(
 # ---- the figures
 
 
+@smaller_chunks_once("in evaluate", LESS)
 @torch.no_grad()
 def evaluate(
     crosscoder: Dictionary, ckpts: Checkpoints, text: Int[Tensor, "sequences length"]
@@ -140,6 +144,7 @@ def evaluate(
         ValueError: the crosscoder comes from other checkpoints or from text that begins
             differently, sequences are shorter than three tokens or longer than the context.
         hooks.NotFinite: a logit is NaN or infinite.
+        memory.TooLittleMemory: memory ran out twice, the second time with half as much at once.
     """
     _check_text(crosscoder, ckpts, text, least=3)
     n = len(ckpts)
@@ -282,7 +287,7 @@ def _cross_entropy_of_zero(
 
 def _logits_at_once(model: hooks.HookedModel) -> int:
     """Of how many tokens the whole vocabulary is looked at together."""
-    return max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    return chunk(LOGITS_AT_ONCE // model.config.vocab_size)
 
 
 @torch.no_grad()
@@ -356,6 +361,7 @@ def _principal(fitted: Float[Tensor, "tokens size"], rank: int) -> Float[Tensor,
 # ---- reading a latent
 
 
+@smaller_chunks_once("in top_examples", LESS)
 @torch.no_grad()
 def top_examples(
     crosscoder: Dictionary,
@@ -452,6 +458,7 @@ class ActivePlaces:
         return np.array([len(value) for value in self.value]) / self.n_tokens
 
 
+@smaller_chunks_once("in active_places", LESS)
 @torch.no_grad()
 def active_places(
     crosscoder: Dictionary,

@@ -8,13 +8,17 @@ what a list of files names lies in the folder of the list.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import platform
 import re
+import shutil
 import tempfile
+import threading
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +26,8 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
+
+from ctt_helpers.messages import show_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,8 +46,14 @@ SUMS = "SHA256SUMS"
 AGAIN = "It may be cut short or damaged: make it again, or fetch it again."
 # what a spreadsheet takes for a formula, in plain and in full width
 FORMULA = "=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20"
+# what the system says where a disk is full, and where a folder may not be written to
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 # ---- paths and single files
+
+_making_room = threading.Lock()
+_in_use: set[Path] = set()  # where this process is writing now
 
 
 def expanded(path: str | Path) -> Path:
@@ -58,29 +70,97 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: the new thing is a folder, and there is something at `path`.
+        OSError: the disk is full, or the folder may not be written to; the message says what to do.
     """
     path = expanded(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    machine = zlib.crc32(platform.node().encode())
-    stem = f".{path.name}.tmp-{machine:08x}"
-    _remove_leftovers(path.parent, stem)
-    # a folder of its own, for what writes there may leave temporary files beside its own, too
-    room = Path(tempfile.mkdtemp(f"-{os.getpid()}", f"{stem}-", path.parent))
-    temporary = room / path.name
+    stem = f".{path.name}{_temporary()}"
+    with _told_what_to_do(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _making_room:
+            remove_leftovers(path.parent, stem)
+            # a folder of its own, for what writes there may leave temporary files beside it, too
+            room = Path(tempfile.mkdtemp(f"-{os.getpid()}", f"{stem}-", path.parent))
+            _in_use.add(room)
+        temporary = room / path.name
+        try:
+            yield temporary
+            if temporary.is_dir() and path.exists():
+                raise FileExistsError(
+                    f"{path} is there already, and is left as it is. Give another."
+                )
+            os.replace(temporary, path)
+        finally:
+            _in_use.discard(room)
+            _remove(room)
+
+
+@contextmanager
+def _told_what_to_do(path: Path) -> Iterator[None]:
+    """Where `path` cannot be written, an error of the same kind that says what to do about it."""
+    from safetensors import SafetensorError
+
     try:
-        yield temporary
-        if temporary.is_dir() and path.exists():
-            raise FileExistsError(f"{path} is there already, and is left as it is. Give another.")
-        os.replace(temporary, path)
-    finally:
-        _remove(room)
+        yield
+    except (OSError, SafetensorError) as error:
+        number, what = _said_by_the_system(error)
+        at = getattr(error, "filename", None)
+        at = Path(at) if isinstance(at, str | Path) else path
+        here = at.is_relative_to(path.parent) or path.is_relative_to(at)
+        if number in FULL and here:
+            free = show_size(shutil.disk_usage(_existing(path.parent)).free)
+            message = (
+                f"{path} could not be written ({what}); {free} are free on that disk. What was "
+                "written before stays whole: make room, and the same call goes on."
+            )
+        elif number in REFUSED and here:
+            message = (
+                f"{path} could not be written ({what}). What is there was left as it is: give "
+                "another folder, or make this one writable, and the same call goes on."
+            )
+        else:
+            raise
+        raise OSError(number, message) from error
 
 
-def _remove_leftovers(folder: Path, stem: str) -> None:
-    """Remove what processes of this machine left behind when they were killed while writing."""
+def _said_by_the_system(error: Exception) -> tuple[int | None, str]:
+    """Number and words of the system's error; safetensors has them in its message."""
+    number = getattr(error, "errno", None)
+    if number is None:
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else None
+    return number, "" if number is None else os.strerror(number)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
+def _temporary() -> str:
+    """What the temporary names of this machine have in common."""
+    return f".tmp-{zlib.crc32(platform.node().encode()):08x}"
+
+
+def sweep(*folders: Path) -> None:
+    """Remove the temporary files that processes of this machine left there when they were cut off.
+
+    Whoever holds a folder sweeps it: what is whole is not written again, and so `atomic_path` does
+    not meet what was left beside it.
+    """
+    for folder in folders:
+        with suppress(OSError):  # nothing may be written there
+            remove_leftovers(folder, f".*{_temporary()}")
+
+
+def remove_leftovers(folder: Path, stem: str) -> None:
+    """Remove what processes left behind when they were cut off: what is called STEM...-PROCESS.
+
+    Another process has to be gone. This one may have been interrupted while it put away.
+    """
     for leftover in folder.glob(f"{stem}-*"):
         process = leftover.name.rpartition("-")[2]
-        if process.isdigit() and not _is_running(int(process)):
+        own = process == str(os.getpid())
+        if process.isdigit() and not (leftover in _in_use if own else _is_running(int(process))):
             _remove(leftover)
 
 
@@ -406,6 +486,17 @@ def load_folder(
     return settings, load_tensors(tensor_file)
 
 
+def remove_saved(folder: str | Path, names: tuple[str, str]) -> None:
+    """Remove what `save_folder` wrote, and what was to take its place when it was cut off."""
+    tensor_file, settings_file = (Path(folder) / name for name in names)
+    for file in (
+        tensor_file,
+        _waiting(tensor_file),
+        settings_file,
+    ):  # what it is known by goes last
+        file.unlink(missing_ok=True)
+
+
 def load_tensors(path: str | Path) -> dict[str, Any]:
     """Tensors of a safetensors file; an error names the file."""
     from safetensors import SafetensorError
@@ -494,28 +585,40 @@ class InUse(RuntimeError):
 def locked(folder: str | Path) -> Iterator[None]:
     """Hold a folder for this process while it writes there; the lock ends with the process.
 
-    A process that this one starts, and that inherits its files, goes on holding it.
+    A process that this one starts, and that inherits its files, goes on holding it. Where nothing
+    can be written, there is nothing to hold: what is finished there can be read.
 
     Raises:
-        InUse: another process holds it; the message says which.
+        InUse: another process holds it; the message says which, and whether it is gone and has
+            left others behind.
         FileExistsError: the lock is a link, and something else would be written over.
+        OSError: the lock cannot be written; the message says what to do.
     """
     folder = expanded(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     if path.is_symlink():
         raise FileExistsError(f"{path} is a link, and is left as it is. Give another folder.")
-    file = _lock(path)
+    file = None
+    if not folder.is_dir() or _is_writable(folder):
+        with _told_what_to_do(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = _lock(path)
     try:
         yield
     finally:
         if file is not None:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # where nothing may be written any more
+                path.unlink(missing_ok=True)
             file.close()
 
 
+def _is_writable(folder: Path) -> bool:
+    effective = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
+    return os.access(folder, os.W_OK, **effective)
+
+
 def _lock(path: Path):
-    """The locked file, or None where the system has no such locks."""
+    """The locked file, or None where the system or the disk has no such locks."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -524,22 +627,52 @@ def _lock(path: Path):
         file = open(path, "a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = _holder(file.read().strip())
             file.close()
             raise InUse(
                 f"{path.parent} is in use by {holder}. Wait for it, stop it, or give another "
                 "folder."
             ) from error
+        except OSError as error:
+            file.close()
+            path.unlink(missing_ok=True)
+            warnings.warn(
+                f"{path.parent} is on a disk without locks ({error.strerror}): see to it that no "
+                "other process writes there.",
+                stacklevel=5,
+            )
+            return None
         if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
             break
         file.close()  # whoever held it removed the file in between
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node() or 'this machine'}")
-    file.flush()
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {_machine()}")
+        file.flush()
+    except OSError:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # what could not be written is tried once more
+            file.close()
+        raise
     os.set_inheritable(file.fileno(), True)
     return file
+
+
+def _machine() -> str:
+    return platform.node() or "this machine"
+
+
+def _holder(written: str) -> str:
+    """Who holds a lock, by what is written in it; a process that is gone may have left others."""
+    found = re.fullmatch(r"process (\d+) on (.*)", written)
+    if found and found[2] == _machine() and not _is_running(int(found[1])):
+        return (
+            f"what process {found[1]} on {found[2]} has started (it is gone, and its children "
+            "are not)"
+        )
+    return written or "another process"
 
 
 def versions() -> dict[str, str]:

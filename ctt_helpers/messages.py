@@ -6,7 +6,8 @@ And what is not: tokens and passwords.
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import index
 from typing import Any
 
@@ -95,6 +96,21 @@ def check_no_secret(name: str, value: Any) -> None:
     elif isinstance(value, list | tuple):
         for part in value:
             check_no_secret(name, part)
+
+
+@contextmanager
+def told_when_stopped(kept: Callable[[], tuple[str, str]]) -> Iterator[None]:
+    """After Ctrl-C, or a notebook's Interrupt, two lines: what is kept, and how to go on.
+
+    Args:
+        kept: gives the two; it looks at what is there when all has been put away.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        what, how = kept()
+        print(f"Stopped. {what}\n{how}")
+        raise
 
 
 def show_size(n: float) -> str:

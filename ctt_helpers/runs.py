@@ -11,6 +11,7 @@ is written. A run that was cut off goes on when the same command is given again.
 
 import argparse
 import os
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,10 @@ def main(arguments: list[str] | None = None) -> TrainResult:
     run = read_run(given.config)
     if given.out:
         run = Run(**{**asdict(run), "out": given.out})
-    return train_run(run)
+    try:
+        return train_run(run)
+    except KeyboardInterrupt:
+        sys.exit(130)  # what is kept has been said
 
 
 def train_run(run: Run) -> TrainResult:

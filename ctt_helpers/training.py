@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,16 @@ from ctt_helpers.files import (
     load_folder,
     locked,
     read_json,
+    remove_saved,
     save_folder,
     sha256,
+    sweep,
     versions,
     write_json,
 )
 from ctt_helpers.hooks import pick_device
-from ctt_helpers.messages import progress, whole_number
+from ctt_helpers.memory import let_go, ran_out, tell, too_little
+from ctt_helpers.messages import progress, told_when_stopped, whole_number
 from ctt_helpers.processes import Alone, among
 
 LOG_EVERY = 20  # steps
@@ -44,6 +47,9 @@ CLIP = 1.0  # largest norm of the gradient over all parameters (the paper's)
 LR_DECAY = 0.2  # last share of the steps, over which the learning rate falls to 0 (the paper's)
 # of the threshold's running mean; shorter in short runs, where early batches would drag it along
 THRESHOLD_DECAY = 0.999
+LESS = (
+    "Set batch_size of the stream lower, or n_latents of the crosscoder; on a GPU take bf16=True."
+)
 OnLog = Callable[[dict[str, float]], Mapping[str, float] | None]  # see `train`
 STATE_FILES = ("state.safetensors", "state.json")
 RUN_FILES = ("history.csv", "train_config.json")
@@ -159,6 +165,37 @@ def _smallest_of_largest(
     return torch.from_numpy(np.partition(sizes.numpy(), at, axis=1)[:, at, None])  # no sort
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A batch in parts, of each which latents stay active.
+
+    Attributes:
+        parts: of each what goes into the ReLU (None: it is to be worked out again) and the places
+            of those that stay (None: all).
+        smallest: of all the smallest f_i u_i that stays; None for an "l1" crosscoder.
+    """
+
+    parts: list[tuple[Float[Tensor, "part latents"] | None, Int[Tensor, " kept"] | None]]
+    smallest: Float[Tensor, ""] | None
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What else is known when the gradients of a batch have been taken.
+
+    Attributes:
+        of_tokens: reconstruction, aux; None unless asked.
+        of_latents: sparsity, number of active latents; None unless asked.
+        mass: [latents] sum of f over the tokens.
+        smallest: see `_Encoded`.
+    """
+
+    of_tokens: Float[Tensor, " 2"] | None
+    of_latents: Float[Tensor, " 2"] | None
+    mass: Float[Tensor, " latents"]
+    smallest: Float[Tensor, ""] | None
+
+
 class TrainingRun:
     """A training run between two steps: all that has to be kept to go on exactly from there."""
 
@@ -167,6 +204,7 @@ class TrainingRun:
         self.processes = processes or Alone()
         # what is trained here: all latents, or this process's
         self.crosscoder = crosscoder = self.processes.own_crosscoder(crosscoder)
+        self.parts = 1  # in which a batch is taken: 2 from when memory has run out
         self.done, self.tokens, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, float]] = []
         self.adam = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, betas=BETAS, fused=True)
@@ -212,41 +250,27 @@ class TrainingRun:
         crosscoder, config, processes = self.crosscoder, self.config, self.processes
         x = processes.whole_batch(x)
         n_tokens = processes.total(len(x))
-        penalty = self.penalty(self.done)
         target = x * crosscoder.scales[:, None]
-        norms = crosscoder.decoder_norms().detach()
-        u = norms.sum(0)
-        pre, code = self._encoded(target, u, n_tokens)
-        W_enc, W_dec = crosscoder.W_enc.flatten(0, 1).T, crosscoder.W_dec.flatten(1)
-        f = sparse.encode(target.flatten(1), W_enc, crosscoder.b_enc, code)
-        rebuilt, mass = sparse.decode(f, W_dec, code)
-        rebuilt = processes.over_latents(rebuilt.view_as(target)) + crosscoder.b_dec
-        reconstruction = mse_loss(rebuilt, target, reduction="sum") / n_tokens
-        sparsity = (mass * u).sum() / n_tokens
-        loss = reconstruction
-        if penalty > 0:
-            loss = loss + penalty * sparsity
-        self.adam.zero_grad()
-        loss.backward()
-        if penalty > 0:
-            self._add_gradient_of_norms(penalty / n_tokens * mass.detach(), norms)
-        aux = self._aux(target, rebuilt.detach(), pre, n_tokens)
+        taken = self._gradients(target, n_tokens, log)
         processes.add_up(parameter.grad for parameter in crosscoder.parameters())
         self._clip()
         self.adam.param_groups[0]["lr"] = self.lr(self.done)
         self.adam.step()
+        if crosscoder.sparsity == "batch_topk":
+            self._follow_threshold(taken.smallest)
         self.done += 1
         self.tokens += n_tokens
         with torch.no_grad():
-            self.silent.add_(n_tokens).masked_fill_(processes.over_tokens(mass.detach()) > 0, 0)
+            self.silent.add_(n_tokens).masked_fill_(processes.over_tokens(taken.mass) > 0, 0)
             if not log:
                 return {}
             mean = processes.over_tokens(target.sum(0)) / n_tokens
-            parts = torch.stack([reconstruction, aux, (target - mean).pow(2).sum()])
+            parts = torch.stack([*taken.of_tokens, (target - mean).pow(2).sum()])
             reconstruction, aux, deviation = processes.over_tokens(parts).unbind()
-            parts = torch.stack([sparsity, (code.values > 0).sum().to(sparsity)])
-            sparsity, active = processes.over_latents(processes.over_tokens(parts)).unbind()
+            parts = processes.over_latents(processes.over_tokens(taken.of_latents))
+            sparsity, active = parts.unbind()
             dead = (self.silent >= config.dead_after_tokens).sum()
+            penalty = self.penalty(self.done - 1)
             return {
                 "loss": reconstruction + penalty * sparsity + config.aux_weight * aux,
                 "reconstruction": reconstruction,
@@ -269,26 +293,113 @@ class TrainingRun:
         norm = (square + crosscoder.b_dec.grad.square().sum()).sqrt()
         torch.nn.utils.clip_grads_with_norm_(crosscoder.parameters(), CLIP, norm)
 
+    def _gradients(
+        self, x: Float[Tensor, "batch checkpoints d_model"], n_tokens: int, log: bool
+    ) -> _Taken:
+        """The gradients of a batch in scaled space; in two parts from when memory has run out.
+
+        Raises:
+            memory.TooLittleMemory: it has in two parts, too, or where several processes would have
+                to go the same way.
+        """
+        try:
+            return self._gradients_of(x.chunk(self.parts), n_tokens, log)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            let_go(error)
+            self.adam.zero_grad()
+            if self.parts > 1 or self.processes.size > 1:
+                raise too_little("in a training step", error, LESS) from error
+            tell("in a training step", error, LESS)
+        self.parts = 2
+        return self._gradients(x, n_tokens, log)
+
+    def _gradients_of(
+        self, parts: Sequence[Float[Tensor, "part checkpoints d_model"]], n_tokens: int, log: bool
+    ) -> _Taken:
+        """The sum of the gradients of some parts of a batch."""
+        crosscoder, penalty = self.crosscoder, self.penalty(self.done)
+        norms = crosscoder.decoder_norms().detach()
+        u = norms.sum(0)
+        W_enc, W_dec = crosscoder.W_enc.flatten(0, 1).T, crosscoder.W_dec.flatten(1)
+        encoded = self._encoded(parts, u, n_tokens)
+        self.adam.zero_grad()
+        of_tokens, of_latents, masses = [], [], []
+        for target, (pre, kept) in zip(parts, encoded.parts, strict=True):
+            pre = self._pre(target) if pre is None else pre
+            code = self._code(pre, kept)
+            f = sparse.encode(target.flatten(1), W_enc, crosscoder.b_enc, code)
+            rebuilt, mass = sparse.decode(f, W_dec, code)
+            rebuilt = self.processes.over_latents(rebuilt.view_as(target)) + crosscoder.b_dec
+            reconstruction = mse_loss(rebuilt, target, reduction="sum") / n_tokens
+            sparsity = (mass * u).sum() / n_tokens
+            loss = reconstruction
+            if penalty > 0:
+                loss = loss + penalty * sparsity
+            loss.backward()
+            masses.append(mass.detach())
+            if penalty > 0:
+                self._add_gradient_of_norms(penalty / n_tokens * masses[-1], norms)
+            aux = self._aux(target, rebuilt.detach(), pre, n_tokens)
+            if log:
+                active = (code.values > 0).sum().to(loss)
+                of_tokens.append(torch.stack([reconstruction, aux]).detach())
+                of_latents.append(torch.stack([sparsity, active]).detach())
+        return _Taken(
+            of_tokens=sum(of_tokens[1:], of_tokens[0]) if log else None,
+            of_latents=sum(of_latents[1:], of_latents[0]) if log else None,
+            mass=sum(masses[1:], masses[0]),
+            smallest=encoded.smallest,
+        )
+
+    @torch.no_grad()
+    def _pre(self, x: Float[Tensor, "part checkpoints d_model"]) -> Float[Tensor, "part latents"]:
+        """What goes into the ReLU, from scaled activations."""
+        crosscoder = self.crosscoder
+        W_enc = crosscoder.W_enc.flatten(0, 1).T
+        if self.config.bf16:
+            half = torch.bfloat16
+            return linear(x.flatten(1).to(half), W_enc.to(half)) + crosscoder.b_enc  # in float32
+        return linear(x.flatten(1), W_enc, crosscoder.b_enc)
+
+    @torch.no_grad()
+    def _code(
+        self, pre: Float[Tensor, "part latents"], kept: Int[Tensor, " kept"] | None
+    ) -> sparse.DenseCode | sparse.SparseCode:
+        """The latents that stay active; None for `kept`: all that are above 0."""
+        dtype = torch.bfloat16 if self.config.bf16 else pre.dtype
+        width = self.crosscoder.W_dec.flatten(1).shape[1]
+        return sparse.code_of(pre.relu_() if kept is None else pre, width, kept, dtype)
+
     @torch.no_grad()
     def _encoded(
         self,
-        x: Float[Tensor, "batch checkpoints d_model"],
+        parts: Sequence[Float[Tensor, "part checkpoints d_model"]],
         u: Float[Tensor, " latents"],
         n_tokens: int,
-    ) -> tuple[Float[Tensor, "batch latents"], sparse.DenseCode | sparse.SparseCode]:
-        """What goes into the ReLU, from scaled activations, and the latents that stay active."""
-        crosscoder = self.crosscoder
-        dtype = torch.bfloat16 if self.config.bf16 else x.dtype
-        W_enc = crosscoder.W_enc.flatten(0, 1).T
-        if self.config.bf16:
-            pre = linear(x.flatten(1).to(dtype), W_enc.to(dtype)) + crosscoder.b_enc  # in float32
-        else:
-            pre = linear(x.flatten(1), W_enc, crosscoder.b_enc)
-        if crosscoder.sparsity == "l1":
-            return pre, sparse.code_of(pre.relu_(), W_enc.shape[1], dtype=dtype)
-        kept, smallest = self._kept(pre, u, n_tokens)
-        self._follow_threshold(smallest)
-        return pre, sparse.code_of(pre, W_enc.shape[1], kept, dtype)
+    ) -> _Encoded:
+        """Which latents stay active in each part: with BatchTopK the largest of all parts."""
+        if self.crosscoder.sparsity == "l1":
+            return _Encoded(parts=[(None, None) for _ in parts], smallest=None)
+        if len(parts) == 1:
+            pre = self._pre(parts[0])
+            kept, smallest = self._kept(pre, u, n_tokens)
+            return _Encoded(parts=[(pre, kept)], smallest=smallest)
+        count, places, sizes = self.k(self.done) * n_tokens, [], []
+        for part in parts:
+            pre = self._pre(part)
+            candidates, _ = largest_sizes(pre, u, count)  # all that stay might be in this part
+            places.append(candidates)
+            sizes.append(pre.flatten()[candidates] * u[candidates % pre.shape[1]])
+        together = torch.cat(sizes)
+        stays = torch.zeros_like(together, dtype=torch.bool)
+        stays[together.topk(min(count, len(together)), sorted=False).indices] = True
+        smallest = together[stays & (together > 0)]
+        smallest = torch.cat([smallest, smallest.new_full((1,), torch.inf)]).min()
+        kept = stays.split([len(each) for each in places])
+        pairs = zip(places, kept, strict=True)
+        return _Encoded(parts=[(None, place[keep]) for place, keep in pairs], smallest=smallest)
 
     def _kept(
         self, pre: Float[Tensor, "batch latents"], u: Float[Tensor, " latents"], n_tokens: int
@@ -534,6 +645,8 @@ def train(
             that is not finite, another run in `out`, or an evaluation of a crosscoder that is
             nowhere as a whole.
         files.InUse: another process writes to `out`.
+        OSError: the disk is full, or `out` may not be written to.
+        memory.TooLittleMemory: a step does not fit into memory, in two parts either.
     """
     config = config or TrainConfig()
     _check(crosscoder, stream, config)
@@ -550,8 +663,14 @@ def train(
     settings = json.loads(json.dumps(settings))  # as it will be read back
     out = None if out is None else expanded(out)
     writes = out is not None and processes.rank == 0
-    with locked(out) if writes else nullcontext():
+    speaks = processes.rank == 0
+    with (
+        told_when_stopped(lambda: _on_disk(crosscoder, out)) if speaks else nullcontext(),
+        locked(out) if writes else nullcontext(),
+    ):
         processes.wait()
+        if writes:
+            sweep(out, out / "checkpoint", out / "crosscoder")
         if out is not None:
             finished = _run_in(out)
             if not resume:
@@ -560,6 +679,9 @@ def train(
                     _throw_away(out)
                 processes.wait()
             elif finished is not None:
+                if writes:
+                    with suppress(OSError):  # where it was cut off, or nothing may be written
+                        _remove_state(out / "checkpoint")
                 return _finished_run(crosscoder, out, finished, settings)
         result = _run(crosscoder, stream, config, out, settings, calls, processes)
         if writes:
@@ -615,10 +737,8 @@ def _run(
                 row = run.history[-1]
                 for call in on_log if processes.rank == 0 else ():
                     row.update(call(dict(row)) or {})
-    except KeyboardInterrupt:
-        print(_stopped(run, state, on_disk))
-        raise
     finally:
+        bar.close()
         crosscoder.eval()
     run.put_together()
     history = pd.DataFrame(run.history)
@@ -646,16 +766,21 @@ def _note(run: TrainingRun, step: int, figures: dict[str, Tensor]) -> str:
     return f"L0 {row['l0']:.1f}, explained {row['explained_variance']:.3f}, dead {row['dead']}"
 
 
-def _stopped(run: TrainingRun, state: Path | None, on_disk: int | None) -> str:
-    """What a person who interrupted the training needs to know."""
-    told = f"Stopped in step {run.done + 1} of {run.config.steps}. "
-    if state is not None and on_disk is not None:
-        told += f"Step {on_disk} is kept in {state}: the same call goes on from there."
-    else:
-        told += "Nothing is on disk: with out=FOLDER, a stopped training can be taken up again."
-    if run.crosscoder.sparsity == "batch_topk" and float(run.crosscoder.threshold) == 0:
-        told += " The crosscoder's threshold is not learnt yet: as it is, it is of no use."
-    return told
+def _on_disk(crosscoder: Crosscoder, out: Path | None) -> tuple[str, str]:
+    """What a person who stopped the training needs to know: what is on disk, and how to go on."""
+    kept, go_on = "Nothing is on disk.", "The same call begins anew."
+    if out is None:
+        go_on = "With out=FOLDER, a stopped training can be taken up again by the same call."
+    elif (out / RUN_FILES[1]).exists():
+        kept, go_on = f"The training is finished and kept in {out}.", "The same call loads it."
+    elif (out / "checkpoint" / STATE_FILES[1]).exists():
+        there = read_json(out / "checkpoint" / STATE_FILES[1])
+        steps = there["config"]["steps"]
+        kept = f"Step {there['done']} of {steps} is kept in {out / 'checkpoint'}."
+        go_on = "The same call goes on from there."
+    if crosscoder.sparsity == "batch_topk" and float(crosscoder.threshold) == 0:
+        kept += " The crosscoder's threshold is not learnt yet: as it is, it is of no use."
+    return kept, go_on
 
 
 def _write_result(result: TrainResult, out: Path, settings: dict[str, Any]) -> None:
@@ -713,8 +838,7 @@ def _throw_away(out: Path) -> None:
 
 def _remove_state(folder: Path) -> None:
     if (folder / STATE_FILES[1]).exists():
-        for name in STATE_FILES:
-            (folder / name).unlink(missing_ok=True)
+        remove_saved(folder, STATE_FILES)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 

@@ -21,9 +21,10 @@ from ctt_helpers.notebook import forecast
 PACKAGE = Path(ctt.__file__).resolve().parent
 # the top folder, in its order: a module imports only those before it
 ORDER = [
-    "messages", "files", "processes", "metrics", "hooks", "pairs", "behaviour", "activations",
-    "cache", "crosscoder", "dictionary", "sparse", "training", "evaluation", "logs", "attribution",
-    "effects", "uncertainty", "factorial", "controls", "planted", "runs", "train",
+    "messages", "memory", "files", "processes", "metrics", "hooks", "pairs", "behaviour",
+    "activations", "cache", "crosscoder", "dictionary", "sparse", "training", "evaluation",
+    "logs", "attribution", "effects", "uncertainty", "factorial", "controls", "planted", "runs",
+    "train",
 ]  # fmt: skip
 WINGS = ["sources", "notebook", "toy"]
 

@@ -375,14 +375,18 @@ def test_an_interrupted_training_says_what_is_kept(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         train(crosscoder, interrupted, TrainConfig(**SHORT), out=tmp_path / "run")
     told = capsys.readouterr().out
-    assert "Stopped in step 48 of 60. Step 40 is kept in" in told and "goes on from there" in told
+    kept = f"Stopped. Step 40 of 60 is kept in {tmp_path / 'run' / 'checkpoint'}.\n"
+    assert told == kept + "The same call goes on from there.\n"
     assert not crosscoder.training and float(crosscoder.threshold) > 0
     assert train(small(), stream(), TrainConfig(**SHORT), out=tmp_path / "run").resumed_from == 40
     interrupted.batches = lambda start=0: (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         train(small(), interrupted, TrainConfig(**SHORT))
     told = capsys.readouterr().out
-    assert "Nothing is on disk: with out=FOLDER" in told and "threshold is not learnt yet" in told
+    assert told.startswith("Stopped. Nothing is on disk. The crosscoder's threshold is not learnt")
+    assert told.endswith(
+        "\nWith out=FOLDER, a stopped training can be taken up again by the same call.\n"
+    )
 
 
 def test_a_folder_in_use_says_by_whom(tmp_path):

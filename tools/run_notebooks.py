@@ -7,6 +7,8 @@ runs/tutorial.previous; a run that failed is kept in runs/tutorial.failed.
 
 import argparse
 import contextlib
+import ctypes
+import functools
 import os
 import shutil
 import signal
@@ -20,10 +22,14 @@ from pathlib import Path
 import nbformat
 import yaml
 
+from ctt_helpers.files import remove_leftovers
 from ctt_helpers.messages import check_no_secret
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = ["08", "06", "04", "09", "03", "05"]  # they begin: no long one runs alone at the end
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: a signal for when the parent ends, however it ends
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 running: set[subprocess.Popen] = set()
 
@@ -48,6 +54,12 @@ def failure(notebook: Path) -> str:
                 code = "\n".join("    " + line for line in cell.source.splitlines()[:12])
                 return f"cell {number}:\n{code}\n{output.ename}: {output.evalue}"
     return ""
+
+
+def _end_with(parent: int) -> None:
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it has ended in between
+        os._exit(1)
 
 
 def run(
@@ -86,6 +98,7 @@ def run(
         env=environment,
         start_new_session=True,
         close_fds=False,  # a lock on the folder is held as long as papermill lives
+        preexec_fn=functools.partial(_end_with, os.getpid()) if LIBC else None,
     )
     running.add(process)
     try:
@@ -182,6 +195,7 @@ def main() -> int:
         )
         return 1
     out = options.out.resolve()
+    remove_leftovers(out.parent, f"{out.name}.tmp")
     working = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     working.mkdir(parents=True)
     started = time.monotonic()
@@ -219,4 +233,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("\nStopped. Nothing was changed.")
+        sys.exit("\nStopped. Earlier results are as they were.\nThe same command begins anew.")

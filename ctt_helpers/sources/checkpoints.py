@@ -28,6 +28,7 @@ from ctt_helpers.hooks import (
     residual_stream,
     tell_twins,
 )
+from ctt_helpers.memory import TooLittleMemory
 from ctt_helpers.messages import abridged, choose, first_line, show_size
 from ctt_helpers.sources import hub
 from ctt_helpers.sources.machine import ROOM, count_parameters, free_memory, remedies
@@ -257,7 +258,7 @@ class Checkpoints(Sequence):
         for device, needed in needs.items():
             free = free_memory(device)
             if needed > free:
-                raise MemoryError(
+                raise TooLittleMemory(
                     f"{self.suite.name!r} at {revision} needs {show_size(needed)} of memory on "
                     f"{device}, where {show_size(free)} are free. {remedies(self.part, self.dtype)}"
                 )
@@ -377,7 +378,7 @@ def load_checkpoint(
             parameter.data = parameter.data.to(device, dtype)
         hf_model.to(device)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise MemoryError(
+        raise TooLittleMemory(
             f"Out of memory on {device} while {what} was loaded. {remedies(part, dtype)}"
         ) from error
     return HookedModel(

@@ -43,10 +43,11 @@ def main() -> None:
     held_out = suite.text(EVAL_TOKENS, split="validation", seed=seed + 1)
     report = ctt.evaluate(crosscoder, ckpts, held_out)
 
-    (work / "crosscoder").rename(out)
-    result.history.to_csv(out / "history.csv", index=False)
-    report.save(out / "report.json")
-    write_sums(out)
+    made = work / "crosscoder"
+    result.history.to_csv(made / "history.csv", index=False)
+    report.save(made / "report.json")
+    write_sums(made)
+    made.rename(out)  # it is there when it is whole
     shutil.rmtree(work)
     print(report.to_frame().round(4).to_string())
     print(

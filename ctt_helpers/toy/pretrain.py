@@ -7,7 +7,9 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ctt_helpers.files import SUMS, atomic_path, expanded, locked, read_json, write_json, write_sums
-from ctt_helpers.messages import progress
+from ctt_helpers.files import (
+    SUMS,
+    InUse,
+    atomic_path,
+    expanded,
+    locked,
+    read_json,
+    write_json,
+    write_sums,
+)
+from ctt_helpers.messages import progress, told_when_stopped
 from ctt_helpers.toy import grammar
 from ctt_helpers.toy.lexicon import END_OF_TEXT, UNKNOWN, lexicon
 from ctt_helpers.toy.pairs import LEVELS, TASKS, Task, check_number, make_pairs
@@ -37,6 +48,7 @@ DEFAULT_LAYER = 1
 DEFAULT_TRIPLET = (320, 600, STEPS)  # what `suggest_triplet` says: the dip, half way, the end
 SAVE_EVERY = 250  # steps between two states to resume from
 RESUME = ".resume"  # folder of an unfinished run: its settings and its last state
+SETTINGS, STATE = "settings.json", "state.safetensors"
 
 # ---- the model and its tokenizer
 
@@ -141,8 +153,7 @@ def pretrain(
         "pairs": pairs,
         "torch": torch.__version__,
     }
-    _claim(out, settings)
-    with locked(out / RESUME):
+    with told_when_stopped(lambda: _kept(out, steps)), _claimed(out, settings):
         _remove_leftovers(out)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -150,38 +161,80 @@ def pretrain(
             _train(out, seed, steps, save_every)
         finally:
             torch.set_num_threads(before)
-        make_tokenizer().save_pretrained(out)
-        model_config().save_pretrained(out)
+        _save_tokenizer_and_config(out)
         for task in TASKS:
             _write_pairs(out / task.file, task, pairs, seed)
         write_json(out / "suite.json", _suite(seed, steps))
         write_sums(out, leave_out=lambda name: name.startswith(f"{RESUME}/"))
         # from here on the suite counts as finished
-        shutil.rmtree(out / RESUME)
+        _finish(out / RESUME)
     return out
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Take an empty folder, or go on with an unfinished run of the same settings.
+@contextmanager
+def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Hold an empty folder, or that of an unfinished run of the same settings.
 
     Raises:
         FileExistsError: the folder holds anything else, or a run with other settings.
+        files.InUse: another process is at work on it.
     """
-    started = out / RESUME / "settings.json"
-    if started.is_file():
-        found = read_json(started)
+    _check_folder(out, settings)
+    resume = out / RESUME
+    try:
+        with locked(resume):
+            _check_folder(out, settings)  # another process may just have finished
+            if not (resume / SETTINGS).is_file():
+                write_json(resume / SETTINGS, settings)
+            yield
+    finally:
+        if resume.is_dir() and not any(resume.iterdir()):
+            resume.rmdir()
+
+
+def _check_folder(out: Path, settings: dict[str, Any]) -> None:
+    """Raise FileExistsError unless this run may begin in a folder, or go on there."""
+    if (out / RESUME / SETTINGS).is_file():
+        found = read_json(out / RESUME / SETTINGS)
         if found != settings:
             raise FileExistsError(
                 f"{out} holds an unfinished run with {found}; this one has {settings}. Go on with "
                 "the settings of that run, or choose another --out."
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and not (out.is_dir() and _is_bare(out)):
         what = "a finished suite" if (out / SUMS).is_file() else "something else"
         raise FileExistsError(
             f"{out} holds {what}. It is never overwritten: choose another --out, or move it away."
         )
-    else:
-        write_json(started, settings)
+
+
+def _is_bare(out: Path) -> bool:
+    """Whether a folder is empty, or was only just taken when its process was killed."""
+    if any(path.name != RESUME for path in out.iterdir()):
+        return False
+    there = [path.name for path in (out / RESUME).glob("*")]
+    return all(name == ".lock" or f".{SETTINGS}.tmp-" in name for name in there)
+
+
+def _finish(resume: Path) -> None:
+    """Remove what a run is taken up from; its settings, by which it is known, go last."""
+    for path in sorted(resume.iterdir(), key=lambda path: path.name == SETTINGS):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
+
+
+def _kept(out: Path, steps: int) -> tuple[str, str]:
+    """What a person who stopped the pretraining needs to know."""
+    if (out / SUMS).is_file():
+        return f"The suite is finished, in {out}.", "There is nothing left to do."
+    state = out / RESUME / STATE
+    if not state.is_file():
+        return f"No step is kept in {out} yet.", "The same command begins anew."
+    with safe_open(state, framework="pt") as file:
+        done = file.metadata()["step"]
+    return f"Step {done} of {steps} is kept in {out}.", "The same command goes on from there."
 
 
 def _remove_leftovers(out: Path) -> None:
@@ -194,6 +247,15 @@ def _remove_leftovers(out: Path) -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
+
+
+def _save_tokenizer_and_config(out: Path) -> None:
+    """Write what Hugging Face writes file by file; each comes into the folder when it is whole."""
+    room = out / RESUME / "rest"
+    make_tokenizer().save_pretrained(room)
+    model_config().save_pretrained(room)
+    for path in room.iterdir():
+        path.replace(out / path.name)
 
 
 def _write_pairs(path: Path, task: Task, n: int, seed: int) -> None:
@@ -300,13 +362,13 @@ def _save_state(
         for kind, value in optimizer.state[parameter].items():
             state[f"{kind}/{name}"] = value
         state[f"weight/{name}"] = parameter.detach()
-    with atomic_path(out / RESUME / "state.safetensors") as temporary:
+    with atomic_path(out / RESUME / STATE) as temporary:
         save_file(state, temporary, metadata={"step": str(step)})
 
 
 def _load_state(out: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
     """Put the saved state back, where there is one; returns how many steps are done."""
-    path = out / RESUME / "state.safetensors"
+    path = out / RESUME / STATE
     if not path.is_file():
         return 0
     with safe_open(path, framework="pt") as file, torch.no_grad():
@@ -394,8 +456,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         made = pretrain(given.out, seed=given.seed, steps=given.steps, threads=given.threads)
-    except (FileExistsError, ValueError) as error:
+    except (OSError, ValueError, InUse) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # what is kept has been said
     print(f"Made {made}")
 
 
