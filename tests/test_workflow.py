@@ -147,6 +147,13 @@ def test_prose_and_outputs_decide_nothing(config):
     assert plan.runs_of(config) != before
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"cells": [{"source": "x"}]}'])
+def test_what_is_no_notebook_is_named(config, text):
+    Path(config["notebook"]).write_text(text)
+    with pytest.raises(ValueError, match=r"09_tiny.ipynb cannot be read as a notebook"):
+        plan.runs_of(config)
+
+
 def test_every_notebook_says_its_parameters():
     for notebook in sorted((ROOT / "notebooks").glob("0*.ipynb")):
         _, known = plan.read(notebook)
@@ -226,6 +233,18 @@ def test_without_a_leader_nobody_is_followed(monkeypatch):
     assert guard.line_above() == [] and not guard.follow()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_hup_is_left_ignored_by_nohup(monkeypatch, kept):
+    set_to = {signal.SIGHUP: signal.SIG_IGN} if kept else {}
+    monkeypatch.setattr(signal, "getsignal", lambda number: set_to.get(number, signal.SIG_DFL))
+    monkeypatch.setattr(signal, "signal", lambda number, do: set_to.update({number: do}))
+    guard.when_told(guard.end)
+    assert set_to[signal.SIGTERM] == set_to[signal.SIGINT] == guard.end
+    load_tool("run_notebooks").end_when_told()
+    assert set_to[signal.SIGTERM] == signal.default_int_handler
+    assert (set_to[signal.SIGHUP] == signal.SIG_IGN) == kept
+
+
 # ---- with Snakemake
 
 
@@ -295,10 +314,10 @@ class Sweep:
         assert done.returncode == 0, done.stderr
         return sorted(re.findall(r"wildcards: run=(\S+)", done.stdout))
 
-    def start(self) -> subprocess.Popen:
+    def start(self, *options: str) -> subprocess.Popen:
         """Begin it."""
         return subprocess.Popen(
-            self.command,
+            [*self.command, *options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -428,17 +447,20 @@ exec "$@"
 
 
 @pytest.mark.long
-def test_jobs_of_slurm_run_by_themselves(sweep, tmp_path):
+def test_jobs_of_slurm_run_by_themselves_and_are_called_off(sweep, tmp_path):
     """With stand-ins for SLURM's commands."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     scripts = {"sbatch": SBATCH, "sacct": SACCT, "srun": SRUN}
-    scripts |= dict.fromkeys(("sinfo", "squeue", "scontrol", "scancel"), "#!/bin/bash\n")
+    scripts |= dict.fromkeys(("sinfo", "squeue", "scontrol"), "#!/bin/bash\n")
+    scripts["scancel"] = '#!/bin/bash\necho "$*" >> $(dirname "$0")/called-off\n'
     for name, text in scripts.items():
         (bin_ / name).write_text(text)
         (bin_ / name).chmod(0o755)
     on_cluster = sweep(axes={"rate": [0.5, 2], "seed": [0, 1]})
     on_cluster.environ["PATH"] = f"{bin_}{os.pathsep}{os.environ['PATH']}"
+    waiting = sweep(name="waiting", axes={"wait": [500]})
+    waiting.environ["PATH"] = on_cluster.environ["PATH"]
     options = ["--profile", "slurm", "--latency-wait", "5"]
     options += ["--slurm-init-seconds-before-status-checks", "3"]
     options += ["--default-resources", "slurm_account=me", "slurm_partition=gpu"]
@@ -450,6 +472,13 @@ def test_jobs_of_slurm_run_by_themselves(sweep, tmp_path):
     assert all(" --gpus=1 " in line and " --cpus-per-task=4 " in line for line in submitted)
     page = (on_cluster.folder / "report.html").read_text(encoding="utf-8")
     assert "2 finished, 2 failed" in page and "a rate of &lt;two&gt; is too much" in page
+
+    process = waiting.start(*options)
+    until(lambda: "kernel" in waiting.kinds(), process)
+    job = max(int(path.suffix[1:]) for path in bin_.glob("state.*") if "RUN" in path.read_text())
+    process.terminate()
+    process.communicate(timeout=60)
+    assert str(job) in (bin_ / "called-off").read_text()
 
 
 @pytest.mark.long
@@ -488,11 +517,11 @@ def test_what_runs_again(sweep, config):
 
 @pytest.mark.long
 def test_a_run_that_takes_too_long_is_stopped(sweep):
-    slow = sweep(axes={"wait": [0, 500]}, seconds=30)
+    slow = sweep(axes={"wait": [0, 500]}, seconds=90)
     done = slow.run()
     assert done.returncode == 1 and slow.finished() == ["wait=0"]
     assert (
-        "did not end within 30 s" in read_json(slow.folder / "wait=500" / "failed.json")["reason"]
+        "did not end within 90 s" in read_json(slow.folder / "wait=500" / "failed.json")["reason"]
     )
     assert slow.processes() == []
 

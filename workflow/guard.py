@@ -10,9 +10,11 @@ a sweep says who it is in an environment variable.
 import contextlib
 import os
 import runpy
+import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import psutil
 
@@ -58,6 +60,14 @@ def is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def when_told(do: Callable) -> None:
+    """Call this at Ctrl-C, TERM and HUP; but HUP stays ignored where `nohup` made it so."""
+    signal.signal(signal.SIGINT, do)
+    signal.signal(signal.SIGTERM, do)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, do)
 
 
 def end_those_below() -> None:

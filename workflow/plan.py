@@ -17,6 +17,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from ctt_helpers import __version__  # noqa: E402 (from this checkout)
+from ctt_helpers.files import read_text  # noqa: E402
 from ctt_helpers.messages import closest  # noqa: E402
 
 KEYS = {
@@ -102,7 +103,7 @@ def _checked(block: Any, where: str, known: list[str]) -> dict[str, Any]:
         if name not in known:
             raise ValueError(
                 f"{where}: {name!r} cannot be set.{closest(name, known)} This notebook has: "
-                f"{', '.join(known)}."
+                f"{', '.join(known) or 'no cell with the tag `parameters`'}."
             )
     block = numbers(block)
     if json.loads(json.dumps(block, default=str)) != block:
@@ -138,19 +139,27 @@ def read(notebook: Path) -> tuple[str, list[str]]:
     """A digest of a notebook's code, without its prose and outputs, and its parameters' names.
 
     (papermill's own list leaves out those of the type `int | None`.)
+
+    Raises:
+        ValueError: it is no notebook, or its parameters cell is no Python.
     """
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    cells = [cell | {"source": "".join(cell["source"])} for cell in cells]
-    code = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
-    declared = [
-        node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id
-        for cell in cells
-        if "parameters" in cell["metadata"].get("tags", [])
-        for node in ast.parse(cell["source"]).body
-        if isinstance(node, ast.AnnAssign | ast.Assign)
+    try:
+        cells = json.loads(read_text(notebook))["cells"]
+        cells = [cell | {"source": "".join(cell["source"])} for cell in cells]
+        code = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
+        given = [c["source"] for c in cells if "parameters" in c["metadata"].get("tags", [])]
+        lines = [line for source in given for line in ast.parse(source).body]
+    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{notebook} cannot be read as a notebook ({problem}).") from error
+    targets = [
+        target
+        for line in lines
+        if isinstance(line, ast.AnnAssign | ast.Assign)
+        for target in ([line.target] if isinstance(line, ast.AnnAssign) else line.targets)
     ]
-    digest = hashlib.sha256(code.encode()).hexdigest()
-    return digest, [name for name in declared if name != "out"]
+    known = [target.id for target in targets if isinstance(target, ast.Name)]
+    return hashlib.sha256(code.encode()).hexdigest(), [name for name in known if name != "out"]
 
 
 def package_code() -> str:

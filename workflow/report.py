@@ -58,7 +58,8 @@ def state_of(folder: Path, made_by: Mapping[str, Any]) -> State:
         found = read_json(folder / "parameters.json")
         used = {"package": found.get("package")}
         if any(found.get(key) != value for key, value in made_by.items()):
-            word, reason = "of another config", "Other code or parameters; it will be run again."
+            word = "of another config"
+            reason = "Made with other code or parameters. Remove its folder, and it is run again."
         elif (folder / "versions.json").is_file():
             word, used = "finished", used | read_json(folder / "versions.json")
         elif (folder / "failed.json").is_file():
@@ -111,7 +112,7 @@ def page(name: str, folder: Path, states: list[State], problem: str | None) -> s
         pictures = sorted((folder / state.name / "figures").glob("*.png"))
         if state.word == "finished" and pictures:
             images = "".join(
-                f"<img loading='lazy' src='{_url(folder, path)}' alt='{path.stem}'>"
+                f"<img loading='lazy' src='{_url(folder, path)}' alt='{_text(path.stem)}'>"
                 for path in pictures
             )
             lines.append(f"<details><summary>{_text(state.name)}</summary>{images}</details>")

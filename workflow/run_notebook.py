@@ -14,7 +14,6 @@ import base64
 import contextlib
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from guard import end, end_those_below
+from guard import end, end_those_below, when_told
 from plan import ROOT, package_code
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -127,8 +126,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="time limit; none by default")
     options = parser.parse_args()
     folder = options.folder.resolve()
-    for name in ("SIGTERM", "SIGHUP", "SIGINT"):
-        signal.signal(getattr(signal, name), end)
+    when_told(end)
     began = time.monotonic()
     terminal = os.dup(sys.stdout.fileno())
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from guard import TOP, end_those_below
+from guard import TOP, end_those_below, when_told
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 20  # for Snakemake to call off jobs on a cluster
@@ -46,8 +46,7 @@ def main() -> int:
     if not (HERE / "profiles" / options.profile).is_dir():
         known = ", ".join(sorted(path.name for path in (HERE / "profiles").iterdir()))
         parser.error(f"there is no profile {options.profile!r}. There are: {known}.")
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), told)
+    when_told(told)
     os.environ[TOP] = str(os.getpid())
     # a group of its own: Ctrl-C is handed on to it as a whole, and once
     process = subprocess.Popen(
