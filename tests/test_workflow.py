@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import random
 import re
@@ -175,7 +176,7 @@ def fake(folder: Path, name: str, made_by: dict, **files: Any) -> None:
         write_json(folder / name / f"{file}.json", content)
 
 
-def test_the_page_says_how_far_each_run_is(config, tmp_path):
+def test_the_page_says_how_far_each_run_is(config, monkeypatch, capsys):
     config["axes"] = {"rate": ["<b>", 1, 2, 3, 4, 5]}
     runs = plan.runs_of(config)
     folder = plan.folder_of(config)
@@ -187,6 +188,11 @@ def test_the_page_says_how_far_each_run_is(config, tmp_path):
     fake(folder, other, runs[other] | {"code": "x"}, versions={"torch": "2.11"})
     fake(folder, newer, runs[newer], versions={"torch": "2.12", "seconds": 60})
     write_json(folder / newer / "parameters.json", runs[newer] | {"package": "another"})
+    monkeypatch.setattr(sys, "argv", ["report", json.dumps(config)])
+    assert report.main() == 0
+    told = capsys.readouterr().out
+    assert f"2 of 6 runs: {folder / 'report.html'}" in told
+    assert f"{failed}: failed\n  ValueError: <script>" in told
     states = report.write(config)
     words = ["finished", "failed", "cut off", "not begun", "of another config", "finished"]
     assert [state.word for state in states] == words
@@ -452,7 +458,7 @@ def test_jobs_of_slurm_run_by_themselves_and_are_called_off(sweep, tmp_path):
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     scripts = {"sbatch": SBATCH, "sacct": SACCT, "srun": SRUN}
-    scripts |= dict.fromkeys(("sinfo", "squeue", "scontrol"), "#!/bin/bash\n")
+    scripts |= dict.fromkeys(("sinfo", "squeue", "scontrol", "sacctmgr", "sshare"), "#!/bin/bash\n")
     scripts["scancel"] = '#!/bin/bash\necho "$*" >> $(dirname "$0")/called-off\n'
     for name, text in scripts.items():
         (bin_ / name).write_text(text)

@@ -40,7 +40,7 @@ class State:
         name: that of its folder.
         made_by: what was asked for, of `plan.runs_of`.
         word: "finished", "failed", "cut off", "not begun" or "of another config".
-        reason: why it failed; else empty.
+        reason: why it has not finished; else empty.
         versions: what it ran with, once it has finished.
     """
 
@@ -53,7 +53,7 @@ class State:
 
 def state_of(folder: Path, made_by: Mapping[str, Any]) -> State:
     """How far a run is, by the files in its folder."""
-    word, reason, used = "not begun", "", {}
+    word, reason, used = "not begun", "Nothing of it is here yet.", {}
     if (folder / "parameters.json").is_file():
         found = read_json(folder / "parameters.json")
         used = {"package": found.get("package")}
@@ -61,7 +61,8 @@ def state_of(folder: Path, made_by: Mapping[str, Any]) -> State:
             word = "of another config"
             reason = "Made with other code or parameters. Remove its folder, and it is run again."
         elif (folder / "versions.json").is_file():
-            word, used = "finished", used | read_json(folder / "versions.json")
+            word, reason = "finished", ""
+            used |= read_json(folder / "versions.json")
         elif (folder / "failed.json").is_file():
             word, reason = "failed", read_json(folder / "failed.json")["reason"]
         else:
@@ -208,10 +209,11 @@ def main() -> int:
     parser.add_argument("config", type=json.loads)
     config = parser.parse_args().config
     states = write(config)
-    failed = [state for state in states if state.reason]
-    for state in failed:
-        print(f"{state.name}: {state.word}", f"{state.reason}".replace("\n", "\n  "), sep="\n  ")
-    print(f"{len(states) - len(failed)} of {len(states)} runs: {folder_of(config) / 'report.html'}")
+    for state in states:
+        if state.reason:
+            print(f"{state.name}: {state.word}", state.reason.replace("\n", "\n  "), sep="\n  ")
+    finished = sum(state.word == "finished" for state in states)
+    print(f"{finished} of {len(states)} runs: {folder_of(config) / 'report.html'}")
     return 0
 
 
