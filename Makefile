@@ -9,6 +9,9 @@ STAMP := $(VENV)/.installed-$(shell echo "$(CURDIR)" | cksum | cut -d ' ' -f 1)
 # the site's tools want other versions than the notebooks': an environment of their own
 SITE_VENV ?= .venv-site
 SITE_STAMP := $(SITE_VENV)/$(notdir $(STAMP))
+# so does Snakemake
+SWEEP_VENV ?= .venv-sweep
+SWEEP_STAMP := $(SWEEP_VENV)/$(notdir $(STAMP))
 OFFLINE := HF_HUB_OFFLINE=1
 # the models are so small that a second thread costs more than it brings
 PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest
@@ -16,7 +19,7 @@ ROOT_MAY := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
 .PHONY: help env tutorial test test-quick test-long test-colab test-company test-browser lab \
-  notebooks bench experiments site lint format clean clean-all
+  notebooks bench experiments sweep site lint format clean clean-all
 
 help:
 	@echo "make tutorial     every notebook, run on the embedded suite, no network needed"
@@ -29,6 +32,7 @@ help:
 	@echo "make test-browser the tests that need Chromium: notebooks, widgets, feature pages, the site"
 	@echo "make notebooks    notebooks/*.ipynb from notebooks/src/*.py, executed"
 	@echo "make bench        the benchmarks;  make experiments: can the numbers be trusted?"
+	@echo "make sweep        one notebook with many settings, here or on a cluster: workflow/README.md"
 	@echo "make site         the pages of the project, to read and search offline: build/site/index.html"
 	@echo "make lint         look at the style;  make format: mend it"
 	@echo "make clean        remove caches;  make clean-all: also runs/ and $(VENV)"
@@ -90,6 +94,20 @@ bench: env
 experiments: env
 	@$(OFFLINE) $(PY) -m experiments
 
+# what to run, where, and further options of Snakemake
+CONFIG ?= workflow/config.yaml
+PROFILE ?= laptop
+OPTIONS ?=
+sweep: env $(SWEEP_STAMP)
+	@$(SWEEP_VENV)/bin/python workflow/sweep.py "$(CONFIG)" --profile "$(PROFILE)" $(OPTIONS)
+
+$(SWEEP_STAMP): workflow/requirements.txt workflow/constraints.txt | $(STAMP)
+	@echo "Installing Snakemake into $(SWEEP_VENV): 0.3 GB, a minute."
+	@$(PY) -m venv "$(SWEEP_VENV)"
+	@$(SWEEP_VENV)/bin/python -m pip install -q --disable-pip-version-check \
+	  -r workflow/requirements.txt
+	@touch "$(SWEEP_STAMP)"
+
 site: $(SITE_STAMP)
 	@rm -rf build/site build/doctrees build/jupyter_execute
 	@$(SITE_VENV)/bin/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/site
@@ -111,11 +129,11 @@ format: env
 	@$(PY) -m ruff format .
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .coverage .snakemake
 	find . -name .git -prune -o -path "./$(VENV)*" -prune -o -type d \
 	  \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
 clean-all: clean
 	rm -rf runs notebooks/runs
-	for venv in "$(VENV)" "$(SITE_VENV)"; do \
+	for venv in "$(VENV)" "$(SITE_VENV)" "$(SWEEP_VENV)"; do \
 	  if [ -f "$$venv/pyvenv.cfg" ]; then rm -rf "$$venv"; fi; done

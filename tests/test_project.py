@@ -324,10 +324,7 @@ def checkout(tmp_path_factory) -> Path:
 
 
 # As written, the commands take minutes: fewer steps and pairs, the rest as it stands.
-SMALLER = {
-    "papermill notebooks/04": "-p n_pairs 20",
-    "python tools/sweep.py": "-p steps 20 -p n_tokens 20000 -p n_eval_tokens 4000",
-}
+SMALLER = {"papermill notebooks/04": "-p n_pairs 20"}
 
 
 @pytest.mark.slow
@@ -339,17 +336,15 @@ def test_every_command_of_the_readme_runs_and_leaves_the_tree_clean(checkout):
         "HF_HUB_OFFLINE": "1",
     }
     run = [line for line in commands() if not line.startswith("make ")]
-    assert len(run) == 4
+    assert len(run) == 2
     for line in run:
         for start, extra in SMALLER.items():
             if line.startswith(start):
                 line += f" {extra}"
-        line = line.replace("256 512", "64 96")
         done = subprocess.run(
             line, shell=True, cwd=checkout, env=environ, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-    assert (checkout / "runs" / "widths" / "comparison.png").is_file()
     # the results are in the project's runs, though the notebook lies in another folder
     assert (checkout / "runs" / "04" / "hunted.csv").is_file()
     assert {path.name for path in checkout.parent.iterdir()} == {checkout.name}

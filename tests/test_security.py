@@ -4,6 +4,7 @@ import ast
 import contextlib
 import csv
 import dataclasses
+import importlib
 import json
 import os
 import pickle
@@ -723,22 +724,23 @@ def test_questions_notes_and_grades_are_no_formulas(tmp_path, monkeypatch, capsy
     assert read_rows(tmp_path / "g.csv")[1] == [["=cmd|x.ipynb", "a", "0", "1", "@E: -1"]]
 
 
-def test_a_collected_table_has_the_texts_of_the_runs(tmp_path):
+def test_a_collected_table_has_the_texts_of_the_runs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    collect = importlib.import_module("table").collect
     run = tmp_path / "run"
     for name in ("parameters.json", "versions.json"):
         note = {"notebook": "09_x.ipynb", "parameters": {"task": "=1+1"}}
         files.write_json(run / name, note)
     (run / "09_x").mkdir()
     write_table(run / "09_x/t.csv", pd.DataFrame({"word": ["-a", "=b"], "n": [-1, 2]}), index=False)
-    tool = load_tool("collect_runs")
-    table = tool.collect(tmp_path)
+    table = collect([run])
     assert table["row"].tolist() == ["-a", "=b"] and table["value"].tolist() == [-1, 2]
     write_table(tmp_path / "collected.csv", table, index=False)
     assert is_plain(tmp_path / "collected.csv")
     assert read_table(tmp_path / "collected.csv")["task"].tolist() == ["=1+1"] * 2
     files.write_json(run / "parameters.json", {"notebook": "..", "parameters": {}})
     with pytest.raises(ValueError, match=r"parameters\.json points outside its folder"):
-        tool.collect(tmp_path)
+        collect([run])
 
 
 def test_the_tables_of_this_project_hold_no_formulas():
@@ -902,16 +904,15 @@ def test_a_parameter_that_is_a_credential_is_refused_and_not_repeated(credential
     messages.check_no_secret("", plain)
 
 
-def test_a_sweep_refuses_a_credential_before_it_writes(credentials, tmp_path, monkeypatch, capsys):
-    command = ["sweep.py", str(small_notebook(tmp_path)), "--name", "x"]
-    command += ["--runs", str(tmp_path / "runs"), "-p", "model", credentials["HF_TOKEN"]]
-    monkeypatch.setattr("sys.argv", command)
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    with pytest.raises(SystemExit):
-        load_tool("sweep").main()
-    told = capsys.readouterr()
-    assert "The parameter model holds a token" in told.err
-    assert not (tmp_path / "runs").exists() and leaks(tmp_path, told.out, told.err) == []
+def test_a_sweep_refuses_a_credential_before_it_writes(credentials, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    runs_of = importlib.import_module("plan").runs_of
+    given = {"model": credentials["HF_TOKEN"], "seed": 0}
+    for asked in ({"parameters": given}, {"axes": {"model": [given["model"]]}}):
+        config = {"name": "x", "notebook": str(small_notebook(tmp_path)), **asked}
+        with pytest.raises(ValueError, match="The parameter model holds a token") as told:
+            runs_of(config)
+        assert leaks(str(told.value)) == []
 
 
 def test_messages_repeat_no_credentials(credentials, tmp_path, monkeypatch):

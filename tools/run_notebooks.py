@@ -159,10 +159,14 @@ def run_all(
 
 
 def end_when_told() -> None:
-    """Make TERM and HUP end this process as Ctrl-C does, so that what it started ends with it."""
+    """Make TERM and HUP end this process as Ctrl-C does, so that what it started ends with it.
+
+    HUP stays ignored where `nohup` made it so.
+    """
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):  # Windows has no HUP
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+        number = getattr(signal, name, None)  # Windows has no HUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def duration(seconds: float) -> str:

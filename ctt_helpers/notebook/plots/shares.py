@@ -3,16 +3,21 @@
 One colour for each of subject, attractor (the neighbour) and both, as everywhere (`LABEL_COLORS`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ctt_helpers.factorial import FACTORS, Factorial
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import style
+
+if TYPE_CHECKING:  # it brings the model libraries, which a figure does not need
+    from ctt_helpers.factorial import Factorial
 
 WORDS = {"attractor": "the neighbour", "subject": "the subject", "both": "both compared"}
 LEAST = 0.1  # of the largest effect: the shares of less are parts of next to nothing
@@ -28,6 +33,8 @@ def drawn_shares(found: pd.DataFrame, least: float = LEAST) -> pd.DataFrame:
     Returns:
         As many rows: checkpoint; subject, attractor and both, each with <it>_low and <it>_high.
     """
+    from ctt_helpers.factorial import FACTORS
+
     shares = [f"{name}_share{end}" for name in FACTORS for end in ("", "_low", "_high")]
     look.require_columns(found, "checkpoint", "strength", *shares)
     enough = found["strength"] >= least * found["strength"].max()

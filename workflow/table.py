@@ -1,18 +1,14 @@
-"""One tidy table and one comparison figure out of the runs of a sweep (`tools/sweep.py`).
+"""One tidy table and one figure out of the runs of a sweep.
 
-    python tools/collect_runs.py runs/try
-
-writes runs/try/collected.csv, one number a row: run, the parameters that were set, file, row,
-metric, value; and runs/try/comparison.png. Numbers come from the JSON and CSV files that the
-notebook wrote, subfolders left out. In a CSV file the columns of text name a row, with as many
-columns of whole numbers as it takes to tell all rows apart.
+In the table each row is a number: run, the parameters that were set, file, row, metric, value.
+Numbers come from the JSON and CSV files that the notebook wrote, subfolders left out. In a CSV file
+the columns of text name a row, with as many columns of whole numbers as it takes to tell all rows
+apart.
 """
 
-import argparse
 import fnmatch
-import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ctt_helpers.files import atomic_path, inside, read_json, read_table, write_table
+from ctt_helpers.files import inside, read_json, read_table
 from ctt_helpers.notebook.plots import look
 
 FIXED = ["file", "row", "metric", "value"]
@@ -56,18 +52,14 @@ def numbers_of_table(table: pd.DataFrame) -> Iterator[tuple[str, str, float]]:
             yield text, str(column), float(value)
 
 
-def collect(folder: Path) -> pd.DataFrame:
-    """The table of all finished runs in a folder.
+def collect(runs: Iterable[Path]) -> pd.DataFrame:
+    """The table of finished runs.
 
     Returns:
         One row a number: run, the parameters (a list or None as text), file, row, metric, value.
-
-    Raises:
-        FileNotFoundError: no run in there has finished.
     """
     rows: list[dict[str, Any]] = []
-    finished = sorted(mark.parent for mark in folder.glob("*/versions.json"))
-    for run in finished:
+    for run in runs:
         note = read_json(run / "parameters.json")
         given = {
             k: v if isinstance(v, int | float | str) else str(v)
@@ -85,12 +77,7 @@ def collect(folder: Path) -> pd.DataFrame:
                 for row, metric, v in read
             )
             rows += [{"run": run.name, **given, **numbers} for numbers in fixed]
-    if not rows:
-        raise FileNotFoundError(
-            f"{folder} holds {len(finished)} finished runs with numbers. Runs are made by "
-            f"tools/sweep.py; one is finished when it has a versions.json."
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["run", *FIXED])
 
 
 def figure(table: pd.DataFrame, pattern: str = "*") -> Figure:
@@ -110,7 +97,7 @@ def figure(table: pd.DataFrame, pattern: str = "*") -> Figure:
     varied = [c for c in table.columns.drop(["run", *FIXED]) if table[c].nunique(dropna=False) > 1]
     axes = [c for c in varied if c != "seed"] or varied or ["run"]
     name = (table["file"] + " " + table["row"] + " " + table["metric"]).str.replace("  ", " ")
-    table = table.assign(panel=name)[[fnmatch.fnmatch(n, pattern) for n in name]]
+    table = table.assign(panel=name).loc[[fnmatch.fnmatch(n, pattern) for n in name]]
     seen = table.groupby("panel", sort=False).agg(
         file=("file", "first"), runs=("run", "nunique"), values=("value", "nunique")
     )
@@ -163,33 +150,3 @@ def figure(table: pd.DataFrame, pattern: str = "*") -> Figure:
 
 def _order(value: Any) -> tuple:
     return (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="runs/NAME, made by tools/sweep.py")
-    parser.add_argument(
-        "--metric",
-        default="*",
-        help="what to draw: a pattern of 'file row metric', as '*accuracy*'",
-    )
-    options = parser.parse_args()
-    try:
-        table = collect(options.folder)
-        write_table(options.folder / "collected.csv", table, index=False)
-        unfinished = len(list(options.folder.glob("*/parameters.json"))) - table["run"].nunique()
-        print(
-            f"{len(table):,} numbers of {table['run'].nunique()} runs ({unfinished} more "
-            "unfinished or without any)"
-        )
-        print(f"written: {options.folder / 'collected.csv'}")
-        with atomic_path(options.folder / "comparison.png") as temporary:
-            figure(table, options.metric).savefig(temporary, format="png", dpi=150)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    print(f"written: {options.folder / 'comparison.png'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
