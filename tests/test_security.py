@@ -9,6 +9,8 @@ import json
 import os
 import pickle
 import re
+import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -500,10 +502,12 @@ def shown_by_widgets(folder: Path) -> Iterator[tuple[str, list[str]]]:
     notes.write_text(f"{HOSTILE},b\n", encoding="utf-8")
     explorer.number.value = 0
     yield "explorer, a bad file", [*html_in(explorer.widget), card]
-    for name in ("one.csv", "two.csv"):
+    for name in (f"one{IMAGE}.csv", f"two{IMAGE}.csv"):
         said = {1: Annotation(f"{HOSTILE}{name}", "sure", HOSTILE)}
         widgets.save_annotations(place / name, said)
-    form = widgets.annotation_form({1: "<p>card</p>"}, place / "one.csv", place / "two.csv")
+    form = widgets.annotation_form(
+        {1: "<p>card</p>"}, place / f"one{IMAGE}.csv", place / f"two{IMAGE}.csv"
+    )
     form.show_agreement()
     yield "annotations", html_in(form.widget)
     form.other.value = HOSTILE
