@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ctt_helpers import hooks
-from ctt_helpers.messages import progress
+from ctt_helpers.arguments import checked
+from ctt_helpers.messages import abridged, progress
 from ctt_helpers.metrics import share_right
 from ctt_helpers.pairs import MinimalPairs, check_tokenizer
 
@@ -28,6 +29,7 @@ FROM_CHANCE = 0.1
 # ---- one checkpoint
 
 
+@checked
 @torch.no_grad()
 def logit_differences(
     model: hooks.HookedModel, pairs: MinimalPairs, whole: bool = False, batch_size: int = 256
@@ -99,6 +101,7 @@ def _log_probability(
     return total.index_add_(0, row.to(each.device), each)
 
 
+@checked
 def accuracy(model: hooks.HookedModel, pairs: MinimalPairs, whole: bool = False) -> float:
     """Share of pairs whose right token has the higher logit; a tie counts as half.
 
@@ -111,6 +114,7 @@ def accuracy(model: hooks.HookedModel, pairs: MinimalPairs, whole: bool = False)
 # ---- over training
 
 
+@checked
 def accuracy_curve(
     suite: Suite,
     tasks: Mapping[str, MinimalPairs],
@@ -175,6 +179,7 @@ def _share_right(difference: Float[Tensor, " pairs"]) -> dict[str, float]:
     }
 
 
+@checked
 def similarity_matrix(
     suite: Suite,
     pairs: MinimalPairs,
@@ -197,6 +202,7 @@ def similarity_matrix(
     checkpoints = suite.checkpoints(revisions, layer=layer, device=device)
     directions, fingerprints = [], {}
     for model in progress(checkpoints.one_by_one(), "similarity", total=len(checkpoints)):
+        check_tokenizer(pairs, model.tokenizer, model.label)
         fingerprints[model.label] = model.fingerprint
         rows = []
         for batch in pairs.batches(256):
@@ -229,6 +235,7 @@ class TripletChoice:
     table: pd.DataFrame
 
 
+@checked
 def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame) -> TripletChoice:
     """Suggest three checkpoints around large changes of both accuracy and activations.
 
@@ -247,6 +254,14 @@ def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame) -> TripletChoice:
         ValueError: fewer than three revisions in common, none early enough qualifies, accuracies
             outside 0 to 1, or values that are missing.
     """
+    for what, table, columns in (
+        ("curve", curve, ("revision", "task", "accuracy")),
+        ("sim", sim, sim.index),
+    ):
+        if missing := [str(column) for column in columns if column not in table]:
+            raise ValueError(
+                f"{what} has no column {missing[0]!r}; it has {abridged(list(table))}."
+            )
     wide = _by_task(curve)
     revisions = [revision for revision in sim.index if revision in wide.index]
     if len(revisions) < 3:
@@ -305,6 +320,12 @@ def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame) -> TripletChoice:
 def _by_task(curve: pd.DataFrame) -> pd.DataFrame:
     """Accuracies, revisions x tasks; of a curve in cells, the whole of each task."""
     whole = curve[curve["cell"] == "all"] if "cell" in curve else curve
+    if whole.duplicated(["revision", "task"]).any():
+        raise ValueError(
+            "The curve has two rows of one revision and task: give one accuracy for each."
+        )
+    if not pd.api.types.is_numeric_dtype(whole["accuracy"]):
+        raise ValueError("The accuracies of the curve are no numbers: give shares from 0 to 1.")
     return whole.pivot(index="revision", columns="task", values="accuracy")
 
 

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
+from ctt_helpers.arguments import checked
 from ctt_helpers.attribution import (
     EVERY,
     METHODS,
@@ -205,6 +206,7 @@ class Effects:
     info: dict[str, Any]
     stderr: Float[np.ndarray, "checkpoints latents"] | None = None
 
+    @checked
     def save(self, folder: str | Path) -> None:
         """Write effects.safetensors and effects.json (with checksums); what else is there stays.
 
@@ -220,6 +222,7 @@ class Effects:
         save_folder(folder, "effects", tensors, about, FILES, _is_effects)
 
     @classmethod
+    @checked
     def load(cls, folder: str | Path) -> Effects:
         """Read what `save` wrote.
 
@@ -294,7 +297,8 @@ def _read(
             "token is never touched. Whole sentences can be compared by accuracy(..., whole=True)."
         )
     check_tokenizer(pairs, ckpts.tokenizer, ckpts.labels[0])
-    prepare(crosscoder, {**ckpts.source, "begins_with": pairs.begins_with})
+    here = {**ckpts.source, "d_model": ckpts.d_model, "begins_with": pairs.begins_with}
+    prepare(crosscoder, here)
     batches = list(pairs.batches(batch_size))
     ids = [(batch.input_ids, batch.attention_mask) for batch in batches]
     readings, done = [], 0
@@ -360,6 +364,7 @@ def _alike(readings: Sequence[_Reading], checkpoint: int) -> dict[str, float | N
     return {name: float(value) if value.isfinite() else None for name, value in figures.items()}
 
 
+@checked
 def readout_of(
     model: hooks.HookedModel,
     pairs: MinimalPairs,
@@ -376,6 +381,13 @@ def readout_of(
         b_dec: the decoder's bias at this checkpoint, in raw space: where the joint line leads.
         metric: as for `indirect_effects`.
     """
+    check_tokenizer(pairs, model.tokenizer, model.label)
+    sizes = (*pairs.input_ids.shape, len(b_dec))
+    if tuple(x.shape) != sizes:
+        raise ValueError(
+            f"x is {tuple(x.shape)}; with these pairs and this b_dec it is {sizes}: [pairs, t, "
+            "d_model], with the first token."
+        )
     metric, sight = as_metric(metric), _Sight(model, pairs, x)
     m = metric_of_stream(metric, sight.answer_logits, sight.all_logits, pairs.right, pairs.wrong, x)
     keep, baseline = touched(pairs).to(x.device), b_dec.to(x)
@@ -598,6 +610,7 @@ def _of_partners(
 # ---- effects of single latents
 
 
+@checked
 def indirect_effects(
     crosscoder: Dictionary,
     ckpts: Checkpoints,
@@ -872,6 +885,7 @@ def _summed(
 # ---- effects of groups
 
 
+@checked
 def ablate(
     crosscoder: Dictionary,
     ckpts: Checkpoints,
@@ -910,6 +924,7 @@ def ablate(
     return _removed(crosscoder, ckpts, pairs, readings, removal, partner)
 
 
+@checked
 def ablation_curve(
     crosscoder: Dictionary,
     ckpts: Checkpoints,
@@ -1093,6 +1108,7 @@ class Subsets:
     names: list[str]
     lead: Float[np.ndarray, "checkpoints subsets pairs"] = field(repr=False)
 
+    @checked
     def number(self, off: Iterable[int]) -> int:
         """The number of a subset, given the latents that are off.
 
@@ -1109,11 +1125,13 @@ class Subsets:
             number |= 1 << self.features.index(feature)
         return number
 
+    @checked
     def without(self, off: Iterable[int]) -> Float[np.ndarray, "checkpoints pairs"]:
         """The lead without these latents."""
         return self.lead[:, self.number(off)]
 
 
+@checked
 def ablate_subsets(
     crosscoder: Dictionary,
     ckpts: Checkpoints,

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
+from ctt_helpers.arguments import checked
 from ctt_helpers.dictionary import Dictionary, codes, prepare, some_of
 from ctt_helpers.files import versions, write_json
 from ctt_helpers.messages import progress, whole_number
@@ -75,6 +76,7 @@ class Report:
         figures = {column: getattr(self, column) for column in columns}
         return pd.DataFrame({"checkpoint": self.names, **figures})
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the report as JSON."""
         about = {**asdict(self), "frequency": self.frequency.tolist(), "versions": versions()}
@@ -85,7 +87,7 @@ def check_match(
     crosscoder: Dictionary, ckpts: Checkpoints, pairs: MinimalPairs | None = None
 ) -> None:
     """Raise ValueError where crosscoder, checkpoints and pairs do not belong together."""
-    here = dict(ckpts.source)
+    here = {**ckpts.source, "d_model": ckpts.d_model}
     if pairs is not None:
         check_tokenizer(pairs, ckpts.tokenizer, ckpts.labels[0])
         here["begins_with"] = pairs.begins_with
@@ -101,7 +103,8 @@ def _check_text(
         )
     first = text[:, 0].unique()
     begins_with = int(first) if len(first) == 1 else None
-    prepare(crosscoder, {**ckpts.source, "begins_with": begins_with})
+    here = {**ckpts.source, "d_model": ckpts.d_model, "begins_with": begins_with}
+    prepare(crosscoder, here)
 
 
 def _groups(
@@ -125,6 +128,7 @@ def _read(
 # ---- the figures
 
 
+@checked
 @torch.no_grad()
 def evaluate(
     crosscoder: Dictionary, ckpts: Checkpoints, text: Int[Tensor, "sequences length"]
@@ -285,6 +289,7 @@ def _logits_at_once(model: hooks.HookedModel) -> int:
     return max(1, LOGITS_AT_ONCE // model.config.vocab_size)
 
 
+@checked
 @torch.no_grad()
 def pca_baseline(
     fitted: Float[Tensor, "tokens checkpoints d_model"],
@@ -317,6 +322,12 @@ def pca_baseline(
             "[tokens, checkpoints, d_model] twice, of the same checkpoints."
         )
     n, d_model = fitted.shape[1:]
+    if not (fitted.isfinite().all() and held_out.isfinite().all()) or not (
+        len(fitted) and len(held_out)
+    ):
+        raise ValueError("The activations are none, or NaN or infinite.")
+    if scales is not None and not (scales.shape == (n,) and (scales > 0).all()):
+        raise ValueError(f"scales={scales}: give {n} numbers above 0, one a checkpoint.")
     if whole_number("rank", rank) > d_model:
         raise ValueError(f"rank={rank}: there are {d_model} directions.")
     scale = torch.ones(n) if scales is None else scales
@@ -326,6 +337,8 @@ def pca_baseline(
     joint = _onto_principal(fitted.flatten(1), seen.flatten(1), rank).unflatten(1, (n, d_model))
     each = [_onto_principal(fitted[:, c], seen[:, c], rank) for c in range(n)]
     deviation = (seen - seen.mean(0)).double().pow(2).sum((0, 2))
+    if not (deviation > 0).all():
+        raise ValueError("The held-out activations do not vary: there is nothing to explain.")
 
     def explained(rebuilt: Float[Tensor, "tokens n d_model"]) -> Float[np.ndarray, " n"]:
         missed = (seen - rebuilt).double().pow(2).sum((0, 2))
@@ -346,6 +359,8 @@ def _principal(fitted: Float[Tensor, "tokens size"], rank: int) -> Float[Tensor,
     """First principal directions of centred rows: exact, or by random projections where wide."""
     if fitted.shape[1] <= WIDE:
         covariance = (fitted.T @ fitted).cpu().double()
+        if not covariance.isfinite().all():
+            raise ValueError("The squares of the scaled activations are too large for floats.")
         return torch.linalg.eigh(covariance).eigenvectors[:, -rank:]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -356,6 +371,7 @@ def _principal(fitted: Float[Tensor, "tokens size"], rank: int) -> Float[Tensor,
 # ---- reading a latent
 
 
+@checked
 @torch.no_grad()
 def top_examples(
     crosscoder: Dictionary,
@@ -452,6 +468,7 @@ class ActivePlaces:
         return np.array([len(value) for value in self.value]) / self.n_tokens
 
 
+@checked
 @torch.no_grad()
 def active_places(
     crosscoder: Dictionary,
@@ -504,6 +521,7 @@ def active_places(
 BANDS = ("top", "middle", "bottom", "random")
 
 
+@checked
 def examples_by_band(
     places: ActivePlaces,
     ckpts: Checkpoints,
@@ -526,6 +544,12 @@ def examples_by_band(
         latent -> band -> examples as those of `top_examples`.
     """
     k = whole_number("k", k)
+    read = text.shape[0] * (text.shape[1] - 1) if text.ndim == 2 else 0
+    if read != places.n_tokens:
+        raise ValueError(
+            f"The places are those of a text of {places.n_tokens} tokens (first ones left out), "
+            f"and this text is {tuple(text.shape)}: give the text that active_places was given."
+        )
     found = {}
     for column, feature in enumerate(places.features):
         row, position = places.sequence[column], places.position[column]
@@ -566,6 +590,7 @@ def _one_a_sequence(
     return chosen
 
 
+@checked
 @torch.no_grad()
 def promoted_tokens(
     crosscoder: Dictionary, ckpts: Checkpoints, feature: int, k: int = 8
@@ -578,6 +603,10 @@ def promoted_tokens(
 
     Returns:
         Table: checkpoint, kind ("promoted" or "suppressed"), rank, token, score.
+
+    Raises:
+        ValueError: a feature that does not exist, a crosscoder that does not belong here, or `k`
+            outside 1 to the size of the vocabulary.
     """
     check_match(crosscoder, ckpts)
     (feature,) = check_features([feature], crosscoder.n_latents)
@@ -588,6 +617,8 @@ def promoted_tokens(
             direction = direction - direction.mean()
         scores = model.unembedding.weight.to(direction) @ (direction * model.norm_gain)
         scores = scores - scores.mean()
+        if whole_number("k", k) > len(scores):
+            raise ValueError(f"k={k}: there are {len(scores)} tokens.")
         for kind, largest in (("promoted", True), ("suppressed", False)):
             top = scores.topk(k, largest=largest)
             found = zip(top.values.tolist(), top.indices.tolist(), strict=True)

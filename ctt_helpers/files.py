@@ -46,9 +46,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     made anew: what a folder already holds is not ours to replace.
 
     Raises:
-        FileExistsError: the new thing is a folder, and there is something at `path`.
+        FileExistsError: there is a folder at `path`, or the new thing is one and there is
+            anything.
     """
     path = expanded(path)
+    if path.name in ("", ".."):  # this folder, or the one above
+        raise FileExistsError(f"{str(path)!r} is a folder that is there already. Give another.")
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = zlib.crc32(platform.node().encode())
     stem = f".{path.name}.tmp-{machine:08x}"
@@ -58,7 +61,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = room / path.name
     try:
         yield temporary
-        if temporary.is_dir() and path.exists():
+        if path.exists() and (temporary.is_dir() or path.is_dir()):
             raise FileExistsError(f"{path} is there already, and is left as it is. Give another.")
         os.replace(temporary, path)
     finally:

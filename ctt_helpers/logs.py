@@ -18,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ctt_helpers import evaluation
+from ctt_helpers.arguments import checked
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.files import atomic_path, expanded, read_text
 from ctt_helpers.messages import whole_number
@@ -29,6 +30,7 @@ Row = dict[str, float]
 FIRST = ["step", "tokens"]  # columns by which a file is known as a log
 
 
+@checked
 def to_csv(path: str | Path) -> Callable[[Row], None]:
     """Each row as it comes, in a CSV file; a run that is taken up again goes on in it.
 
@@ -73,6 +75,7 @@ def _earlier(path: Path, step: float) -> list[dict[str, Any]]:
     return before
 
 
+@checked
 def to_tensorboard(folder: str | Path) -> Callable[[Row], None]:
     """Each number of a row as a scalar, by step, where TensorBoard finds it.
 
@@ -117,6 +120,7 @@ def to_wandb(run: Any = None, **settings: Any) -> Callable[[Row], None]:
     return write
 
 
+@checked
 def evaluating(
     crosscoder: Crosscoder, ckpts: Checkpoints, text: Int[Tensor, "sequences length"], every: int
 ) -> Callable[[Row], Mapping[str, float]]:

@@ -21,6 +21,7 @@ from torch.nn.functional import linear, mse_loss
 
 from ctt_helpers import sparse
 from ctt_helpers.activations import TensorStream
+from ctt_helpers.arguments import checked
 from ctt_helpers.crosscoder import Crosscoder, largest_sizes
 from ctt_helpers.files import (
     AGAIN,
@@ -435,6 +436,7 @@ class TrainResult:
     resumed_from: int | None
 
 
+@checked
 def train(
     crosscoder: Crosscoder,
     stream: TensorStream,

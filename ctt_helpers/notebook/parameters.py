@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import read_json
 from ctt_helpers.messages import choose, closest
 
@@ -31,6 +32,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = read_json(
 PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 
 
+@checked
 def check_parameters(namespace: dict[str, Any], **checks: Check) -> dict[str, Any]:
     """Check a notebook's parameters: refuse unknown names and wrong types; return those in force.
 
@@ -80,6 +82,7 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         )
 
 
+@checked
 def use_profile(namespace: dict[str, Any], notebook: str, **checks: Check) -> dict[str, Any]:
     """Check a notebook's parameters, and fill those that are None from its profile.
 
@@ -114,6 +117,7 @@ def use_profile(namespace: dict[str, Any], notebook: str, **checks: Check) -> di
     return check_parameters(namespace, **checks)
 
 
+@checked
 def setup(namespace: dict[str, Any], notebook: str, **checks: Check) -> Suite:
     """All that a notebook needs before its first step, in one line: `suite = ctt.setup(...)`.
 

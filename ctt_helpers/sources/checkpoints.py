@@ -16,6 +16,7 @@ import torch
 import xxhash
 from torch import nn
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import AGAIN, verified
 from ctt_helpers.hooks import (
     Checked,
@@ -206,6 +207,7 @@ class Checkpoints(Sequence):
         """Bytes of the weights that are in memory now."""
         return self.bytes_each * len(self._loaded)
 
+    @checked
     def file_bytes(self, revision: str) -> int:
         """Size of a revision's weights: of the files where they are here, else about."""
         files = hub.weight_files(self.suite.local_folder(revision))
@@ -243,8 +245,11 @@ class Checkpoints(Sequence):
 
     # ---- what they are
 
+    @checked
     def fingerprint_of(self, index: int) -> str:
         """Fingerprint of one checkpoint's weights, which is loaded where it never was."""
+        if not 0 <= index < len(self):
+            raise ValueError(f"index={index}: there are {len(self)} checkpoints, counted from 0.")
         if self.revisions[index] not in self._fingerprints:
             self[index]  # loading takes the fingerprint
         return self._fingerprints[self.revisions[index]]
@@ -266,6 +271,7 @@ class Checkpoints(Sequence):
         }
 
 
+@checked
 def fingerprint(model: nn.Module) -> str:
     """Fingerprint of a model's weights, equal for equal values whatever device and dtype hold them.
 
@@ -332,6 +338,8 @@ def load_checkpoint(
     for file in files:
         if suite.is_local:
             verified(suite.source, file.relative_to(suite.source).as_posix())
+        else:
+            hub.verified(file)
         _check_is_no_pointer(file)
     config = suite.config_of(revision)
     check_layer(layer, config.get_text_config().num_hidden_layers)

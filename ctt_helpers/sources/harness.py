@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import AGAIN, expanded, read_json
 from ctt_helpers.messages import abridged, closest
 from ctt_helpers.sources.revisions import nearest
@@ -25,6 +26,7 @@ COLUMNS = ["revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs"]
 PATTERN = "results_*.json"
 
 
+@checked
 def harness_curve(
     paths: str | Path | Sequence[str | Path],
     suite: Suite | str,

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import expanded, read_json, verified
 from ctt_helpers.hooks import pick_device
 from ctt_helpers.messages import abridged, choose, closest, first_line, whole_number
@@ -61,10 +62,12 @@ class Suite:
     def is_local(self) -> bool:
         return isinstance(self.source, Path)
 
+    @checked
     def tokens_seen(self, revision: str) -> int | None:
         """Tokens of pretraining behind a revision, exact; None where it is not known."""
         return self.tokens[self.check_revisions([revision])[0]]
 
+    @checked
     def check_revisions(self, revisions: Sequence[str] | None) -> list[str]:
         """The revisions asked for, in the order of training; all of them for None."""
         if isinstance(revisions, str):
@@ -87,12 +90,14 @@ class Suite:
 
     # ---- its files
 
+    @checked
     def local_folder(self, revision: str) -> Path | None:
         """Folder with the files of a revision that are here, complete or not; None if none are."""
         if self.is_local:
             return self.source / revision
         return hub.snapshot(self.source, revision)
 
+    @checked
     def folder(self, revision: str) -> Path:
         """Folder with the files of a revision; those missing of a hub repository are fetched first.
 
@@ -137,6 +142,7 @@ class Suite:
         here = here or hub.fetch(self.source, self.revisions[-1], weights=False)
         return self._read("config.json", here, AutoConfig)
 
+    @checked
     def config_of(self, revision: str) -> Any:
         """A configuration to load one revision with: its own, or the suite's."""
         from transformers import AutoConfig
@@ -170,6 +176,10 @@ class Suite:
 
     def _read(self, what: str, folder: Path, reader: Any) -> Any:
         """What transformers reads from a folder; an error names the folder."""
+        if not self.is_local:
+            for path in folder.iterdir():
+                if path.name in hub.SMALL_FILES:
+                    hub.verified(path)
         try:
             return reader.from_pretrained(str(folder), trust_remote_code=self.trust_remote_code)
         except ImportError:
@@ -223,6 +233,7 @@ class Suite:
         own = [task["name"] for task in self.meta.get("tasks", [])]
         return own or [f"blimp/{name}" for name in BLIMP_AGREEMENT]
 
+    @checked
     def pairs(
         self,
         task: str,
@@ -277,6 +288,7 @@ class Suite:
         made = make_pairs(rows, self.tokenizer, name=name, continuation=continuation)
         return made if n is None else made.sample(n, seed)
 
+    @checked
     def text(
         self,
         n_tokens: int,
@@ -318,6 +330,7 @@ class Suite:
 
     # ---- checkpoints
 
+    @checked
     def checkpoints(
         self,
         revisions: Sequence[str] | None = None,
@@ -374,6 +387,7 @@ class Suite:
 # ---- finding a suite
 
 
+@checked
 def load_suite(
     name: str | Path,
     revisions: Sequence[str] | None = None,
