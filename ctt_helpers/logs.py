@@ -65,8 +65,14 @@ def _earlier(path: Path, step: float) -> list[dict[str, Any]]:
             f"{path} is no log of a training (its columns do not begin with {', '.join(FIRST)}), "
             "and is left as it is. Give another file."
         )
-    rows = list(table)
-    before = [row for row in rows if float(row["step"]) < step]
+    rows = []
+    for row in table:
+        if None in row or None in row.values() or not _is_whole(row["step"]):
+            raise ValueError(
+                f"{path}, line {table.line_num}: this is no row of a log. Mend it, or move it away."
+            )
+        rows.append(row)
+    before = [row for row in rows if int(row["step"]) < step]
     if rows and not before:
         raise FileExistsError(
             f"{path} is the log of a training up to step {rows[-1]['step']}, and this one begins "
@@ -76,6 +82,10 @@ def _earlier(path: Path, step: float) -> list[dict[str, Any]]:
 
 
 @checked
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
 def to_tensorboard(folder: str | Path) -> Callable[[Row], None]:
     """Each number of a row as a scalar, by step, where TensorBoard finds it.
 

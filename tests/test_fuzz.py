@@ -834,3 +834,141 @@ def test_wrong_arguments(folder, tries):
     with counted("a public function called with wrong arguments", tries, promise) as count:
         for complaint in outcomes:
             count(not complaint)
+
+
+# ---- parameters of notebooks
+
+NOTEBOOKS = sorted((PACKAGE.parent / "notebooks" / "src").glob("0*.py"))
+
+
+@functools.cache
+def beginning(path: Path) -> tuple[str, str]:
+    """A notebook's parameters, and the call that checks them with the imports that it needs."""
+    tree = ast.parse(path.read_text())
+    declared = [node for node in tree.body if isinstance(node, ast.AnnAssign)]
+    setup = next(
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("ctt.setup(")
+    )
+    imports = [
+        node
+        for node in tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        and ast.unparse(node).split()[1].startswith("ctt_helpers")
+        and node.lineno < setup.lineno
+    ]
+    before = [node for node in declared if node.lineno < setup.lineno]
+    return tuple("\n".join(map(ast.unparse, nodes)) for nodes in (before, [*imports, setup]))
+
+
+def started(path: Path, given: dict) -> dict:
+    """A notebook's variables after its check, with these parameters injected as papermill does."""
+    parameters, check = beginning(path)
+    namespace: dict = {}
+    exec(compile(parameters, "parameters", "exec"), namespace)
+    namespace |= given
+    exec(compile(check, "check", "exec"), namespace)
+    return namespace
+
+
+UNKNOWN = ["seeds", "n_pair", "modle"]
+# what papermill can inject: what YAML and JSON hold
+VALUES = st.one_of(
+    st.sampled_from([
+        None, True, False, 0, 1, -1, 2, 300, 10**30, 0.5, -0.5, 1e300, math.nan, math.inf, "", "x",
+        "auto", "cpu", "cuda", "tiny", "paper", "pythia-160m", "agreement/pp", "blimp/x", "a/b",
+        "../..", "\0", "None", "3", [], ["x"], ["step320"], ["step3000", "step320"], [1], [None],
+        [[]], {}, {"lr": 1e-3}, {"lr": -1}, {"lr": "x"}, {"x": 1}, {"steps": 3},
+    ]),
+    st.integers(-5, 1000),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.one_of(st.text(max_size=4), st.integers(-3, 3)), max_size=3),
+)  # fmt: skip
+
+
+# of the kind that is declared, and seldom what is meant
+FITTING = {
+    "int": st.integers(-3, 1000),
+    "float": st.floats(),
+    "str": st.sampled_from(["", "x", "\0", "cpu", "tiny", "agreement/pp", "blimp/x", "far", "atp"]),
+    "list": st.lists(st.sampled_from(["x", "step320", "step3000", "agreement/pp"]), max_size=3),
+    "dict": st.dictionaries(st.sampled_from(["lr", "x", "l1"]), st.floats(), max_size=2),
+}
+
+
+@st.composite
+def wrong_parameters(draw, path: Path):
+    declared = dict(line.split(" = ")[0].split(": ") for line in beginning(path)[0].splitlines())
+    if draw(st.integers(0, 9)) == 0:
+        return draw(st.sampled_from(UNKNOWN)), draw(VALUES)
+    name = draw(st.sampled_from(sorted(declared)))
+    fitting = FITTING.get(declared[name].split(" | ")[0])
+    if fitting is None or draw(st.integers(0, 2)) == 0:
+        return name, draw(VALUES)
+    return name, draw(fitting)
+
+
+def may_be(name: str, value, notebook: str) -> bool:
+    """Whether a value can be meant, said independently of the checks."""
+    if value is None:
+        return True
+    if name == "profile":
+        return value in ("tiny", "colab", "paper")
+    if name in ("decoder_norm", "penalty"):
+        return isinstance(value, (int, float)) and 0 <= value < math.inf
+    if name.startswith("n_") or name in ("k", "seed", "steps", "batch_size", "top_k", "layer"):
+        least = {"seed": 0, "layer": 0, "steps": 0}.get(name, 1)
+        return type(value) is int and value >= least and (name != "layer" or value < 6)
+    if name == "train":
+        return isinstance(value, bool)
+    if name in ("tasks", "revisions", "runner_up", "other_models"):
+        known = world().suite.task_names if name == "tasks" else world().suite.revisions
+        if not isinstance(value, list) or name == "other_models":
+            return isinstance(value, list)
+        return all(one in known or str(one).startswith("blimp/") for one in value)
+    if name == "training":
+        good = isinstance(value, dict) and "x" not in value and value.get("lr", 1) != "x"
+        return good and all(0 <= number < math.inf for number in value.values())
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    if name.endswith("task"):
+        return value in world().suite.task_names or value.startswith("blimp/")
+    return value in {"device": ["auto", "cpu"], "split": ["find", "test", "far"]}.get(name, value)
+
+
+def complaint_about(path: Path, case: tuple) -> str:
+    """Nothing, or what is wrong with what a notebook says of one parameter."""
+    name, value = case
+    told = f"{path.stem}: {name}={value!r}"
+    try:
+        with warnings.catch_warnings(), deadline(SECONDS):
+            warnings.simplefilter("ignore")
+            found = started(path, {name: value})
+    except TooLong:
+        return f"{told}: it took more than {SECONDS} s"
+    except Exception as error:
+        if is_ours(error) and name in str(error):
+            return ""
+        return f"{told}: {type(error).__name__} {str(error)[:150]}"
+    if not may_be(name, value, path.stem) or name in UNKNOWN:
+        return f"{told}: it is accepted"
+    if value is not None and found[name] != value:
+        return f"{told}: {found[name]!r} is in force"
+    return ""
+
+
+@tries(100, 2000)
+def test_wrong_parameters_of_notebooks(tmp_path, monkeypatch, tries):
+    """Refused with their name before anything is computed, or right."""
+    monkeypatch.chdir(tmp_path)
+    outcomes = []
+    for path, n in zip(NOTEBOOKS, few(tries, NOTEBOOKS), strict=True):
+        found = explore(wrong_parameters(path), functools.partial(complaint_about, path), n)
+        outcomes += (found + [""] * n)[:n]
+    print(*sorted({one for one in outcomes if one}), sep="\n")
+    promise = "refused with the parameter's name before anything is computed, or it is right"
+    with counted("a notebook started with a wrong parameter", tries, promise) as count:
+        for complaint in outcomes:
+            count(not complaint)

@@ -234,6 +234,16 @@ class Suite:
         return own or [f"blimp/{name}" for name in BLIMP_AGREEMENT]
 
     @checked
+    def check_task(self, task: str) -> None:
+        """Raise ValueError unless the suite has this task, or it may be a published one."""
+        own = [listed["name"] for listed in self.meta.get("tasks", [])]
+        if task not in own and task != "file" and task.split("/")[0] not in published.FORMS:
+            known = self.task_names
+            raise ValueError(
+                f"There is no task {task!r}.{closest(task, known)} There are: {', '.join(known)}."
+            )
+
+    @checked
     def pairs(
         self,
         task: str,
@@ -267,23 +277,19 @@ class Suite:
         """
         if n is not None:
             whole_number("n", n)
+        self.check_task(task)
         own = {listed["name"]: listed["file"] for listed in self.meta.get("tasks", [])}
         if task in own:
             file = verified(self.source, own[task])
             rows = published.read_records(file)
             choose("split", split, tuple(dict.fromkeys(str(row.get("split")) for row in rows)))
             rows = [row for row in rows if row.get("split") == split]
-        elif task == "file" or task.split("/")[0] in published.FORMS:
+        else:
             in_split("", split)  # names the splits that exist
             rows = published.published_rows(task, path, good, bad, group)
             # two sentences that differ from the first word on are told apart as wholes
             keys = [row.get("prefix") or row.get("sentence") or "" for row in rows]
             rows = [row for row, key in zip(rows, keys, strict=True) if in_split(key, split)]
-        else:
-            known = self.task_names
-            raise ValueError(
-                f"There is no task {task!r}.{closest(task, known)} There are: {', '.join(known)}."
-            )
         name = f"file/{expanded(path).stem}" if task == "file" else task
         made = make_pairs(rows, self.tokenizer, name=name, continuation=continuation)
         return made if n is None else made.sample(n, seed)

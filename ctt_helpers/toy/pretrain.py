@@ -12,11 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ctt_helpers.files import SUMS, atomic_path, expanded, locked, read_json, write_json, write_sums
+from ctt_helpers.files import (
+    SUMS,
+    atomic_path,
+    expanded,
+    load_folder,
+    locked,
+    read_json,
+    save_folder,
+    write_json,
+    write_sums,
+)
 from ctt_helpers.messages import progress
 from ctt_helpers.toy import grammar
 from ctt_helpers.toy.lexicon import END_OF_TEXT, UNKNOWN, lexicon
@@ -37,6 +46,7 @@ DEFAULT_LAYER = 1
 DEFAULT_TRIPLET = (320, 600, STEPS)  # what `suggest_triplet` says: the dip, half way, the end
 SAVE_EVERY = 250  # steps between two states to resume from
 RESUME = ".resume"  # folder of an unfinished run: its settings and its last state
+STATE = ("state.safetensors", "state.json")
 
 # ---- the model and its tokenizer
 
@@ -137,6 +147,7 @@ def pretrain(
     settings = {
         "seed": seed,
         "steps": steps,
+        "kind": "pretraining",
         "threads": threads,
         "pairs": pairs,
         "torch": torch.__version__,
@@ -181,7 +192,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             f"{out} holds {what}. It is never overwritten: choose another --out, or move it away."
         )
     else:
-        write_json(started, settings)
+        write_json(started, settings, checksum=True)
 
 
 def _remove_leftovers(out: Path) -> None:
@@ -300,24 +311,23 @@ def _save_state(
         for kind, value in optimizer.state[parameter].items():
             state[f"{kind}/{name}"] = value
         state[f"weight/{name}"] = parameter.detach()
-    with atomic_path(out / RESUME / "state.safetensors") as temporary:
-        save_file(state, temporary, metadata={"step": str(step)})
+    save_folder(out / RESUME, "pretraining state", state, {"step": step}, STATE)
 
 
 def _load_state(out: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
     """Put the saved state back, where there is one; returns how many steps are done."""
-    path = out / RESUME / "state.safetensors"
-    if not path.is_file():
+    if not (out / RESUME / STATE[1]).is_file():
         return 0
-    with safe_open(path, framework="pt") as file, torch.no_grad():
-        for key in file.keys():
+    settings, state = load_folder(out / RESUME, "pretraining state", STATE)
+    with torch.no_grad():
+        for key, value in state.items():
             kind, name = key.split("/", 1)
             parameter = parameters[name]
             if kind == "weight":
-                parameter.copy_(file.get_tensor(key))
+                parameter.copy_(value)
             else:
-                optimizer.state[parameter][kind] = file.get_tensor(key)
-        return int(file.metadata()["step"])
+                optimizer.state[parameter][kind] = value
+    return settings["step"]
 
 
 # ---- suite.json
