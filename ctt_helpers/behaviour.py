@@ -153,7 +153,7 @@ def accuracy_curve(
             for cell, congruent, part in _parts(pairs) if cells else ():
                 named = about | {"cell": cell, "congruent": congruent}
                 rows.append(named | _share_right(difference[part]))
-    hooks.tell_twins(fingerprints)
+    hooks.tell_twins(fingerprints, stacklevel=4)
     columns = ["revision", "tokens_seen", "task", *(["cell", "congruent"] if cells else [])]
     columns += ["accuracy", "stderr", "n_pairs", "logit_difference"]
     return pd.DataFrame(rows, columns=columns)
@@ -212,7 +212,7 @@ def similarity_matrix(
         tokens = torch.cat(rows)
         hooks.check_finite(tokens, model, f"Activations on {pairs.name!r}")
         directions.append(torch.nn.functional.normalize(tokens, dim=-1))
-    hooks.tell_twins(fingerprints)
+    hooks.tell_twins(fingerprints, stacklevel=4)
     values = [[float((a * b).sum(-1).mean()) for b in directions] for a in directions]
     return pd.DataFrame(values, index=checkpoints.revisions, columns=checkpoints.revisions)
 

@@ -182,7 +182,10 @@ def predict_others(
         raise ValueError(f"ridge={ridge!r} must be above 0: 1e-6 is usual.")
     groups = [(ids, None) for ids in text.split(64)]
     read = hooks.stacked_batches(ckpts, groups)
-    x = torch.cat([part[:, 1:].cpu().double() for part in read])
+    x = torch.cat([part[:, 1:].cpu() for part in read])
+    for c, label in enumerate(ckpts.labels):
+        hooks.check_norms(x[:, :, c], label)
+    x = x.double()
     fitted = len(x) - max(1, len(x) // 5)
     weight, bias = _regression(x[:fitted].flatten(0, 1), ridge)
     return PredictedOthers(
@@ -336,6 +339,11 @@ def latent_scaling(
             "There are no tokens in the batches; an iterator can be run through only once."
         )
     missed, rebuilt, square = (total.cpu().double() for total in (missed, rebuilt, square))
+    if not all(total.isfinite().all() for total in (missed, rebuilt, square)):
+        raise ValueError(
+            "Activations in the batches are not finite, or too large for their dtype: look at the "
+            "checkpoints that they come from."
+        )
     length = d.square().sum(1).cpu().double()
     written = torch.einsum("hnd,hd->nh", W_dec, d).cpu().double() / length
     weight = square * length

@@ -407,7 +407,7 @@ def check_source(dictionary: Any, here: Mapping[str, Any]) -> None:
             warnings.warn(
                 "This crosscoder was trained with fingerprints of another version: that it "
                 "belongs to these weights goes by their names alone.",
-                stacklevel=4,
+                stacklevel=5,
             )
     if told:
         listed = "; ".join(

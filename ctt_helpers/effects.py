@@ -836,7 +836,7 @@ def _tell_coarse(coarse: dict[str, float], dtype: torch.dtype, tol: float) -> No
         f"{str(dtype).removeprefix('torch.')} resolves the metric to {finest}: there pieces of the "
         f"line were held to that, and not to tol={tol}. The completeness gap tells how far they "
         "are off; dtype='float32' goes further.",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

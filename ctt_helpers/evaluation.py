@@ -125,6 +125,13 @@ def _read(
     return hooks.stacked_batches(ckpts, [(ids, None) for ids in group])
 
 
+def _check_norms(
+    ckpts: Checkpoints, x: Float[Tensor, "sequences length checkpoints d_model"]
+) -> None:
+    for c, label in enumerate(ckpts.labels):
+        hooks.check_norms(x[:, :, c], label)
+
+
 # ---- the figures
 
 
@@ -398,6 +405,7 @@ def top_examples(
     peaks, places = [], []
     for group in progress(list(_groups(ckpts, text)), "examples"):
         for x in _read(ckpts, group):
+            _check_norms(ckpts, x)
             peak, place = some.encode(x[:, 1:]).max(1)
             peaks.append(peak.cpu())
             places.append(place.cpu() + 1)
@@ -442,7 +450,9 @@ def streams(
 ) -> Iterator[Float[Tensor, "sequences length checkpoints d_model"]]:
     """The raw activations of a text at all checkpoints, in batches, in its order."""
     for group in progress(list(_groups(ckpts, text)), "reading"):
-        yield from _read(ckpts, group)
+        for x in _read(ckpts, group):
+            _check_norms(ckpts, x)
+            yield x
 
 
 @dataclass(frozen=True)

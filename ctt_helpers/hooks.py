@@ -355,6 +355,17 @@ def check_finite(values: Tensor, model: HookedModel, what: str = "Logits") -> No
     )
 
 
+def check_norms(x: Float[Tensor, "*tokens d_model"], label: str) -> None:
+    """Raise NotFinite unless the norms of activations are finite; it waits for their device."""
+    wrong = ~at_least_float32(x).norm(dim=-1).isfinite()
+    if wrong.any():
+        raise NotFinite(
+            f"{int(wrong.sum())} of {wrong.numel()} activations of {label!r} are not finite, or "
+            "their norms are too large for float32. Look at the checkpoint; half precision may "
+            "overflow."
+        )
+
+
 def tell_twins(fingerprints: Mapping[str, str | None], stacklevel: int = 3) -> None:
     """Warn where two revisions have one fingerprint: they hold the same weights.
 

@@ -519,7 +519,7 @@ def train(
         warnings.warn(
             "The threshold of this crosscoder is 0: no latent was active in any batch after k had "
             "fallen, so all of them are dead. Take a lower lr, and look at the activations.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return result
 

@@ -132,6 +132,11 @@ class Checkpoints(Sequence):
                 self.suite, revision, self.layer, self.device, self.dtype, self.part, self._checked
             )
             self._checked = model.checked
+            if model.d_model != self.d_model:
+                raise ValueError(
+                    f"{revision} has d_model {model.d_model}, and its suite {self.suite.name!r} "
+                    f"{self.d_model}: activations of one width are compared. Leave it out."
+                )
             if self.half_on_trial:
                 try_on_sentences(model)
             return model

@@ -203,7 +203,7 @@ def _check_code_size(state: Mapping[str, Any], settings: Mapping[str, Any], file
             warnings.warn(
                 f"{file} does not say how codes are normalised; as dictionary_learning does, it is "
                 "taken to be CROSSCODER.",
-                stacklevel=3,
+                stacklevel=4,
             )
             size = "CROSSCODER"
     if size.upper() != "CROSSCODER":

@@ -85,7 +85,7 @@ def harness_curve(
     missing = [f"{task} at {r}" for r in suite.revisions if r in there
                for task in wanted if (r, task) not in found]  # fmt: skip
     if missing:
-        warnings.warn(f"There is nothing of {abridged(missing, 6)}.", stacklevel=2)
+        warnings.warn(f"There is nothing of {abridged(missing, 6)}.", stacklevel=3)
     rows = [
         (revision, suite.tokens[revision], task, *found[revision, task][0].row)
         for revision in suite.revisions
@@ -278,4 +278,4 @@ def _check_alike(found: Mapping[tuple[str, str], tuple[_Figures, Path]]) -> None
 def _tell_others(results: Sequence[_Result], metric: str) -> None:
     others = list(dict.fromkeys(task for result in results for task in result.others))
     if others:
-        warnings.warn(f"Without {metric!r}, and left out: {abridged(others, 6)}.", stacklevel=3)
+        warnings.warn(f"Without {metric!r}, and left out: {abridged(others, 6)}.", stacklevel=4)
