@@ -274,7 +274,7 @@ def decoder_similarity(
         ValueError: other shapes, or decoders of different checkpoints or widths.
     """
     first, second = to_numpy(first), to_numpy(second)
-    if first.ndim != 3 or first.shape[1:] != second.shape[1:]:
+    if first.ndim != 3 or first.shape[1:] != second.shape[1:] or not first.size * second.size:
         raise ValueError(
             f"The decoders are {first.shape} and {second.shape}; both must be [latents, "
             "checkpoints, d_model], of the same checkpoints. Of two models of different seeds, "
@@ -296,7 +296,8 @@ def activation_similarity(
         ValueError: other shapes, or different numbers of tokens.
     """
     first, second = to_numpy(first), to_numpy(second)
-    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
+    sizes = first.size * second.size
+    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second) or not sizes:
         raise ValueError(
             f"The activations are {first.shape} and {second.shape}; both must be [tokens, latents] "
             "on the same tokens."
@@ -370,8 +371,8 @@ def rank_correlation(
         ValueError: different numbers of items.
     """
     a, b = to_numpy(a).astype(np.float64), to_numpy(b).astype(np.float64)
-    if not (a.ndim and b.ndim):
-        raise ValueError("A single number has no rank: give arrays [..., items].")
+    if not (a.ndim and b.ndim and a.size and b.size):
+        raise ValueError("There is nothing to rank: give arrays [..., items].")
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(
             f"There are {a.shape[-1]} items on one side and {b.shape[-1]} on the other."

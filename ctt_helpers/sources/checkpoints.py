@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -358,6 +359,7 @@ def load_checkpoint(
     try:
         hf_model = _from_files(folder, files, config, suite.trust_remote_code, what)
         mark = fingerprint(hf_model)
+        _check_weights(hf_model, what, files)
         if part == "below":
             leave_out_above(hf_model, layer)
         # not model.to(dtype): buffers, as of rotary positions, stay precise
@@ -378,6 +380,20 @@ def load_checkpoint(
         reads_only=part == "below",
         checked=checked,
     )
+
+
+def _of_any_layer(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".N.", name)
+
+
+def _check_weights(hf_model: nn.Module, what: str, files: list[Path]) -> None:
+    for name, parameter in hf_model.named_parameters():
+        if not parameter.isfinite().all():
+            names = ", ".join(file.name for file in files)
+            raise NotFinite(
+                f"The weights of {what} ({names}) hold numbers that are not finite, in {name}. "
+                f"{AGAIN}"
+            )
 
 
 def _check_is_no_pointer(file: Path) -> None:
@@ -421,8 +437,18 @@ def _from_files(
             f"cut short or damaged, or does not belong to its config.json. {AGAIN}{sums}{pickled}"
         ) from error
     if info["missing_keys"]:
-        missing = abridged(sorted(info["missing_keys"]))
-        raise ValueError(f"The weights of {what} are incomplete; missing: {missing}.")
+        missing = abridged(sorted(info["missing_keys"]), 6)
+        raise ValueError(
+            f"The weights of {what} are incomplete; missing: {missing}. Either {names} is, or "
+            "config.json is of another model."
+        )
+    # of layers that the configuration does not know; other parts, as for pictures, may be left out
+    known = {_of_any_layer(name) for name in hf_model.state_dict()}
+    if more := [name for name in info["unexpected_keys"] if _of_any_layer(name) in known]:
+        raise ValueError(
+            f"{names} of {what} holds layers that its config.json does not know: "
+            f"{abridged(sorted(more), 4)}. One of the two is of another model, or damaged."
+        )
     return hf_model
 
 
