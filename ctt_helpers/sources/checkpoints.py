@@ -370,16 +370,20 @@ def load_checkpoint(
         raise MemoryError(
             f"Out of memory on {device} while {what} was loaded. {remedies(part, dtype)}"
         ) from error
-    return HookedModel(
-        hf_model=hf_model,
-        tokenizer=suite.tokenizer,
-        layer=layer,
-        label=revision,
-        tokens_seen=suite.tokens[revision],
-        fingerprint=mark,
-        reads_only=part == "below",
-        checked=checked,
-    )
+    try:
+        return HookedModel(
+            hf_model=hf_model,
+            tokenizer=suite.tokenizer,
+            layer=layer,
+            label=revision,
+            tokens_seen=suite.tokens[revision],
+            fingerprint=mark,
+            reads_only=part == "below",
+            checked=checked,
+        )
+    except NotFinite as error:
+        names = ", ".join(file.name for file in files)
+        raise NotFinite(f"{error} They were read from {names} in {folder}.") from error
 
 
 def _of_any_layer(name: str) -> str:
