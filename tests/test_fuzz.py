@@ -474,8 +474,9 @@ MAY_BE_NAN = {
     "MinimalPairs.cell", "MinimalPairs.batches", "MinimalPairs.to", "ablate", "ablation_curve",
     "Effects.load", "Crosscoder", "formats.from_saelens",
 }  # fmt: skip
-# linear maps: what is NaN or infinite in what is given is so in what comes, never a plain number
+# what is NaN or infinite in what these are given is so in what comes, never a plain number
 PASS_ON = {
+    "readout_of",
     "Crosscoder.encode", "Crosscoder.pre_activations", "Crosscoder.forward", "Crosscoder.decode",
     "Crosscoder.decode_scaled", "effects_from_gradient", "logits_above", "spliced_logits",
 }  # fmt: skip
