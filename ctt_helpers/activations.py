@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
+from ctt_helpers.arguments import checked
 from ctt_helpers.hooks import stacked_activations as stacked_activations
 from ctt_helpers.memory import chunk, let_go, ran_out, smaller_chunks_once, too_little
 from ctt_helpers.messages import first_line, show_size, whole_number
@@ -53,6 +54,7 @@ class TensorStream:
 
     group_tokens = 4096
 
+    @checked
     def __init__(
         self,
         x: Float[Tensor, "tokens checkpoints d_model"],
@@ -102,6 +104,7 @@ class TensorStream:
         self._scales: Tensor | None = None
         self._medians: Tensor | None = None
 
+    @checked
     def part(self, processes: Alone) -> TensorStream:
         """What one of several processes reads: its share of the groups, and of every batch.
 
@@ -219,6 +222,7 @@ class TensorStream:
 
     # ---- batches
 
+    @checked
     def batches(self, start: int = 0) -> Iterator[Float[Tensor, "batch checkpoints d_model"]]:
         """Batches from number `start` on, without end; past the last token the data begin again.
 
@@ -480,6 +484,7 @@ class ActivationStream(KeepingStream):
         max_norm: as for `TensorStream`.
     """
 
+    @checked
     def __init__(
         self,
         ckpts: Checkpoints,

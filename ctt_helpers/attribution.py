@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ctt_helpers.arguments import checked
+
 Rows = Int[Tensor, " items"] | slice  # which pair each item belongs to
 Latents = Float[Tensor, "pairs t latents"]
 Decoder = Float[Tensor, "latents d_model"]
@@ -313,6 +315,7 @@ class Attribution:
 # ---- from a gradient
 
 
+@checked
 def effects_from_gradient(
     f: Float[Tensor, "... latents"], W_dec: Decoder, grad: Float[Tensor, "... d_model"]
 ) -> Float[Tensor, "... latents"]:
@@ -321,7 +324,15 @@ def effects_from_gradient(
     With the gradient at the clean activation this is attribution patching; with the gradient
     averaged along a line from x to b_dec it is integrated gradients. The decoder is that of one
     checkpoint, in raw (unscaled) space.
+
+    Raises:
+        ValueError: sizes that do not fit.
     """
+    if W_dec.shape != (f.shape[-1], grad.shape[-1]) or f.shape[:-1] != grad.shape[:-1]:
+        raise ValueError(
+            f"f {tuple(f.shape)}, W_dec {tuple(W_dec.shape)} and grad {tuple(grad.shape)} do not "
+            "fit: they are [..., latents], [latents, d_model] and [..., d_model]."
+        )
     return -f * (grad @ W_dec.T)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ctt_helpers import hooks
+from ctt_helpers.arguments import checked
 from ctt_helpers.memory import chunk, smaller_chunks_once
-from ctt_helpers.messages import progress
+from ctt_helpers.messages import abridged, progress
 from ctt_helpers.metrics import share_right
 from ctt_helpers.pairs import MinimalPairs, check_tokenizer
 
@@ -29,6 +30,7 @@ FROM_CHANCE = 0.1
 # ---- one checkpoint
 
 
+@checked
 @smaller_chunks_once("in logit_differences", "Set batch_size lower.")
 @torch.no_grad()
 def logit_differences(
@@ -101,6 +103,7 @@ def _log_probability(
     return total.index_add_(0, row.to(each.device), each)
 
 
+@checked
 def accuracy(model: hooks.HookedModel, pairs: MinimalPairs, whole: bool = False) -> float:
     """Share of pairs whose right token has the higher logit; a tie counts as half.
 
@@ -113,6 +116,7 @@ def accuracy(model: hooks.HookedModel, pairs: MinimalPairs, whole: bool = False)
 # ---- over training
 
 
+@checked
 def accuracy_curve(
     suite: Suite,
     tasks: Mapping[str, MinimalPairs],
@@ -151,7 +155,7 @@ def accuracy_curve(
             for cell, congruent, part in _parts(pairs) if cells else ():
                 named = about | {"cell": cell, "congruent": congruent}
                 rows.append(named | _share_right(difference[part]))
-    hooks.tell_twins(fingerprints)
+    hooks.tell_twins(fingerprints, stacklevel=4)
     columns = ["revision", "tokens_seen", "task", *(["cell", "congruent"] if cells else [])]
     columns += ["accuracy", "stderr", "n_pairs", "logit_difference"]
     return pd.DataFrame(rows, columns=columns)
@@ -177,6 +181,7 @@ def _share_right(difference: Float[Tensor, " pairs"]) -> dict[str, float]:
     }
 
 
+@checked
 def similarity_matrix(
     suite: Suite,
     pairs: MinimalPairs,
@@ -199,6 +204,7 @@ def similarity_matrix(
     checkpoints = suite.checkpoints(revisions, layer=layer, device=device)
     directions, fingerprints = [], {}
     for model in progress(checkpoints.one_by_one(), "similarity", total=len(checkpoints)):
+        check_tokenizer(pairs, model.tokenizer, model.label)
         fingerprints[model.label] = model.fingerprint
         rows = []
         for batch in pairs.batches(256):
@@ -208,7 +214,7 @@ def similarity_matrix(
         tokens = torch.cat(rows)
         hooks.check_finite(tokens, model, f"Activations on {pairs.name!r}")
         directions.append(torch.nn.functional.normalize(tokens, dim=-1))
-    hooks.tell_twins(fingerprints)
+    hooks.tell_twins(fingerprints, stacklevel=4)
     values = [[float((a * b).sum(-1).mean()) for b in directions] for a in directions]
     return pd.DataFrame(values, index=checkpoints.revisions, columns=checkpoints.revisions)
 
@@ -231,6 +237,7 @@ class TripletChoice:
     table: pd.DataFrame
 
 
+@checked
 def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame) -> TripletChoice:
     """Suggest three checkpoints around large changes of both accuracy and activations.
 
@@ -249,6 +256,14 @@ def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame) -> TripletChoice:
         ValueError: fewer than three revisions in common, none early enough qualifies, accuracies
             outside 0 to 1, or values that are missing.
     """
+    for what, table, columns in (
+        ("curve", curve, ("revision", "task", "accuracy")),
+        ("sim", sim, sim.index),
+    ):
+        if missing := [str(column) for column in columns if column not in table]:
+            raise ValueError(
+                f"{what} has no column {missing[0]!r}; it has {abridged(list(table))}."
+            )
     wide = _by_task(curve)
     revisions = [revision for revision in sim.index if revision in wide.index]
     if len(revisions) < 3:
@@ -307,6 +322,12 @@ def suggest_triplet(curve: pd.DataFrame, sim: pd.DataFrame) -> TripletChoice:
 def _by_task(curve: pd.DataFrame) -> pd.DataFrame:
     """Accuracies, revisions x tasks; of a curve in cells, the whole of each task."""
     whole = curve[curve["cell"] == "all"] if "cell" in curve else curve
+    if whole.duplicated(["revision", "task"]).any():
+        raise ValueError(
+            "The curve has two rows of one revision and task: give one accuracy for each."
+        )
+    if not pd.api.types.is_numeric_dtype(whole["accuracy"]):
+        raise ValueError("The accuracies of the curve are no numbers: give shares from 0 to 1.")
     return whole.pivot(index="revision", columns="task", values="accuracy")
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ctt_helpers import hooks
 from ctt_helpers.activations import KeepingStream, describe_text, read_group, sequences_at_once
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import (
     atomic_path,
     expanded,
@@ -70,6 +71,7 @@ class ActivationCache:
     # ---- made and found
 
     @classmethod
+    @checked
     def build(
         cls,
         ckpts: Checkpoints,
@@ -130,6 +132,7 @@ class ActivationCache:
             ) from error
 
     @classmethod
+    @checked
     def open(cls, folder: str | Path) -> ActivationCache:
         """A finished cache.
 
@@ -156,6 +159,7 @@ class ActivationCache:
                     raise FileNotFoundError(f"{cache._path(c, shard)} is missing. {_REMEDY}")
         return cache
 
+    @checked
     def stream(
         self,
         batch_size: int = 1024,
@@ -181,11 +185,13 @@ class ActivationCache:
         return CachedStream(self, batch_size, seed, buffer_tokens, max_norm, device, keep_gb)
 
     @staticmethod
+    @checked
     def size(ckpts: Checkpoints, text: Int[Tensor, "sequences length"], dtype: str = "auto") -> int:
         """Bytes that a cache takes on disk.
 
         The headers of its files come on top: below 1 %, unless groups are of very few tokens.
         """
+        sequences_at_once(text, 1)  # whether it is [sequences, length]
         tokens = text.shape[0] * (text.shape[1] - 1)
         itemsize = DTYPES[_pick(dtype, ckpts.dtype)].itemsize
         return len(ckpts) * tokens * ckpts.d_model * itemsize
@@ -273,6 +279,7 @@ class ActivationCache:
         end = min((group + 1) * self.group_tokens, self.n_tokens)
         return slice(start, end - first * self.group_tokens)
 
+    @checked
     def read(self, checkpoint: int, group: int) -> Float[Tensor, "tokens d_model"]:
         """One group of tokens at one checkpoint, mapped into memory; do not write to it.
 
@@ -301,6 +308,7 @@ class ActivationCache:
             del self._files[next(iter(self._files))]
         return file
 
+    @checked
     def fetch(self, checkpoint: int, group: int) -> None:
         """Tell the system that a group is read soon: it may get it from the disk beforehand."""
         if not hasattr(os, "posix_fadvise"):
@@ -591,6 +599,7 @@ class _Builder:
             part.copy_(found.to(cache.dtype), non_blocking=True)
         if on_gpu:
             torch.cuda.synchronize(model.device)
+        hooks.check_norms(x, model.label)
         parts = [x[cache._rows(group, groups[0])] for group in groups]
         about = {"kind": KIND, "mark": cache._mark(c, shard)}
         about["checksums"] = " ".join(map(_checksum, parts))

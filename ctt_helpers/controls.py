@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
+from ctt_helpers.arguments import checked
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.messages import whole_number
 from ctt_helpers.metrics import PER_LATENT
@@ -29,6 +30,7 @@ MAX_ERROR, MAX_RECONSTRUCTION = 0.2, 0.5
 # ---- other latents, other directions
 
 
+@checked
 def control_groups(
     group: Iterable[int],
     eligible: Iterable[int],
@@ -70,6 +72,11 @@ def control_groups(
     if size is None:
         return [rng.choice(pool, len(group), replace=False).tolist() for _ in range(n_groups)]
     size = np.asarray(size, float)
+    if size.ndim != 1 or min(group, default=0) < 0 or max([*group, *pool], default=-1) >= len(size):
+        raise ValueError(
+            f"size is {size.shape}, and there are latents up to {max([*group, *pool], default=0)}: "
+            "give one number for each latent of the crosscoder."
+        )
     used = size[[*group, *pool]]
     if not (np.isfinite(used) & (used > 0)).all():
         raise ValueError(
@@ -90,6 +97,7 @@ def control_groups(
     return groups
 
 
+@checked
 @torch.no_grad()
 def random_directions(crosscoder: Crosscoder, seed: int = 0) -> Crosscoder:
     """A copy whose latents write in random directions: features of the same norm and frequency.
@@ -145,6 +153,7 @@ class PredictedOthers:
         return predicted
 
 
+@checked
 @torch.no_grad()
 def predict_others(
     ckpts: Checkpoints, text: Int[Tensor, "sequences length"], ridge: float = 1e-6
@@ -173,7 +182,10 @@ def predict_others(
         raise ValueError(f"ridge={ridge!r} must be above 0: 1e-6 is usual.")
     groups = [(ids, None) for ids in text.split(64)]
     read = hooks.stacked_batches(ckpts, groups)
-    x = torch.cat([part[:, 1:].cpu().double() for part in read])
+    x = torch.cat([part[:, 1:].cpu() for part in read])
+    for c, label in enumerate(ckpts.labels):
+        hooks.check_norms(x[:, :, c], label)
+    x = x.double()
     fitted = len(x) - max(1, len(x) // 5)
     weight, bias = _regression(x[:fitted].flatten(0, 1), ridge)
     return PredictedOthers(
@@ -260,6 +272,7 @@ class LatentScaling:
     n_tokens: int
 
 
+@checked
 @torch.no_grad()
 def latent_scaling(
     crosscoder: Crosscoder, batches: Iterable[Float[Tensor, "tokens n d"]]
@@ -307,6 +320,11 @@ def latent_scaling(
     square = torch.zeros_like(missed[0])  # sums over tokens of f_i^2
     tokens = 0
     for x in batches:
+        if x.ndim != 3:
+            raise ValueError(
+                f"A batch is {tuple(x.shape)}; it must be [tokens, checkpoints, d_model]. Of one "
+                "batch alone give a list, [x]."
+            )
         f = crosscoder.encode(x)
         reconstruction = crosscoder.decode_scaled(f)
         error = x * crosscoder.scales[:, None] - reconstruction
@@ -321,6 +339,11 @@ def latent_scaling(
             "There are no tokens in the batches; an iterator can be run through only once."
         )
     missed, rebuilt, square = (total.cpu().double() for total in (missed, rebuilt, square))
+    if not all(total.isfinite().all() for total in (missed, rebuilt, square)):
+        raise ValueError(
+            "Activations in the batches are not finite, or too large for their dtype: look at the "
+            "checkpoints that they come from."
+        )
     length = d.square().sum(1).cpu().double()
     written = torch.einsum("hnd,hd->nh", W_dec, d).cpu().double() / length
     weight = square * length
@@ -344,6 +367,7 @@ def latent_scaling(
     )
 
 
+@checked
 def artefacts(
     ratios: PER_LATENT, scaling: LatentScaling, names: Sequence[str], specific: float = 0.7
 ) -> pd.DataFrame:

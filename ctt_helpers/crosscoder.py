@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ctt_helpers.arguments import checked, choose, whole_number
 from ctt_helpers.files import load_folder, save_folder
-from ctt_helpers.messages import choose, whole_number
 
 SPARSITIES = ("batch_topk", "l1")
 SETTINGS = ("n_checkpoints", "d_model", "n_latents", "sparsity", "k", "seed", "decoder_norm")
@@ -56,6 +56,7 @@ class Crosscoder(nn.Module):
         ValueError: a size or setting outside what is said above.
     """
 
+    @checked
     def __init__(
         self,
         n_checkpoints: int,
@@ -114,6 +115,7 @@ class Crosscoder(nn.Module):
 
     # ---- there and back
 
+    @checked
     def pre_activations(
         self, x: Float[Tensor, "*tokens checkpoints d_model"]
     ) -> Float[Tensor, "*tokens latents"]:
@@ -122,6 +124,7 @@ class Crosscoder(nn.Module):
         scaled = (x * self.scales[:, None]).flatten(-2)
         return _affine(scaled, self.W_enc.flatten(0, 1).T, self.b_enc)
 
+    @checked
     def encode(
         self, x: Float[Tensor, "*tokens checkpoints d_model"]
     ) -> Float[Tensor, "*tokens latents"]:
@@ -140,19 +143,27 @@ class Crosscoder(nn.Module):
         f = pre.relu()
         return f * (f * self.code_norms() > self.threshold)
 
+    @checked
     def decode(
         self, f: Float[Tensor, "*tokens latents"]
     ) -> Float[Tensor, "*tokens checkpoints d_model"]:
         """Raw reconstruction at every checkpoint."""
         return self.decode_scaled(f) / self.scales[:, None]
 
+    @checked
     def decode_scaled(
         self, f: Float[Tensor, "*tokens latents"]
     ) -> Float[Tensor, "*tokens checkpoints d_model"]:
         """Reconstruction in scaled space, where the loss is measured."""
+        if f.shape[-1:] != (self.n_latents,):
+            raise ValueError(
+                f"Latents of shape {tuple(f.shape)} do not fit this crosscoder, which has "
+                f"{self.n_latents}."
+            )
         flat = _affine(f, self.W_dec.flatten(1).T, self.b_dec.flatten())
         return flat.unflatten(-1, (self.n_checkpoints, self.d_model))
 
+    @checked
     def forward(
         self, x: Float[Tensor, "*tokens checkpoints d_model"]
     ) -> Float[Tensor, "*tokens checkpoints d_model"]:
@@ -196,6 +207,7 @@ class Crosscoder(nn.Module):
         other.scales.fill_(1)
         return other
 
+    @checked
     @torch.no_grad()
     def part(self, features: Sequence[int]) -> "Crosscoder":
         """A crosscoder of some of the latents, in this order, in evaluation mode.
@@ -204,6 +216,8 @@ class Crosscoder(nn.Module):
         for reading: what it rebuilds lacks the others.
         """
         features = list(features)
+        if not features or not all(0 <= feature < self.n_latents for feature in features):
+            raise ValueError(f"features={features}: give some of 0 to {self.n_latents - 1}.")
         settings = {**self.config, "n_latents": len(features)}
         if self.k is not None:
             settings["k"] = min(self.k, len(features))
@@ -221,6 +235,7 @@ class Crosscoder(nn.Module):
 
     # ---- where it belongs
 
+    @checked
     def check_source(self, here: Mapping[str, Any]) -> None:
         """Raise ValueError where this crosscoder was not trained on what `here` describes.
 
@@ -237,6 +252,7 @@ class Crosscoder(nn.Module):
 
     # ---- files
 
+    @checked
     def save(self, folder: str | Path) -> None:
         """Write crosscoder.safetensors and config.json (settings, source, versions, checksums).
 
@@ -249,6 +265,7 @@ class Crosscoder(nn.Module):
         save_folder(folder, "crosscoder", self.state_dict(), settings, FILES, _is_config)
 
     @classmethod
+    @checked
     def load(cls, folder: str | Path) -> "Crosscoder":
         """Read what `save` wrote; the crosscoder comes back in evaluation mode, on the CPU.
 
@@ -277,10 +294,11 @@ class Crosscoder(nn.Module):
             ) from error
         return crosscoder.eval()
 
+    @checked
     def push_to_hub(
         self,
         repo_id: str,
-        report: Any = None,
+        report: "Report | None" = None,
         private: bool | None = None,
         token: str | None = None,
     ) -> str:
@@ -308,6 +326,7 @@ class Crosscoder(nn.Module):
         return _exchange().push(self, repo_id, report, private, token)
 
     @classmethod
+    @checked
     def from_pretrained(
         cls,
         repo_id_or_folder: str | Path,
@@ -350,6 +369,8 @@ class Crosscoder(nn.Module):
 
 def check_source(dictionary: Any, here: Mapping[str, Any]) -> None:
     """`Crosscoder.check_source`, of whatever has `source` and `n_checkpoints`."""
+    if "revisions" not in here:
+        raise ValueError("here has no revisions: give what Checkpoints.source says.")
     revisions = list(here["revisions"])
     if len(revisions) != dictionary.n_checkpoints:
         raise ValueError(
@@ -387,7 +408,7 @@ def check_source(dictionary: Any, here: Mapping[str, Any]) -> None:
             warnings.warn(
                 "This crosscoder was trained with fingerprints of another version: that it "
                 "belongs to these weights goes by their names alone.",
-                stacklevel=4,
+                stacklevel=5,
             )
     if told:
         listed = "; ".join(

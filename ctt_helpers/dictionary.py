@@ -72,6 +72,12 @@ def prepare(dictionary: Dictionary, here: Mapping[str, Any]) -> None:
         TypeError: it does not offer what `Dictionary` says.
         ValueError: it belongs to other checkpoints, or its parts contradict each other.
     """
+    width, found = getattr(dictionary, "d_model", None), here.get("d_model")
+    if None not in (width, found) and width != found:
+        raise ValueError(
+            f"{type(dictionary).__name__} reads activations of d_model {width}, and those of the "
+            f"checkpoints have {found}: it belongs to another model."
+        )
     if isinstance(dictionary, Crosscoder):
         dictionary.check_source(here)
         dictionary.eval()

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks, memory
+from ctt_helpers.arguments import checked
 from ctt_helpers.attribution import (
     EVERY,
     METHODS,
@@ -208,6 +209,7 @@ class Effects:
     info: dict[str, Any]
     stderr: Float[np.ndarray, "checkpoints latents"] | None = None
 
+    @checked
     def save(self, folder: str | Path) -> None:
         """Write effects.safetensors and effects.json (with checksums); what else is there stays.
 
@@ -223,6 +225,7 @@ class Effects:
         save_folder(folder, "effects", tensors, about, FILES, _is_effects)
 
     @classmethod
+    @checked
     def load(cls, folder: str | Path) -> Effects:
         """Read what `save` wrote.
 
@@ -297,7 +300,8 @@ def _read(
             "token is never touched. Whole sentences can be compared by accuracy(..., whole=True)."
         )
     check_tokenizer(pairs, ckpts.tokenizer, ckpts.labels[0])
-    prepare(crosscoder, {**ckpts.source, "begins_with": pairs.begins_with})
+    here = {**ckpts.source, "d_model": ckpts.d_model, "begins_with": pairs.begins_with}
+    prepare(crosscoder, here)
     batches = list(pairs.batches(chunk(whole_number("batch_size", batch_size))))
     ids = [(batch.input_ids, batch.attention_mask) for batch in batches]
     readings, done = [], 0
@@ -363,6 +367,7 @@ def _alike(readings: Sequence[_Reading], checkpoint: int) -> dict[str, float | N
     return {name: float(value) if value.isfinite() else None for name, value in figures.items()}
 
 
+@checked
 def readout_of(
     model: hooks.HookedModel,
     pairs: MinimalPairs,
@@ -379,6 +384,13 @@ def readout_of(
         b_dec: the decoder's bias at this checkpoint, in raw space: where the joint line leads.
         metric: as for `indirect_effects`.
     """
+    check_tokenizer(pairs, model.tokenizer, model.label)
+    sizes = (*pairs.input_ids.shape, len(b_dec))
+    if tuple(x.shape) != sizes:
+        raise ValueError(
+            f"x is {tuple(x.shape)}; with these pairs and this b_dec it is {sizes}: [pairs, t, "
+            "d_model], with the first token."
+        )
     metric, sight = as_metric(metric), _Sight(model, pairs, x)
     m = metric_of_stream(metric, sight.answer_logits, sight.all_logits, pairs.right, pairs.wrong, x)
     keep, baseline = touched(pairs).to(x.device), b_dec.to(x)
@@ -602,6 +614,7 @@ def _of_partners(
 # ---- effects of single latents
 
 
+@checked
 @smaller_chunks_once("in indirect_effects", LESS)
 def indirect_effects(
     crosscoder: Dictionary,
@@ -829,7 +842,7 @@ def _tell_coarse(coarse: dict[str, float], dtype: torch.dtype, tol: float) -> No
         f"{str(dtype).removeprefix('torch.')} resolves the metric to {finest}: there pieces of the "
         f"line were held to that, and not to tol={tol}. The completeness gap tells how far they "
         "are off; dtype='float32' goes further.",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -878,6 +891,7 @@ def _summed(
 # ---- effects of groups
 
 
+@checked
 @smaller_chunks_once("in ablate", LESS)
 def ablate(
     crosscoder: Dictionary,
@@ -917,6 +931,7 @@ def ablate(
     return _removed(crosscoder, ckpts, pairs, readings, removal, partner)
 
 
+@checked
 @smaller_chunks_once("in ablation_curve", LESS)
 def ablation_curve(
     crosscoder: Dictionary,
@@ -1101,6 +1116,7 @@ class Subsets:
     names: list[str]
     lead: Float[np.ndarray, "checkpoints subsets pairs"] = field(repr=False)
 
+    @checked
     def number(self, off: Iterable[int]) -> int:
         """The number of a subset, given the latents that are off.
 
@@ -1117,11 +1133,13 @@ class Subsets:
             number |= 1 << self.features.index(feature)
         return number
 
+    @checked
     def without(self, off: Iterable[int]) -> Float[np.ndarray, "checkpoints pairs"]:
         """The lead without these latents."""
         return self.lead[:, self.number(off)]
 
 
+@checked
 @smaller_chunks_once("in ablate_subsets", LESS)
 def ablate_subsets(
     crosscoder: Dictionary,

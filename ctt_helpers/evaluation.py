@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
+from ctt_helpers.arguments import checked
 from ctt_helpers.dictionary import Dictionary, codes, prepare, some_of
 from ctt_helpers.files import versions, write_json
 from ctt_helpers.memory import chunk, smaller_chunks_once
@@ -78,6 +79,7 @@ class Report:
         figures = {column: getattr(self, column) for column in columns}
         return pd.DataFrame({"checkpoint": self.names, **figures})
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the report as JSON."""
         about = {**asdict(self), "frequency": self.frequency.tolist(), "versions": versions()}
@@ -88,7 +90,7 @@ def check_match(
     crosscoder: Dictionary, ckpts: Checkpoints, pairs: MinimalPairs | None = None
 ) -> None:
     """Raise ValueError where crosscoder, checkpoints and pairs do not belong together."""
-    here = dict(ckpts.source)
+    here = {**ckpts.source, "d_model": ckpts.d_model}
     if pairs is not None:
         check_tokenizer(pairs, ckpts.tokenizer, ckpts.labels[0])
         here["begins_with"] = pairs.begins_with
@@ -104,7 +106,8 @@ def _check_text(
         )
     first = text[:, 0].unique()
     begins_with = int(first) if len(first) == 1 else None
-    prepare(crosscoder, {**ckpts.source, "begins_with": begins_with})
+    here = {**ckpts.source, "d_model": ckpts.d_model, "begins_with": begins_with}
+    prepare(crosscoder, here)
 
 
 def _groups(
@@ -125,9 +128,17 @@ def _read(
     return hooks.stacked_batches(ckpts, [(ids, None) for ids in group])
 
 
+def _check_norms(
+    ckpts: Checkpoints, x: Float[Tensor, "sequences length checkpoints d_model"]
+) -> None:
+    for c, label in enumerate(ckpts.labels):
+        hooks.check_norms(x[:, :, c], label)
+
+
 # ---- the figures
 
 
+@checked
 @smaller_chunks_once("in evaluate", LESS)
 @torch.no_grad()
 def evaluate(
@@ -290,6 +301,7 @@ def _logits_at_once(model: hooks.HookedModel) -> int:
     return chunk(LOGITS_AT_ONCE // model.config.vocab_size)
 
 
+@checked
 @torch.no_grad()
 def pca_baseline(
     fitted: Float[Tensor, "tokens checkpoints d_model"],
@@ -322,6 +334,12 @@ def pca_baseline(
             "[tokens, checkpoints, d_model] twice, of the same checkpoints."
         )
     n, d_model = fitted.shape[1:]
+    if not (fitted.isfinite().all() and held_out.isfinite().all()) or not (
+        len(fitted) and len(held_out)
+    ):
+        raise ValueError("The activations are none, or NaN or infinite.")
+    if scales is not None and not (scales.shape == (n,) and (scales > 0).all()):
+        raise ValueError(f"scales={scales}: give {n} numbers above 0, one a checkpoint.")
     if whole_number("rank", rank) > d_model:
         raise ValueError(f"rank={rank}: there are {d_model} directions.")
     scale = torch.ones(n) if scales is None else scales
@@ -331,6 +349,8 @@ def pca_baseline(
     joint = _onto_principal(fitted.flatten(1), seen.flatten(1), rank).unflatten(1, (n, d_model))
     each = [_onto_principal(fitted[:, c], seen[:, c], rank) for c in range(n)]
     deviation = (seen - seen.mean(0)).double().pow(2).sum((0, 2))
+    if not (deviation > 0).all():
+        raise ValueError("The held-out activations do not vary: there is nothing to explain.")
 
     def explained(rebuilt: Float[Tensor, "tokens n d_model"]) -> Float[np.ndarray, " n"]:
         missed = (seen - rebuilt).double().pow(2).sum((0, 2))
@@ -351,6 +371,8 @@ def _principal(fitted: Float[Tensor, "tokens size"], rank: int) -> Float[Tensor,
     """First principal directions of centred rows: exact, or by random projections where wide."""
     if fitted.shape[1] <= WIDE:
         covariance = (fitted.T @ fitted).cpu().double()
+        if not covariance.isfinite().all():
+            raise ValueError("The squares of the scaled activations are too large for floats.")
         return torch.linalg.eigh(covariance).eigenvectors[:, -rank:]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -361,6 +383,7 @@ def _principal(fitted: Float[Tensor, "tokens size"], rank: int) -> Float[Tensor,
 # ---- reading a latent
 
 
+@checked
 @smaller_chunks_once("in top_examples", LESS)
 @torch.no_grad()
 def top_examples(
@@ -388,6 +411,7 @@ def top_examples(
     peaks, places = [], []
     for group in progress(list(_groups(ckpts, text)), "examples"):
         for x in _read(ckpts, group):
+            _check_norms(ckpts, x)
             peak, place = some.encode(x[:, 1:]).max(1)
             peaks.append(peak.cpu())
             places.append(place.cpu() + 1)
@@ -432,7 +456,9 @@ def streams(
 ) -> Iterator[Float[Tensor, "sequences length checkpoints d_model"]]:
     """The raw activations of a text at all checkpoints, in batches, in its order."""
     for group in progress(list(_groups(ckpts, text)), "reading"):
-        yield from _read(ckpts, group)
+        for x in _read(ckpts, group):
+            _check_norms(ckpts, x)
+            yield x
 
 
 @dataclass(frozen=True)
@@ -458,6 +484,7 @@ class ActivePlaces:
         return np.array([len(value) for value in self.value]) / self.n_tokens
 
 
+@checked
 @smaller_chunks_once("in active_places", LESS)
 @torch.no_grad()
 def active_places(
@@ -511,6 +538,7 @@ def active_places(
 BANDS = ("top", "middle", "bottom", "random")
 
 
+@checked
 def examples_by_band(
     places: ActivePlaces,
     ckpts: Checkpoints,
@@ -533,6 +561,12 @@ def examples_by_band(
         latent -> band -> examples as those of `top_examples`.
     """
     k = whole_number("k", k)
+    read = text.shape[0] * (text.shape[1] - 1) if text.ndim == 2 else 0
+    if read != places.n_tokens:
+        raise ValueError(
+            f"The places are those of a text of {places.n_tokens} tokens (first ones left out), "
+            f"and this text is {tuple(text.shape)}: give the text that active_places was given."
+        )
     found = {}
     for column, feature in enumerate(places.features):
         row, position = places.sequence[column], places.position[column]
@@ -573,6 +607,7 @@ def _one_a_sequence(
     return chosen
 
 
+@checked
 @torch.no_grad()
 def promoted_tokens(
     crosscoder: Dictionary, ckpts: Checkpoints, feature: int, k: int = 8
@@ -585,6 +620,10 @@ def promoted_tokens(
 
     Returns:
         Table: checkpoint, kind ("promoted" or "suppressed"), rank, token, score.
+
+    Raises:
+        ValueError: a feature that does not exist, a crosscoder that does not belong here, or `k`
+            outside 1 to the size of the vocabulary.
     """
     check_match(crosscoder, ckpts)
     (feature,) = check_features([feature], crosscoder.n_latents)
@@ -595,6 +634,8 @@ def promoted_tokens(
             direction = direction - direction.mean()
         scores = model.unembedding.weight.to(direction) @ (direction * model.norm_gain)
         scores = scores - scores.mean()
+        if whole_number("k", k) > len(scores):
+            raise ValueError(f"k={k}: there are {len(scores)} tokens.")
         for kind, largest in (("promoted", True), ("suppressed", False)):
             top = scores.topk(k, largest=largest)
             found = zip(top.values.tolist(), top.indices.tolist(), strict=True)

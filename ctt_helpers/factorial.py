@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.effects import METRICS, Effects
 from ctt_helpers.messages import abridged, choose, whole_number
 from ctt_helpers.metrics import check_features
@@ -339,6 +340,7 @@ def _each(values: Any, what: str) -> Iterator[Float[np.ndarray, "pairs features"
         yield each
 
 
+@checked
 def factorial_of(
     values: Effects | Float[Tensor, "... pairs features"] | Float[np.ndarray, "... pairs features"],
     pairs: MinimalPairs,
@@ -563,6 +565,7 @@ def _labels(
 # ---- the model's own behaviour
 
 
+@checked
 def behaviour_factorial(
     differences: Float[Tensor, "checkpoints pairs"] | Sequence[Float[Tensor, " pairs"]],
     pairs: MinimalPairs,
@@ -620,6 +623,7 @@ def behaviour_factorial(
 # ---- all features together
 
 
+@checked
 def shares_of_effect(
     found: Factorial,
     labels: Sequence[str] | Shaped[np.ndarray, "checkpoints features"] | None = None,

@@ -27,8 +27,6 @@ from importlib import metadata
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from ctt_helpers.messages import show_size
-
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -69,10 +67,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     made anew: what a folder already holds is not ours to replace.
 
     Raises:
-        FileExistsError: the new thing is a folder, and there is something at `path`.
+        FileExistsError: there is a folder at `path`, or the new thing is one and there is
+            anything.
         OSError: the disk is full, or the folder may not be written to; the message says what to do.
     """
     path = expanded(path)
+    if path.name in ("", ".."):  # this folder, or the one above
+        raise FileExistsError(f"{str(path)!r} is a folder that is there already. Give another.")
     stem = f".{path.name}{_temporary()}"
     with _told_what_to_do(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary = room / path.name
         try:
             yield temporary
-            if temporary.is_dir() and path.exists():
+            if path.exists() and (temporary.is_dir() or path.is_dir()):
                 raise FileExistsError(
                     f"{path} is there already, and is left as it is. Give another."
                 )
@@ -107,10 +108,10 @@ def _told_what_to_do(path: Path) -> Iterator[None]:
         at = Path(at) if isinstance(at, str | Path) else path
         here = at.is_relative_to(path.parent) or path.is_relative_to(at)
         if number in FULL and here:
-            free = show_size(shutil.disk_usage(_existing(path.parent)).free)
+            free = shutil.disk_usage(_existing(path.parent)).free / 1e9
             message = (
-                f"{path} could not be written ({what}); {free} are free on that disk. What was "
-                "written before stays whole: make room, and the same call goes on."
+                f"{path} could not be written ({what}); {free:.3g} GB are free on that disk. What "
+                "was written before stays whole: make room, and the same call goes on."
             )
         elif number in REFUSED and here:
             message = (

@@ -24,6 +24,8 @@ from nnsight import CONFIG, TransformersModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from ctt_helpers.arguments import checked
+
 Ids = Int[Tensor, "batch tokens"]
 Residual = Float[Tensor, "batch tokens d_model"]
 
@@ -307,6 +309,7 @@ def check_layer(layer: int, n_layers: int) -> None:
         )
 
 
+@checked
 def pick_device(device: str = "auto") -> str:
     """Name of the device to use: the one asked for, or the best one that is there.
 
@@ -352,6 +355,17 @@ def check_finite(values: Tensor, model: HookedModel, what: str = "Logits") -> No
         f"{what} of {model.in_words()} are not finite ({n_bad:,} of {values.numel():,} values). "
         f"{mend}"
     )
+
+
+def check_norms(x: Float[Tensor, "*tokens d_model"], label: str) -> None:
+    """Raise NotFinite unless the norms of activations are finite; it waits for their device."""
+    wrong = ~at_least_float32(x).norm(dim=-1).isfinite()
+    if wrong.any():
+        raise NotFinite(
+            f"{int(wrong.sum())} of {wrong.numel()} activations of {label!r} are not finite, or "
+            "their norms are too large for float32. Look at the checkpoint; half precision may "
+            "overflow."
+        )
 
 
 def tell_twins(fingerprints: Mapping[str, str | None], stacklevel: int = 3) -> None:
@@ -431,11 +445,28 @@ def _checked_inputs(model: HookedModel, ids: Ids, mask: Ids | None) -> dict[str,
             f"Sequences of {ids.shape[1]} tokens are longer than the context of {model.label!r}, "
             f"{model.context}: beyond it a model guesses badly. Give shorter ones."
         )
+    if mask is not None and mask.shape != ids.shape:
+        raise ValueError(
+            f"attention_mask is {tuple(mask.shape)} and input_ids are {tuple(ids.shape)}: give a "
+            "mask of the same shape."
+        )
     if mask is not None and bool((mask[:, :-1] < mask[:, 1:]).any()):
         raise ValueError("attention_mask must be ones, then zeros: pad on the right.")
     return _inputs(model, ids, mask)
 
 
+def _check_stream(model: HookedModel, x: Residual, of: tuple[int, ...] | None) -> None:
+    """Raise ValueError unless `x` is a residual stream, of tokens of this shape."""
+    fits = x.ndim == 3 and x.shape[2] == model.d_model and x.numel() > 0
+    if not fits or (of is not None and tuple(x.shape[:2]) != tuple(of)):
+        given = "" if of is None else f", for tokens {tuple(of)}"
+        raise ValueError(
+            f"x is {tuple(x.shape)}{given}; it must be [batch, tokens, d_model] with d_model "
+            f"{model.d_model}, and not empty."
+        )
+
+
+@checked
 def residual_stream(
     model: HookedModel, input_ids: Ids, attention_mask: Ids | None = None, layer: int | None = None
 ) -> Residual:
@@ -481,11 +512,13 @@ def stacked_batches(
     return [torch.stack(stream, dim=2) for stream in streams]
 
 
+@checked
 def spliced_logits(
     model: HookedModel, input_ids: Ids, attention_mask: Ids | None, x: Residual
 ) -> Float[Tensor, "batch tokens vocabulary"]:
     """Logits of a whole pass with `x` in place of the residual stream after `model.layer`."""
     inputs = _checked_inputs(model, input_ids, attention_mask)
+    _check_stream(model, x, tuple(input_ids.shape))
     x = x.to(model.device, model.dtype)
     with model.lock, torch.no_grad(), model.lm.trace(**inputs):
         output = model.blocks[model.layer].output
@@ -542,6 +575,7 @@ def past_above(model: HookedModel, x: Residual, attention_mask: Ids | None = Non
     return Past(keys, values, x.shape[1])
 
 
+@checked
 def logits_above(
     model: HookedModel,
     x: Residual,
@@ -564,6 +598,7 @@ def logits_above(
         [batch, tokens, vocabulary]; [batch, vocabulary] with `position`; [batch, k] with `position`
         and `tokens`.
     """
+    _check_stream(model, x, None if attention_mask is None or past else attention_mask.shape)
     cache = None if past is None else past.cache(model.layer, len(x))
     with model.lock, _answering_alone(model, position):
         hidden = hidden_above(model, x, attention_mask, cache)

@@ -18,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ctt_helpers import evaluation
+from ctt_helpers.arguments import checked
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.files import atomic_path, expanded, read_text
 from ctt_helpers.messages import whole_number
@@ -29,6 +30,7 @@ Row = dict[str, float]
 FIRST = ["step", "tokens"]  # columns by which a file is known as a log
 
 
+@checked
 def to_csv(path: str | Path) -> Callable[[Row], None]:
     """Each row as it comes, in a CSV file; a run that is taken up again goes on in it.
 
@@ -63,14 +65,25 @@ def _earlier(path: Path, step: float) -> list[dict[str, Any]]:
             f"{path} is no log of a training (its columns do not begin with {', '.join(FIRST)}), "
             "and is left as it is. Give another file."
         )
-    rows = list(table)
-    before = [row for row in rows if float(row["step"]) < step]
+    rows = []
+    for row in table:
+        if None in row or None in row.values() or not _is_whole(row["step"]):
+            raise ValueError(
+                f"{path}, line {table.line_num}: this is no row of a log. Mend it, or move it away."
+            )
+        rows.append(row)
+    before = [row for row in rows if int(row["step"]) < step]
     if rows and not before:
         raise FileExistsError(
             f"{path} is the log of a training up to step {rows[-1]['step']}, and this one begins "
             "afresh. Give another file, or move that one away."
         )
     return before
+
+
+@checked
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def to_tensorboard(folder: str | Path) -> Callable[[Row], None]:
@@ -117,6 +130,7 @@ def to_wandb(run: Any = None, **settings: Any) -> Callable[[Row], None]:
     return write
 
 
+@checked
 def evaluating(
     crosscoder: Crosscoder, ckpts: Checkpoints, text: Int[Tensor, "sequences length"], every: int
 ) -> Callable[[Row], Mapping[str, float]]:

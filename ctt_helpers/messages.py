@@ -3,13 +3,13 @@
 And what is not: tokens and passwords.
 """
 
-import difflib
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import index
 from typing import Any
+
+from ctt_helpers.arguments import choose, closest, whole_number
 
 # what a credential is called, and what those look like that tell themselves apart
 SECRET_NAME = re.compile(r"(?:^|_)(?:token|secret|password|passwd|api_?key|credentials?)$", re.I)
@@ -19,36 +19,10 @@ SECRET = re.compile(
 )
 IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # a name and a password before the host
 HIDDEN = "***"
-
-
-def closest(name: str, accepted: Iterable[str]) -> str:
-    """' Did you mean ...?' for a misspelt name, or an empty string."""
-    match = difflib.get_close_matches(str(name), [str(a) for a in accepted], n=1)
-    return f" Did you mean {match[0]!r}?" if match else ""
-
-
-def choose(what: str, value: Any, accepted: Collection[str]) -> None:
-    """Raise ValueError unless `value` is one of those accepted."""
-    if value not in accepted:
-        known = ", ".join(accepted)
-        raise ValueError(
-            f"{what}={value!r} is not known; take one of {known}.{closest(value, accepted)}"
-        )
-
-
-def whole_number(what: str, value: Any, least: int = 1) -> int:
-    """`value` as an int; raise ValueError unless it is a whole number of at least `least`.
-
-    Whole means an int of Python's, numpy's or torch's: 8.0 and True are refused, for where they
-    come from something else was meant.
-    """
-    try:
-        number = None if isinstance(value, bool) else index(value)
-    except TypeError:
-        number = None
-    if number is None or number < least:
-        raise ValueError(f"{what}={value!r}: give a whole number of at least {least}.")
-    return number
+__all__ = [
+    "abridged", "check_no_secret", "choose", "closest", "first_line", "progress", "show_size",
+    "show_time", "told_when_stopped", "whole_number", "without_secrets",
+]  # fmt: skip
 
 
 def abridged(names: Sequence[str], shown: int = 12) -> str:

@@ -12,12 +12,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from ctt_helpers.arguments import checked
+
 PER_LATENT = Float[np.ndarray, "checkpoints latents"]
 LABELS = ("other", "specific", "shared", "shared")  # by how many checkpoints a latent belongs to
 
 # ---- ratios
 
 
+@checked
 def rel_ie(
     ie: PER_LATENT,
     inactive_below: float = 1e-3,
@@ -71,6 +74,7 @@ def rel_ie(
     return _shares(size, inactive)
 
 
+@checked
 def rel_dec(norms: PER_LATENT, dead: Bool[np.ndarray, " latents"] | None = None) -> PER_LATENT:
     """RelDec: each checkpoint's share of a latent's decoder norm (Crosscoding Through Time).
 
@@ -99,6 +103,7 @@ def rel_dec(norms: PER_LATENT, dead: Bool[np.ndarray, " latents"] | None = None)
     return _shares(norms, inactive=dead)
 
 
+@checked
 def pairwise(v: PER_LATENT) -> Float[np.ndarray, "checkpoints checkpoints latents"]:
     """P[a, b] = |v_b| / (|v_a| + |v_b|) for each pair of checkpoints (the paper's pairwise RelIE).
 
@@ -150,6 +155,7 @@ def _shares(size: PER_LATENT, inactive: Bool[np.ndarray, " latents"]) -> PER_LAT
 # ---- classes of two or three checkpoints
 
 
+@checked
 def classify(
     ratios: PER_LATENT, names: Sequence[str], specific: float = 0.7, shared: float = 0.3
 ) -> pd.DataFrame:
@@ -210,6 +216,7 @@ def members(
 # ---- any number of checkpoints
 
 
+@checked
 def trajectory(ratios: PER_LATENT, names: Sequence[str]) -> pd.DataFrame:
     """When each latent matters, for any number of checkpoints.
 
@@ -254,6 +261,7 @@ def places(
 # ---- two dictionaries
 
 
+@checked
 def decoder_similarity(
     first: Float[np.ndarray, "latents_a checkpoints d_model"],
     second: Float[np.ndarray, "latents_b checkpoints d_model"],
@@ -266,15 +274,17 @@ def decoder_similarity(
         ValueError: other shapes, or decoders of different checkpoints or widths.
     """
     first, second = to_numpy(first), to_numpy(second)
-    if first.ndim != 3 or first.shape[1:] != second.shape[1:]:
+    if first.ndim != 3 or first.shape[1:] != second.shape[1:] or not first.size * second.size:
         raise ValueError(
             f"The decoders are {first.shape} and {second.shape}; both must be [latents, "
             "checkpoints, d_model], of the same checkpoints. Of two models of different seeds, "
             "compare what the latents do: activation_similarity."
         )
+    _require_finite(first, second)
     return _cosine(first.reshape(len(first), -1), second.reshape(len(second), -1))
 
 
+@checked
 def activation_similarity(
     first: Float[np.ndarray, "tokens latents_a"], second: Float[np.ndarray, "tokens latents_b"]
 ) -> Float[np.ndarray, "latents_a latents_b"]:
@@ -286,14 +296,17 @@ def activation_similarity(
         ValueError: other shapes, or different numbers of tokens.
     """
     first, second = to_numpy(first), to_numpy(second)
-    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
+    sizes = first.size * second.size
+    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second) or not sizes:
         raise ValueError(
             f"The activations are {first.shape} and {second.shape}; both must be [tokens, latents] "
             "on the same tokens."
         )
+    _require_finite(first, second)
     return _cosine((first - first.mean(0)).T, (second - second.mean(0)).T)
 
 
+@checked
 def match_features(
     similarity: Float[np.ndarray, "latents_a latents_b"], at_least: float = 0.0
 ) -> pd.DataFrame:
@@ -329,6 +342,11 @@ def match_features(
     )
 
 
+def _require_finite(*arrays: np.ndarray) -> None:
+    if not all(np.isfinite(values).all() for values in arrays):
+        raise ValueError("Values are NaN or infinite: find out where they come from first.")
+
+
 def _cosine(
     first: Float[np.ndarray, "a k"], second: Float[np.ndarray, "b k"]
 ) -> Float[np.ndarray, "a b"]:
@@ -341,6 +359,7 @@ def _cosine(
 # ---- small tools
 
 
+@checked
 def rank_correlation(
     a: Float[np.ndarray, "... items"], b: Float[np.ndarray, "... items"]
 ) -> float | Float[np.ndarray, "..."]:
@@ -352,6 +371,8 @@ def rank_correlation(
         ValueError: different numbers of items.
     """
     a, b = to_numpy(a).astype(np.float64), to_numpy(b).astype(np.float64)
+    if not (a.ndim and b.ndim and a.size and b.size):
+        raise ValueError("There is nothing to rank: give arrays [..., items].")
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(
             f"There are {a.shape[-1]} items on one side and {b.shape[-1]} on the other."

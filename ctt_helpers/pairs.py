@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.messages import choose, whole_number
 
 # why a pair can be left out
@@ -71,7 +72,7 @@ class MinimalPairs:
 
     def __getitem__(self, which: slice | Sequence[int] | np.ndarray | Tensor) -> "MinimalPairs":
         which = which.cpu().numpy() if isinstance(which, Tensor) else which
-        rows = np.arange(len(self))[which]
+        rows = np.arange(len(self))[which].copy()  # tensors know no steps backwards
         if rows.ndim != 1:
             raise TypeError(
                 "Index minimal pairs by a slice, a list of positions or a mask: pairs[:10], "
@@ -96,6 +97,7 @@ class MinimalPairs:
         """The token that every prefix begins with; None where there is no pair."""
         return int(self.input_ids[0, 0]) if len(self) else None
 
+    @checked
     def positions(self, role: str) -> Bool[Tensor, "pairs tokens"]:
         """Where a role stands in each prefix; a pair without that role has no position.
 
@@ -145,6 +147,7 @@ class MinimalPairs:
         levels = zip(*(self.table[column].astype(str) for column in columns), strict=True)
         return np.array(["-".join(each) for each in levels], dtype=object)
 
+    @checked
     def cell(
         self, subject: str | None = None, attractor: str | None = None, **others: str
     ) -> "MinimalPairs":
@@ -193,6 +196,7 @@ class MinimalPairs:
         same = self.table[columns].eq(self.table["subject" + LEVEL], axis=0)
         return same.all(axis=1).to_numpy()
 
+    @checked
     def partners(self, factor: str) -> Int[np.ndarray, " pairs"]:
         """For each pair the one of its group in which only this factor has its other level.
 
@@ -218,15 +222,22 @@ class MinimalPairs:
         n_tokens = self.attention_mask.sum(1).cpu().numpy()
         return np.where(n_tokens == n_tokens[partner], partner, -1)
 
+    @checked
     def to(self, device: str | torch.device) -> "MinimalPairs":
+        try:
+            device = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device={device!r} is not known: take 'cpu', 'cuda' ...") from error
         return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
+    @checked
     def batches(self, size: int) -> Iterator["MinimalPairs"]:
         """Consecutive batches of at most `size` pairs, each cut to its own longest prefix."""
         size = whole_number("batch_size", size)
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
+    @checked
     def sample(self, n: int, seed: int = 0) -> "MinimalPairs":
         """`n` pairs drawn over the whole set (all of them where there are fewer), in their order.
 
@@ -259,6 +270,8 @@ def start_token(tokenizer: Any) -> int:
     Raises:
         ValueError: the tokenizer has neither.
     """
+    if not callable(tokenizer) or not hasattr(tokenizer, "eos_token_id"):
+        raise ValueError(f"tokenizer={tokenizer!r:.60}: give a tokenizer of Hugging Face's.")
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
@@ -281,6 +294,7 @@ class _Cut:
     wrong: list[int]
 
 
+@checked
 def make_pairs(
     rows: Sequence[Mapping], tokenizer: Any, name: str = "pairs", continuation: str = "first"
 ) -> MinimalPairs:
@@ -436,6 +450,7 @@ def _assemble(
 # ---- what pairs have to do with each other, and with a model
 
 
+@checked
 def twins(
     pairs: MinimalPairs, words: Sequence[str] = ("head", "attractor", "verb")
 ) -> Int[np.ndarray, " pairs"]:
@@ -473,7 +488,11 @@ def _joined(
 
 
 def check_tokenizer(pairs: MinimalPairs, tokenizer: Any, label: str) -> None:
-    """Raise ValueError where the pairs' token ids belong to another vocabulary than the model's."""
+    """Raise ValueError where the pairs' token ids belong to another vocabulary than the model's, or
+    there is no pair.
+    """
+    if not len(pairs):
+        raise ValueError(f"{pairs.name!r} holds no pair: give one at least.")
     if pairs.tokenizer_id and pairs.tokenizer_id != tokenizer_fingerprint(tokenizer):
         raise ValueError(
             f"The pairs {pairs.name!r} were made with another tokenizer than that of {label!r}: "

@@ -21,6 +21,7 @@ from torch.nn.functional import linear, mse_loss
 
 from ctt_helpers import sparse
 from ctt_helpers.activations import TensorStream
+from ctt_helpers.arguments import checked
 from ctt_helpers.crosscoder import Crosscoder, largest_sizes
 from ctt_helpers.files import (
     AGAIN,
@@ -589,6 +590,7 @@ class TrainResult:
     resumed_from: int | None
 
 
+@checked
 def train(
     crosscoder: Crosscoder,
     stream: TensorStream,
@@ -691,7 +693,7 @@ def train(
         warnings.warn(
             "The threshold of this crosscoder is 0: no latent was active in any batch after k had "
             "fallen, so all of them are dead. Take a lower lr, and look at the activations.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return result
 

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, Shaped
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.metrics import LABELS, PER_LATENT, check_ratios, members, places, rel_ie
 
 DRAWS = Float[np.ndarray, "draws checkpoints latents"]
@@ -34,6 +35,7 @@ OF_NULL = 0.95  # quantile of |IE| of random directions that an effect must pass
 # ---- draws
 
 
+@checked
 def resample(
     effects: Any, n_draws: int = 1000, seed: int = 0, clusters: Sequence | None = None
 ) -> DRAWS:
@@ -102,19 +104,28 @@ def _entries(
 ) -> tuple[tuple[int, int, int], Int[np.ndarray, "3 entries"], Float[np.ndarray, " entries"]]:
     """Shape, indices and values of effects by pair."""
     per_pair = getattr(effects, "per_pair", effects)
-    if len(per_pair.shape) != 3:
+    shape = tuple(getattr(per_pair, "shape", ()))
+    if len(shape) != 3 or 0 in shape[:2]:
+        of = f"of shape {shape}" if shape else repr(effects)[:60]
         raise ValueError(
-            f"Effects of shape {tuple(per_pair.shape)}: give them by pair, [checkpoints, pairs, "
-            "latents]."
+            f"Effects {of}: give them by pair, a tensor or an array [checkpoints, pairs, latents]."
         )
     if isinstance(per_pair, np.ndarray):
         where = np.stack(np.nonzero(per_pair))
-        return per_pair.shape, where, per_pair[tuple(where)].astype(np.float64)
-    sparse = (per_pair if per_pair.is_sparse else per_pair.to_sparse()).coalesce()
-    value = sparse.values().cpu().double().numpy()
-    return tuple(sparse.shape), sparse.indices().cpu().numpy(), value
+        value = per_pair[tuple(where)]
+    else:
+        sparse = (per_pair if per_pair.is_sparse else per_pair.to_sparse()).coalesce()
+        where, value = sparse.indices().cpu().numpy(), sparse.values().cpu().numpy()
+    value = value.astype(np.float64)
+    if not np.isfinite(value).all():
+        raise ValueError(
+            f"{(~np.isfinite(value)).sum()} of the effects are NaN or infinite: find out where "
+            "they come from first."
+        )
+    return shape, where, value
 
 
+@checked
 def interval(
     draws: Float[np.ndarray, "draws ..."], level: float = 0.95
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
@@ -128,6 +139,8 @@ def interval(
             f"level={level} is the share of draws inside an interval: take 0 < level < 1, such as "
             "0.95."
         )
+    if not np.shape(draws) or not len(draws):
+        raise ValueError(f"draws has shape {np.shape(draws)}: give at least one draw, first.")
     ends = [(1 - level) / 2, (1 + level) / 2]
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -137,6 +150,7 @@ def interval(
     return low, high
 
 
+@checked
 def rel_ie_draws(
     draws: DRAWS,
     inactive_below: float = 1e-3,
@@ -151,11 +165,13 @@ def rel_ie_draws(
             checkpoint, such as `np.abs(draws).sum(2)`, which takes the uncertainty of the total
             along.
     """
-    if np.ndim(draws) != 3:
+    if np.ndim(draws) != 3 or not len(draws):
         raise ValueError(
             f"draws has shape {np.shape(draws)}; it must be [draws, checkpoints, latents]."
         )
     totals = [total] * len(draws) if np.ndim(total) < 2 else total
+    if len(totals) != len(draws):
+        raise ValueError(f"total is of {len(totals)} draws, and there are {len(draws)}.")
     each = [
         rel_ie(draw, inactive_below, of_draw).astype(np.float32)
         for draw, of_draw in zip(draws, totals, strict=True)
@@ -166,6 +182,7 @@ def rel_ie_draws(
 # ---- what the draws agree on
 
 
+@checked
 def classify_draws(
     ratios: DRAWS, names: Sequence[str], level: float = 0.95, point: PER_LATENT | None = None
 ) -> pd.DataFrame:
@@ -209,6 +226,7 @@ def classify_draws(
     return pd.DataFrame(table)
 
 
+@checked
 def trajectory_draws(
     ratios: DRAWS, names: Sequence[str], level: float = 0.95, point: PER_LATENT | None = None
 ) -> pd.DataFrame:
@@ -267,12 +285,15 @@ def _vote(
     """
     share = np.stack([(code == k).mean(0) for k in range(n_codes)])
     own = share.argmax(0) if own is None else own
+    if len(own) != share.shape[1]:
+        raise ValueError(f"point has {len(own)} latents, and the draws have {share.shape[1]}.")
     return own, share[own, np.arange(len(own))]
 
 
 # ---- what the sentences decide, of so many latents
 
 
+@checked
 def decide(
     effects: Any,
     clusters: Sequence | None = None,
@@ -372,6 +393,7 @@ def decide(
     )
 
 
+@checked
 def null_threshold(null: Any, quantile: float = OF_NULL) -> Float[np.ndarray, " checkpoints"]:
     """The |IE| that random directions seldom exceed, at each checkpoint.
 
@@ -381,10 +403,31 @@ def null_threshold(null: Any, quantile: float = OF_NULL) -> Float[np.ndarray, " 
         null: `Effects` for a crosscoder with `controls.random_directions`, or a list of such; or
             their means, [checkpoints, latents].
         quantile: 0.95 lets one in twenty of them pass.
+
+    Raises:
+        ValueError: no effects, or of different checkpoints, or a quantile outside 0 to 1.
     """
     each = null if isinstance(null, list | tuple) else [null]
-    means = [e if isinstance(e, np.ndarray) else e.mean for e in each]
+    means = [e if isinstance(e, np.ndarray) else getattr(e, "mean", None) for e in each]
+    shapes = [e.shape if isinstance(e, np.ndarray) else None for e in means]
+    if (
+        not shapes
+        or None in shapes
+        or {len(s) for s in shapes} != {2}
+        or len({s[0] for s in shapes}) > 1
+    ):
+        raise ValueError(
+            f"null={repr(null)[:60]}: give effects of random directions, or a list of such, at the "
+            "same checkpoints; or their means, [checkpoints, latents]."
+        )
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"quantile={quantile}: take 0 to 1, such as 0.95.")
     sizes = np.abs(np.concatenate(means, axis=1))
+    if not sizes.any() or not np.isfinite(sizes).all():
+        raise ValueError(
+            "The effects of the null are all 0, or not finite: take random directions that are "
+            "active on these pairs."
+        )
     return np.quantile(sizes[:, sizes.any(0)], quantile, axis=1)
 
 

@@ -146,7 +146,7 @@ def test_batches_are_those_of_earlier_versions():
     assert digest == "69e98c622eeca011"
 
 
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("kept", [0, 1])
 def test_one_buffer_is_in_memory_and_nothing_else_that_is_large(ckpts, kept, monkeypatch):
     """All that is made while batches are served, counted by the sizes of its storages."""
     stream = ActivationStream(

@@ -249,7 +249,7 @@ def test_errors(setting):
     ckpts, crosscoder, text = setting
     with pytest.raises(ValueError, match="longer than the context of 'step0', 64"):
         ctt.evaluate(crosscoder, ckpts, text.repeat(1, 7))
-    with pytest.raises(ValueError, match=r"Feature 7.5 is no whole number"):
+    with pytest.raises(ValueError, match=r"feature=7\.5: give a whole number"):
         ctt.promoted_tokens(crosscoder, ckpts, 7.5)
     other = ctt.Crosscoder(3, 32, 40, seed=3).double()
     other.source = {**ckpts.source, "begins_with": 5}

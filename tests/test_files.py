@@ -1,6 +1,5 @@
 """Files: whole or not there, checked when read, and nothing lost that was not ours."""
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -14,14 +13,11 @@ import pandas as pd
 import pytest
 import torch
 
-import ctt_helpers as ctt
 from ctt_helpers import files
 from ctt_helpers.activations import TensorStream
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.effects import Effects
 from ctt_helpers.training import TrainConfig, train
-
-TRIES = 200
 
 
 def small_effects() -> Effects:
@@ -42,114 +38,6 @@ def small_run(out, steps=20):
     x = torch.randn(512, 3, 8, generator=torch.Generator().manual_seed(0))
     config = TrainConfig(steps=steps, checkpoint_every=5)
     return train(Crosscoder(3, 8, 16, k=2), TensorStream(x, 64), config, out=out)
-
-
-class Stopped(Exception):
-    pass
-
-
-def stopped_run(out):
-    """A training that was cut off, with its state on disk."""
-    x = torch.randn(512, 3, 8, generator=torch.Generator().manual_seed(0))
-
-    class Breaking(TensorStream):
-        def batches(self, start=0):
-            for number, batch in enumerate(super().batches(start), start):
-                if number == 12:
-                    raise Stopped
-                yield batch
-
-    with pytest.raises(Stopped):
-        config = TrainConfig(steps=20, checkpoint_every=5)
-        train(Crosscoder(3, 8, 16, k=2), Breaking(x, 64), config, out=out)
-
-
-def embedded_copy(folder):
-    """The embedded suite with three of its checkpoints, made small and listed in its SHA256SUMS."""
-    source = ctt.load_suite("tiny").source
-    folder.mkdir()
-    meta = json.loads((source / "suite.json").read_text())
-    kept = ["step256", "step512", "step3000"]
-    meta["revisions"] = [row for row in meta["revisions"] if row["revision"] in kept]
-    meta["tasks"] = meta["tasks"][:1]
-    (folder / "suite.json").write_text(json.dumps(meta, indent=2))
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(source / name, folder / name)
-    for revision in kept:
-        shutil.copytree(source / revision, folder / revision)
-    (folder / "pairs").mkdir()
-    shutil.copy(source / meta["tasks"][0]["file"], folder / meta["tasks"][0]["file"])
-    files.write_sums(folder)
-    return folder
-
-
-def use_suite(folder):
-    suite = ctt.load_suite(folder)
-    pairs = suite.pairs(suite.task_names[0], split="find", n=4)
-    return ctt.accuracy(suite.checkpoints(["step512"], device="cpu")[0], pairs)
-
-
-def use_model(folder):
-    return ctt.load_suite(folder).checkpoints(["step512"], device="cpu")[0]
-
-
-# what is written, the file to be damaged, and how it is read
-KINDS = {
-    "crosscoder": (
-        lambda d: Crosscoder(3, 8, 16, k=2).save(d), "crosscoder.safetensors", Crosscoder.load,
-    ),
-    "crosscoder config": (
-        lambda d: Crosscoder(3, 8, 16, k=2).save(d), "config.json", Crosscoder.load,
-    ),
-    "effects": (lambda d: small_effects().save(d), "effects.safetensors", Effects.load),
-    "effects info": (lambda d: small_effects().save(d), "effects.json", Effects.load),
-    "history": (small_run, "history.csv", small_run),
-    "run settings": (small_run, "train_config.json", small_run),
-    "training state": (stopped_run, "checkpoint/state.safetensors", small_run),
-    "training counters": (stopped_run, "checkpoint/state.json", small_run),
-    "suite": (embedded_copy, "suite.json", use_suite),
-    "model": (embedded_copy, "step512/model.safetensors", use_model),
-    "config": (embedded_copy, "config.json", use_suite),
-    "tokenizer": (embedded_copy, "tokenizer.json", use_suite),
-    "tokenizer config": (embedded_copy, "tokenizer_config.json", use_suite),
-    "pairs": (embedded_copy, "pairs/agreement_simple.jsonl", use_suite),
-    "checksums": (embedded_copy, "SHA256SUMS", use_suite),
-}  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_flipped_bit_and_no_cut_is_silent(tmp_path, kind, capsys):
-    """200 flips of one bit and 200 cuts of each kind of file: every one is an error that
-    names it.
-    """
-    write, name, read = KINDS[kind]
-    folder = tmp_path / "folder"
-    write(folder)
-    file = folder / name
-    whole = file.read_bytes()
-    state = file.stat()
-    draw = np.random.default_rng(0)
-    silent = []
-    tries = [("flip", int(draw.integers(8 * len(whole)))) for _ in range(TRIES)]
-    tries += [("cut", int(draw.integers(len(whole)))) for _ in range(TRIES)]
-    for index, (damage, at) in enumerate(tries):
-        changed = bytearray(whole)
-        if damage == "flip":
-            changed[at // 8] ^= 1 << at % 8
-        else:
-            del changed[at:]
-        file.write_bytes(changed)
-        # a file system's clock may be coarser than this loop
-        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1 + index))
-        try:
-            read(folder)
-            silent.append((damage, at))
-        except (ValueError, FileNotFoundError) as error:
-            assert file.name in str(error), error
-    assert silent == []
-    file.write_bytes(whole)
-    read(folder)  # and whole it is read
 
 
 # ---- nothing is lost that was not ours

@@ -357,7 +357,7 @@ def test_errors_say_what_to_do(batch):
         hooks.residual_stream(model, ids + 1000, mask)
     with pytest.raises(ValueError, match=r"pad on the right"):
         hooks.residual_stream(model, ids, mask.flip(1))
-    with pytest.raises(ValueError, match=r"whole numbers \[batch, tokens\], at least one"):
+    with pytest.raises(ValueError, match=r"a tensor \[batch, tokens\] of whole numbers"):
         hooks.residual_stream(model, ids.float())
     with pytest.raises(ValueError, match=r"whole numbers \[batch, tokens\], at least one"):
         hooks.residual_stream(model, ids[:0])

@@ -21,10 +21,10 @@ from ctt_helpers.notebook import forecast
 PACKAGE = Path(ctt.__file__).resolve().parent
 # the top folder, in its order: a module imports only those before it
 ORDER = [
-    "messages", "memory", "files", "processes", "metrics", "hooks", "pairs", "behaviour",
-    "activations", "cache", "crosscoder", "dictionary", "sparse", "training", "evaluation",
-    "logs", "attribution", "effects", "uncertainty", "factorial", "controls", "planted", "runs",
-    "train",
+    "arguments", "messages", "memory", "files", "processes", "metrics", "hooks", "pairs",
+    "behaviour", "activations", "cache", "crosscoder", "dictionary", "sparse", "training",
+    "evaluation", "logs", "attribution", "effects", "uncertainty", "factorial", "controls",
+    "planted", "runs", "train",
 ]  # fmt: skip
 WINGS = ["sources", "notebook", "toy"]
 
@@ -115,16 +115,16 @@ def test_what_is_light_stays_light():
 
 # module -> what must come along, and a line of use
 COPIES = {
-    "metrics": ([], "print(m.rel_ie([[1.0, 2], [3, 2]])[0].tolist())", "[0.25, 0.5]"),
-    "hooks": ([], "print(len(m.ARCHITECTURES) >= 18, m.pick_device('cpu'))", "True cpu"),
-    "attribution": ([], "print('ablation' in m.METHODS, len(m.NODES))", "True 5"),
+    "metrics": (["arguments"], "print(m.rel_ie([[1.0, 2], [3, 2]])[0].tolist())", "[0.25, 0.5]"),
+    "hooks": (["arguments"], "print(len(m.ARCHITECTURES) >= 18, m.pick_device('cpu'))", "True cpu"),
+    "attribution": (["arguments"], "print('ablation' in m.METHODS, len(m.NODES))", "True 5"),
     "uncertainty": (
-        ["metrics"],
+        ["arguments", "metrics"],
         "import numpy; print(m.resample(numpy.ones((2, 4, 3)), 5).shape)",
         "(5, 2, 3)",
     ),
     "crosscoder": (
-        ["files", "messages"],
+        ["arguments", "files"],
         "m.Crosscoder(2, 4, 8, k=2).save('x'); print(m.Crosscoder.load('x').config['k'])",
         "2",
     ),
@@ -146,7 +146,7 @@ def test_a_file_can_be_copied_with_at_most_two_others(tmp_path, module):
 
 
 def test_a_copied_crosscoder_says_that_the_hub_needs_the_package(tmp_path):
-    for name in ("crosscoder", "files", "messages"):
+    for name in ("crosscoder", "arguments", "files"):
         text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
         (tmp_path / f"{name}.py").write_text(text.replace("from ctt_helpers.", "from "))
     hidden = "import sys; sys.modules['ctt_helpers'] = None"

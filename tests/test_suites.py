@@ -219,7 +219,7 @@ def test_names_that_do_not_exist(suite, tmp_path):
         suite.checkpoints(["step10"])
     with pytest.raises(ValueError, match=r"in the order of training: \['step0', 'step200'\]"):
         suite.checkpoints(["step200", "step0"])
-    with pytest.raises(ValueError, match=r"give a list: \['step0'\]"):
+    with pytest.raises(ValueError, match=r"give a list of texts or None, \['step0'\]"):
         suite.checkpoints("step0")
     with pytest.raises(
         ValueError, match=r"at least one revision, and each once; these are \['step0', 'step0'\]"

@@ -16,10 +16,11 @@ import torch.utils.benchmark
 from torch.utils.benchmark import Timer
 
 from ctt_helpers import hooks, sparse
+from ctt_helpers.arguments import checked
 from ctt_helpers.attribution import GRADIENTS_AT_ONCE, ITEMS_AT_ONCE, METHODS, NODES, Cost
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.evaluation import LOGITS_AT_ONCE, TOKENS_AT_ONCE
-from ctt_helpers.messages import show_size, show_time
+from ctt_helpers.messages import show_size, show_time, whole_number
 from ctt_helpers.sources import hub
 from ctt_helpers.sources.machine import ROOM, free_memory
 from ctt_helpers.training import LOG_EVERY, TrainConfig, TrainingRun
@@ -97,6 +98,16 @@ class Work:
     keeps: bool = True
 
     def __post_init__(self):
+        for name in ("tokens", "evaluated", "n_latents", "k", "steps"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0))
+        for name in ("batch_size", "buffer_tokens", "text_length", "length", "group_tokens"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        if not isinstance(self.pairs, Mapping):
+            raise ValueError(
+                f"pairs={self.pairs!r}: give what to do with how many, {{'atp': 300}}."
+            )
+        for what, count in self.pairs.items():
+            whole_number(f"pairs[{what!r}]", count, least=0)
         if unknown := set(self.pairs) - set(costs()):
             known = ", ".join(costs())
             raise ValueError(
@@ -218,6 +229,7 @@ class Forecast:
         return [*lines, f"  device    {NO_GPU}"] if self.device == "cpu" else lines
 
 
+@checked
 def estimate(ckpts: Checkpoints, speeds: Speeds | None = None, **work: Any) -> Forecast:
     """What working with these checkpoints takes, before anything is downloaded or loaded: print it.
 

@@ -13,12 +13,15 @@ over the first 5,000 of 97,656 steps; it is for OLMo and BLOOM likewise: model="
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctt_helpers.files import read_json
-from ctt_helpers.messages import check_no_secret, choose, closest
+from ctt_helpers.arguments import checked
+from ctt_helpers.files import expanded, read_json
+from ctt_helpers.messages import check_no_secret, choose, closest, whole_number
 
 if TYPE_CHECKING:
     from ctt_helpers.sources.suites import Suite
@@ -29,8 +32,14 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = read_json(
     Path(__file__).with_name("profiles.json")
 )
 PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+# parameters that count something -> how many at least
+COUNTS = {
+    "batch_size": 1, "k": 1, "n_draws": 1, "n_eval_tokens": 1, "n_features": 1, "n_latents": 1,
+    "n_pairs": 1, "n_random": 1, "n_sentences": 1, "n_tokens": 1, "seed": 0, "steps": 0, "top_k": 1,
+}  # fmt: skip
 
 
+@checked
 def check_parameters(namespace: dict[str, Any], **checks: Check) -> dict[str, Any]:
     """Check a notebook's parameters: refuse unknown names and wrong types; return those in force.
 
@@ -77,13 +86,14 @@ def check_parameters(namespace: dict[str, Any], **checks: Check) -> dict[str, An
 def _check_type(name: str, value: Any, kind: Any) -> None:
     accepted = (kind | int) if isinstance(1.0, kind) else kind  # an int will do for a float
     is_unwanted_bool = isinstance(value, bool) and not isinstance(True, kind)
-    if not isinstance(value, accepted) or is_unwanted_bool:
+    if not isinstance(value, accepted) or is_unwanted_bool or value != value:  # the last is NaN
         wanted = getattr(kind, "__name__", str(kind))
         raise ValueError(
             f"Parameter {name}={value!r} is a {type(value).__name__}; this notebook takes {wanted}."
         )
 
 
+@checked
 def use_profile(namespace: dict[str, Any], notebook: str, **checks: Check) -> dict[str, Any]:
     """Check a notebook's parameters, and fill those that are None from its profile.
 
@@ -118,6 +128,7 @@ def use_profile(namespace: dict[str, Any], notebook: str, **checks: Check) -> di
     return check_parameters(namespace, **checks)
 
 
+@checked
 def setup(namespace: dict[str, Any], notebook: str, **checks: Check) -> Suite:
     """All that a notebook needs before its first step, in one line: `suite = ctt.setup(...)`.
 
@@ -131,7 +142,9 @@ def setup(namespace: dict[str, Any], notebook: str, **checks: Check) -> Suite:
         **checks: as for `check_parameters`.
 
     Raises:
-        ValueError: a parameter that is refused; a suite that does not exist.
+        ValueError: a parameter that is refused: a name or a type that the notebook does not know, a
+            number out of range, a suite, revision, layer, task, device, folder or file that does
+            not exist. The message names the parameter.
     """
     import torch
 
@@ -139,12 +152,73 @@ def setup(namespace: dict[str, Any], notebook: str, **checks: Check) -> Suite:
     from ctt_helpers.sources.suites import load_suite
 
     values = use_profile(namespace, notebook, **checks)
-    suite = load_suite(values["model"])
+    with _naming("model", values["model"]):
+        suite = load_suite(values["model"])
+    for name, value in values.items():
+        if value is not None:
+            with _naming(name, value):
+                _check_value(name, value, suite)
     if suite.name == "tiny":
         torch.set_num_threads(1)
     look.use_colors_of(suite.revisions, suite.task_names)
     print(suite)
     return suite
+
+
+@contextmanager
+def _naming(name: str, value: Any) -> Iterator[None]:
+    """Errors about a value, with the parameter's name before them."""
+    try:
+        yield
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise ValueError(f"Parameter {name}={value!r}: {error}") from error
+
+
+def _check_value(name: str, value: Any, suite: Suite) -> None:
+    """Raise ValueError for what would only be found out minutes later.
+
+    A parameter of one name means the same in every notebook.
+    """
+    from ctt_helpers.hooks import check_layer, pick_device
+    from ctt_helpers.sources.text import find_text
+    from ctt_helpers.training import TrainConfig
+
+    if name in COUNTS:
+        whole_number(name, value, COUNTS[name])
+    elif name in ("decoder_norm", "penalty") and not 0 <= value < math.inf:
+        raise ValueError("give a number of at least 0.")
+    elif name == "layer":
+        check_layer(value, suite.config.get_text_config().num_hidden_layers)
+    elif name in ("revisions", "runner_up") and value:
+        suite.check_revisions(value)
+    elif name in ("task", "plain_task", "other_task"):
+        suite.check_task(value)
+    elif name == "tasks":
+        for task in value:
+            suite.check_task(task)
+    elif name == "split":
+        choose(name, value, ("find", "test", "far"))
+    elif name == "device":
+        pick_device(value)
+    elif name == "training":
+        if unknown := [key for key in value if key not in TrainConfig.__dataclass_fields__]:
+            known = ", ".join(TrainConfig.__dataclass_fields__)
+            raise ValueError(f"{unknown[0]!r} is no setting of TrainConfig; it has {known}.")
+        TrainConfig(**value)
+    elif name == "text_path":
+        find_text(value)
+    elif name in ("crosscoder", "other_crosscoder", "pairs_path", "results", "names", "answers"):
+        if not _is_there(value):
+            raise ValueError("there is no such folder or file.")
+    elif name in ("out", "cache_folder"):
+        if _is_there(value) and not expanded(value).is_dir():
+            raise ValueError("this is a file: give a folder.")
+
+
+def _is_there(path: str) -> bool:
+    if "\0" in path:
+        raise ValueError("this is no path.")
+    return expanded(path).exists()
 
 
 def _listed(values: dict[str, Any]) -> str:

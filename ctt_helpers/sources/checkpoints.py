@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 import xxhash
 from torch import nn
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import AGAIN, verified
 from ctt_helpers.hooks import (
     Checked,
@@ -145,6 +147,11 @@ class Checkpoints(Sequence):
                 self.suite, revision, self.layer, self.device, self.dtype, self.part, self._checked
             )
             self._checked = model.checked
+            if model.d_model != self.d_model:
+                raise ValueError(
+                    f"{revision} has d_model {model.d_model}, and its suite {self.suite.name!r} "
+                    f"{self.d_model}: activations of one width are compared. Leave it out."
+                )
             if self.half_on_trial:
                 try_on_sentences(model)
             return model
@@ -226,6 +233,7 @@ class Checkpoints(Sequence):
         """Bytes of the weights that are in memory now."""
         return self.bytes_each * len(self._loaded)
 
+    @checked
     def file_bytes(self, revision: str) -> int:
         """Size of a revision's weights: of the files where they are here, else about."""
         files = hub.weight_files(self.suite.local_folder(revision))
@@ -265,8 +273,11 @@ class Checkpoints(Sequence):
 
     # ---- what they are
 
+    @checked
     def fingerprint_of(self, index: int) -> str:
         """Fingerprint of one checkpoint's weights, which is loaded where it never was."""
+        if not 0 <= index < len(self):
+            raise ValueError(f"index={index}: there are {len(self)} checkpoints, counted from 0.")
         if self.revisions[index] not in self._fingerprints:
             self[index]  # loading takes the fingerprint
         return self._fingerprints[self.revisions[index]]
@@ -292,6 +303,7 @@ class Checkpoints(Sequence):
         }
 
 
+@checked
 def fingerprint(model: nn.Module) -> str:
     """Fingerprint of a model's weights, equal for equal values whatever device and dtype hold them.
 
@@ -358,6 +370,8 @@ def load_checkpoint(
     for file in files:
         if suite.is_local:
             verified(suite.source, file.relative_to(suite.source).as_posix())
+        else:
+            hub.verified(file)
         _check_is_no_pointer(file)
     config = suite.config_of(revision)
     check_layer(layer, config.get_text_config().num_hidden_layers)
@@ -371,6 +385,7 @@ def load_checkpoint(
     try:
         hf_model = _from_files(folder, files, config, suite.trust_remote_code, what)
         mark = fingerprint(hf_model)
+        _check_weights(hf_model, what, files)
         if part == "below":
             leave_out_above(hf_model, layer)
         # not model.to(dtype): buffers, as of rotary positions, stay precise
@@ -381,16 +396,34 @@ def load_checkpoint(
         raise TooLittleMemory(
             f"Out of memory on {device} while {what} was loaded. {remedies(part, dtype)}"
         ) from error
-    return HookedModel(
-        hf_model=hf_model,
-        tokenizer=suite.tokenizer,
-        layer=layer,
-        label=revision,
-        tokens_seen=suite.tokens[revision],
-        fingerprint=mark,
-        reads_only=part == "below",
-        checked=checked,
-    )
+    try:
+        return HookedModel(
+            hf_model=hf_model,
+            tokenizer=suite.tokenizer,
+            layer=layer,
+            label=revision,
+            tokens_seen=suite.tokens[revision],
+            fingerprint=mark,
+            reads_only=part == "below",
+            checked=checked,
+        )
+    except NotFinite as error:
+        names = ", ".join(file.name for file in files)
+        raise NotFinite(f"{error} They were read from {names} in {folder}.") from error
+
+
+def _of_any_layer(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".N.", name)
+
+
+def _check_weights(hf_model: nn.Module, what: str, files: list[Path]) -> None:
+    for name, parameter in hf_model.named_parameters():
+        if not parameter.isfinite().all():
+            names = ", ".join(file.name for file in files)
+            raise NotFinite(
+                f"The weights of {what} ({names}) hold numbers that are not finite, in {name}. "
+                f"{AGAIN}"
+            )
 
 
 def _check_is_no_pointer(file: Path) -> None:
@@ -435,8 +468,18 @@ def _from_files(
             f"cut short or damaged, or does not belong to its config.json. {AGAIN}{sums}{pickled}"
         ) from error
     if info["missing_keys"]:
-        missing = abridged(sorted(info["missing_keys"]))
-        raise ValueError(f"The weights of {what} are incomplete; missing: {missing}.")
+        missing = abridged(sorted(info["missing_keys"]), 6)
+        raise ValueError(
+            f"The weights of {what} are incomplete; missing: {missing}. Either {names} is, or "
+            "config.json is of another model."
+        )
+    # of layers that the configuration does not know; other parts, as for pictures, may be left out
+    known = {_of_any_layer(name) for name in hf_model.state_dict()}
+    if more := [name for name in info["unexpected_keys"] if _of_any_layer(name) in known]:
+        raise ValueError(
+            f"{names} of {what} holds layers that its config.json does not know: "
+            f"{abridged(sorted(more), 4)}. One of the two is of another model, or damaged."
+        )
     return hf_model
 
 

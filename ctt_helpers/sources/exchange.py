@@ -68,7 +68,7 @@ def push(
         else:
             warnings.warn(
                 f"{repo_id} has a {CARD} that somebody has written, which is left as it is.",
-                stacklevel=3,
+                stacklevel=4,
             )
         done = api.upload_folder(repo_id=repo_id, folder_path=files, commit_message=message)
     return without_secrets(str(done.commit_url))
@@ -174,7 +174,7 @@ def folder_of(
             raise
         warnings.warn(
             f"{first_line(error)} {at} is taken from the cache, as it was when it was fetched.",
-            stacklevel=4,
+            stacklevel=5,
         )
         return cached
     with _told(repo, revision, f"The download of {at}"):

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.files import AGAIN, atomic_path, expanded, load_tensors, read_json
 from ctt_helpers.messages import abridged, choose, first_line, whole_number
@@ -40,6 +41,7 @@ GUARD = 1e-8
 WEIGHTS = ("model.safetensors", "ae.pt", "model_final.pt")
 
 
+@checked
 def from_dictionary_learning(
     where: str | Path,
     revision: str | None = None,
@@ -201,7 +203,7 @@ def _check_code_size(state: Mapping[str, Any], settings: Mapping[str, Any], file
             warnings.warn(
                 f"{file} does not say how codes are normalised; as dictionary_learning does, it is "
                 "taken to be CROSSCODER.",
-                stacklevel=3,
+                stacklevel=4,
             )
             size = "CROSSCODER"
     if size.upper() != "CROSSCODER":
@@ -214,6 +216,7 @@ def _check_code_size(state: Mapping[str, Any], settings: Mapping[str, Any], file
         raise ValueError(f"{file} has {state['threshold'].numel()} thresholds; ours has one.")
 
 
+@checked
 def to_dictionary_learning(crosscoder: Crosscoder, folder: str | Path) -> None:
     """Write a crosscoder as a (BatchTopK)CrossCoder: config.json and model.safetensors.
 
@@ -377,6 +380,7 @@ class SparseAutoencoder(nn.Module):
         return self.W_dec.norm(dim=-1).T
 
 
+@checked
 def from_saelens(
     where: str | Path,
     subfolder: str = "",
@@ -495,6 +499,7 @@ def _saelens_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
+@checked
 def to_saelens(dictionary: Crosscoder | SparseAutoencoder, folder: str | Path) -> None:
     """Write an autoencoder, or a crosscoder as one over the activations end to end.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import AGAIN, expanded, read_json
 from ctt_helpers.messages import abridged, closest
 from ctt_helpers.sources.revisions import nearest
@@ -25,6 +26,7 @@ COLUMNS = ["revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs"]
 PATTERN = "results_*.json"
 
 
+@checked
 def harness_curve(
     paths: str | Path | Sequence[str | Path],
     suite: Suite | str,
@@ -83,7 +85,7 @@ def harness_curve(
     missing = [f"{task} at {r}" for r in suite.revisions if r in there
                for task in wanted if (r, task) not in found]  # fmt: skip
     if missing:
-        warnings.warn(f"There is nothing of {abridged(missing, 6)}.", stacklevel=2)
+        warnings.warn(f"There is nothing of {abridged(missing, 6)}.", stacklevel=3)
     rows = [
         (revision, suite.tokens[revision], task, *found[revision, task][0].row)
         for revision in suite.revisions
@@ -276,4 +278,4 @@ def _check_alike(found: Mapping[tuple[str, str], tuple[_Figures, Path]]) -> None
 def _tell_others(results: Sequence[_Result], metric: str) -> None:
     others = list(dict.fromkeys(task for result in results for task in result.others))
     if others:
-        warnings.warn(f"Without {metric!r}, and left out: {abridged(others, 6)}.", stacklevel=3)
+        warnings.warn(f"Without {metric!r}, and left out: {abridged(others, 6)}.", stacklevel=4)

@@ -7,15 +7,18 @@ the cache.
 """
 
 import errno
+import hashlib
+import re
 import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ctt_helpers.files import inside, read_json
+from ctt_helpers.files import inside, read_json, sha256
 from ctt_helpers.messages import abridged, first_line, without_secrets
 from ctt_helpers.sources.revisions import nearest
 
@@ -87,7 +90,7 @@ def _shards(folder: Path, name: str) -> list[Path]:
     index = folder / f"{name}.index.json"
     if not index.is_file():
         return []
-    listed = read_json(index)
+    listed = read_json(verified(index))
     if not isinstance(listed, dict) or not isinstance(listed.get("weight_map"), dict):
         raise ValueError(f"{index} lists no weights. It may be damaged: fetch it again.")
     parts = dict.fromkeys(listed["weight_map"].values())
@@ -113,6 +116,35 @@ def cached(repo: str, revision: str) -> str:
         return "no"
     complete = (folder / "config.json").is_file() and weight_files(folder)
     return "yes" if complete else "in part"
+
+
+def verified(file: Path) -> Path:
+    """A file of the cache, after a comparison with the checksum that the hub gave of it.
+
+    The client names what it keeps after that: SHA-256 of weights, git's SHA-1 of small files. What
+    is not so named, there or elsewhere, has nothing to be compared with.
+
+    Raises:
+        ValueError: the file is not what came from the hub.
+    """
+    kept = file.resolve()
+    if kept.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", kept.name):
+        state = kept.stat()
+        if _sum_of(kept, state.st_mtime_ns, state.st_size) != kept.name:
+            raise ValueError(
+                f"{file} is not what the hub gave: it was cut short or damaged in the cache. "
+                f"Delete {kept}, and it is fetched again."
+            )
+    return file
+
+
+@lru_cache(maxsize=4096)
+def _sum_of(kept: Path, _changed: int, size: int) -> str:
+    if len(kept.name) == 64:
+        return sha256(kept)
+    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    digest.update(kept.read_bytes())
+    return digest.hexdigest()
 
 
 # ---- fetching the rest

@@ -233,7 +233,7 @@ def file_rows(
     reasons = Counter(row["left_out"] for row in rows if "left_out" in row)
     if reasons:
         told = "; ".join(f"{reason}: {count}" for reason, count in reasons.items())
-        warnings.warn(f"{file}: {sum(reasons.values())} rows are left out ({told}).", stacklevel=4)
+        warnings.warn(f"{file}: {sum(reasons.values())} rows are left out ({told}).", stacklevel=5)
     return rows
 
 

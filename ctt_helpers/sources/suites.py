@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import expanded, inside, read_json, verified
 from ctt_helpers.hooks import pick_device
 from ctt_helpers.messages import abridged, choose, closest, first_line, whole_number
@@ -61,10 +62,12 @@ class Suite:
     def is_local(self) -> bool:
         return isinstance(self.source, Path)
 
+    @checked
     def tokens_seen(self, revision: str) -> int | None:
         """Tokens of pretraining behind a revision, exact; None where it is not known."""
         return self.tokens[self.check_revisions([revision])[0]]
 
+    @checked
     def check_revisions(self, revisions: Sequence[str] | None) -> list[str]:
         """The revisions asked for, in the order of training; all of them for None."""
         if isinstance(revisions, str):
@@ -87,12 +90,14 @@ class Suite:
 
     # ---- its files
 
+    @checked
     def local_folder(self, revision: str) -> Path | None:
         """Folder with the files of a revision that are here, complete or not; None if none are."""
         if self.is_local:
             return self.source / revision
         return hub.snapshot(self.source, revision)
 
+    @checked
     def folder(self, revision: str) -> Path:
         """Folder with the files of a revision; those missing of a hub repository are fetched first.
 
@@ -137,6 +142,7 @@ class Suite:
         here = here or hub.fetch(self.source, self.revisions[-1], weights=False)
         return self._read("config.json", here, AutoConfig)
 
+    @checked
     def config_of(self, revision: str) -> Any:
         """A configuration to load one revision with: its own, or the suite's."""
         from transformers import AutoConfig
@@ -170,6 +176,10 @@ class Suite:
 
     def _read(self, what: str, folder: Path, reader: Any) -> Any:
         """What transformers reads from a folder; an error names the folder."""
+        if not self.is_local:
+            for path in folder.iterdir():
+                if path.name in hub.SMALL_FILES:
+                    hub.verified(path)
         try:
             found = reader.from_pretrained(
                 str(folder),
@@ -237,6 +247,17 @@ class Suite:
         own = [task["name"] for task in self.meta.get("tasks", [])]
         return own or [f"blimp/{name}" for name in BLIMP_AGREEMENT]
 
+    @checked
+    def check_task(self, task: str) -> None:
+        """Raise ValueError unless the suite has this task, or it may be a published one."""
+        own = [listed["name"] for listed in self.meta.get("tasks", [])]
+        if task not in own and task != "file" and task.split("/")[0] not in published.FORMS:
+            known = self.task_names
+            raise ValueError(
+                f"There is no task {task!r}.{closest(task, known)} There are: {', '.join(known)}."
+            )
+
+    @checked
     def pairs(
         self,
         task: str,
@@ -270,27 +291,24 @@ class Suite:
         """
         if n is not None:
             whole_number("n", n)
+        self.check_task(task)
         own = {listed["name"]: listed["file"] for listed in self.meta.get("tasks", [])}
         if task in own:
             file = verified(self.source, own[task])
             rows = published.read_records(file)
             choose("split", split, tuple(dict.fromkeys(str(row.get("split")) for row in rows)))
             rows = [row for row in rows if row.get("split") == split]
-        elif task == "file" or task.split("/")[0] in published.FORMS:
+        else:
             in_split("", split)  # names the splits that exist
             rows = published.published_rows(task, path, good, bad, group)
             # two sentences that differ from the first word on are told apart as wholes
             keys = [row.get("prefix") or row.get("sentence") or "" for row in rows]
             rows = [row for row, key in zip(rows, keys, strict=True) if in_split(key, split)]
-        else:
-            known = self.task_names
-            raise ValueError(
-                f"There is no task {task!r}.{closest(task, known)} There are: {', '.join(known)}."
-            )
         name = f"file/{expanded(path).stem}" if task == "file" else task
         made = make_pairs(rows, self.tokenizer, name=name, continuation=continuation)
         return made if n is None else made.sample(n, seed)
 
+    @checked
     def text(
         self,
         n_tokens: int,
@@ -332,6 +350,7 @@ class Suite:
 
     # ---- checkpoints
 
+    @checked
     def checkpoints(
         self,
         revisions: Sequence[str] | None = None,
@@ -395,7 +414,7 @@ class Suite:
             if revision in self.preset.reported:
                 notes.setdefault(self.preset.reported[revision], []).append(revision)
         for note, names in notes.items():
-            warnings.warn(f"{self.name}, {', '.join(names)}: {note}.", stacklevel=4)
+            warnings.warn(f"{self.name}, {', '.join(names)}: {note}.", stacklevel=5)
 
 
 def _drop_kernels(config: Any) -> None:
@@ -408,6 +427,7 @@ def _drop_kernels(config: Any) -> None:
 # ---- finding a suite
 
 
+@checked
 def load_suite(
     name: str | Path,
     revisions: Sequence[str] | None = None,
@@ -499,7 +519,7 @@ def _folder_suite(
             incomplete.append(hub.what_is_missing(child))
     if incomplete:
         warnings.warn(
-            f"Incomplete checkpoints are left out: {'; '.join(incomplete)}.", stacklevel=4
+            f"Incomplete checkpoints are left out: {'; '.join(incomplete)}.", stacklevel=5
         )
     if not found:
         raise FileNotFoundError(

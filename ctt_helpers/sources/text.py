@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ctt_helpers.files import AGAIN, read_json
+from ctt_helpers.files import AGAIN, expanded, read_json
 from ctt_helpers.messages import choose, closest, first_line, progress, whole_number
 from ctt_helpers.pairs import start_token
 from ctt_helpers.sources.hub import require_hub
@@ -82,11 +82,29 @@ def documents(source: str | Path | None, split: str, seed: int = 0) -> Iterator[
             yield document
 
 
+def find_text(source: str | Path) -> Path | str:
+    """The file, or the name of a text.
+
+    Raises:
+        ValueError: there is no such file, and no such name.
+    """
+    name = str(source)
+    file = expanded(name)
+    if "\0" not in name and file.is_file():
+        return file
+    kind, _, language = name.partition("/")
+    if (f"{kind}/<language>" if language else name) not in {*SOURCES, "mc4"}:
+        raise ValueError(
+            f"There is no text {name!r}: no such file, and no such name.{closest(name, SOURCES)} "
+            f"Names: {', '.join(SOURCES)}. Files: {', '.join(FORMATS)}."
+        )
+    return name
+
+
 def _source(source: str | Path | None, seed: int) -> Iterator[str]:
-    name = "pile-10k" if source is None else str(source)
-    file = Path(name).expanduser()
-    if file.is_file():
-        return _file(file, seed)
+    name = find_text("pile-10k" if source is None else source)
+    if isinstance(name, Path):
+        return _file(name, seed)
     if name == "mc4":
         streams = {language: _named(f"mc4/{language}", seed) for language in MC4_SHARES}
         return _mixture(streams, MC4_SHARES, seed)
@@ -111,13 +129,7 @@ def _file(file: Path, seed: int) -> Iterator[str]:
 
 def _named(name: str, seed: int) -> Iterator[str]:
     kind, _, language = name.partition("/")
-    key = f"{kind}/<language>" if language else name
-    if key not in SOURCES:
-        raise ValueError(
-            f"There is no text {name!r}: no such file, and no such name.{closest(name, SOURCES)} "
-            f"Names: {', '.join(SOURCES)}. Files: {', '.join(FORMATS)}."
-        )
-    source = SOURCES[key]
+    source = SOURCES[f"{kind}/<language>" if language else name]
     if name == "pile" and find_spec("zstandard") is None:
         raise ImportError(
             "The files of 'pile' need the package zstandard: pip install zstandard, or take "

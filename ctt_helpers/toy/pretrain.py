@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,8 +22,10 @@ from ctt_helpers.files import (
     InUse,
     atomic_path,
     expanded,
+    load_folder,
     locked,
     read_json,
+    save_folder,
     write_json,
     write_sums,
 )
@@ -48,7 +49,7 @@ DEFAULT_LAYER = 1
 DEFAULT_TRIPLET = (320, 600, STEPS)  # what `suggest_triplet` says: the dip, half way, the end
 SAVE_EVERY = 250  # steps between two states to resume from
 RESUME = ".resume"  # folder of an unfinished run: its settings and its last state
-SETTINGS, STATE = "settings.json", "state.safetensors"
+SETTINGS, STATE = "settings.json", ("state.safetensors", "state.json")
 
 # ---- the model and its tokenizer
 
@@ -149,6 +150,7 @@ def pretrain(
     settings = {
         "seed": seed,
         "steps": steps,
+        "kind": "pretraining",
         "threads": threads,
         "pairs": pairs,
         "torch": torch.__version__,
@@ -185,7 +187,7 @@ def _claimed(out: Path, settings: dict[str, Any]) -> Iterator[None]:
         with locked(resume):
             _check_folder(out, settings)  # another process may just have finished
             if not (resume / SETTINGS).is_file():
-                write_json(resume / SETTINGS, settings)
+                write_json(resume / SETTINGS, settings, checksum=True)
             yield
     finally:
         if resume.is_dir() and not any(resume.iterdir()):
@@ -229,11 +231,10 @@ def _kept(out: Path, steps: int) -> tuple[str, str]:
     """What a person who stopped the pretraining needs to know."""
     if (out / SUMS).is_file():
         return f"The suite is finished, in {out}.", "There is nothing left to do."
-    state = out / RESUME / STATE
+    state = out / RESUME / STATE[1]
     if not state.is_file():
         return f"No step is kept in {out} yet.", "The same command begins anew."
-    with safe_open(state, framework="pt") as file:
-        done = file.metadata()["step"]
+    done = read_json(state)["step"]
     return f"Step {done} of {steps} is kept in {out}.", "The same command goes on from there."
 
 
@@ -362,24 +363,23 @@ def _save_state(
         for kind, value in optimizer.state[parameter].items():
             state[f"{kind}/{name}"] = value
         state[f"weight/{name}"] = parameter.detach()
-    with atomic_path(out / RESUME / STATE) as temporary:
-        save_file(state, temporary, metadata={"step": str(step)})
+    save_folder(out / RESUME, "pretraining state", state, {"step": step}, STATE)
 
 
 def _load_state(out: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
     """Put the saved state back, where there is one; returns how many steps are done."""
-    path = out / RESUME / STATE
-    if not path.is_file():
+    if not (out / RESUME / STATE[1]).is_file():
         return 0
-    with safe_open(path, framework="pt") as file, torch.no_grad():
-        for key in file.keys():
+    settings, state = load_folder(out / RESUME, "pretraining state", STATE)
+    with torch.no_grad():
+        for key, value in state.items():
             kind, name = key.split("/", 1)
             parameter = parameters[name]
             if kind == "weight":
-                parameter.copy_(file.get_tensor(key))
+                parameter.copy_(value)
             else:
-                optimizer.state[parameter][kind] = file.get_tensor(key)
-        return int(file.metadata()["step"])
+                optimizer.state[parameter][kind] = value
+    return settings["step"]
 
 
 # ---- suite.json
