@@ -159,6 +159,7 @@ CALLS = {
     "MinimalPairs.to": lambda w: {"self": w.pairs, "device": "cpu"},
     "MinimalPairs.batches": lambda w: {"self": w.pairs, "size": 3},
     "MinimalPairs.sample": lambda w: {"self": w.pairs, "n": 3, "seed": 0},
+    "Suite.check_task": lambda w: {"self": w.suite, "task": "agreement/pp"},
     "Suite.tokens_seen": lambda w: {"self": w.suite, "revision": w.ckpts.labels[0]},
     "Suite.check_revisions": lambda w: {"self": w.suite, "revisions": w.ckpts.labels},
     "Suite.local_folder": lambda w: {"self": w.suite, "revision": w.ckpts.labels[0]},
