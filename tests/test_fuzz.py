@@ -281,6 +281,7 @@ EXEMPT = {
     "ActivationCache.read": "indices that its stream counts",
     "ActivationCache.fetch": "indices that its stream counts",
     "Checkpoints": "made by Suite.checkpoints",
+    "Checkpoints.take_fingerprints": "what other processes have found",
     "Dictionary": "a protocol: what a class of one's own must offer",
     "Effects": "a result", "Factorial": "a result", "Forecast": "a result", "Report": "a result",
     "Subsets": "a result", "TrainResult": "a result", "TripletChoice": "a result",

@@ -60,7 +60,6 @@ ALLOWED = {
     ("ctt_helpers/__init__.py", "import_module of a name that is made"): (
         "names of its own table of modules"
     ),
-    ("ctt_helpers/arguments.py", "eval"): "types, as the package's own signatures have them",
     ("workflow/guard.py", "import of runpy"): "what its own command line names, as python -m does",
 }
 
