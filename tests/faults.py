@@ -29,13 +29,16 @@ def tries(short: int, long: int) -> pytest.MarkDecorator:
 
 
 @contextmanager
-def counted(fault: str, tries: int, promise: str = "") -> Iterator[Callable[[bool], None]]:
+def counted(
+    fault: str, tries: int, promise: str = "", all_must: bool = True
+) -> Iterator[Callable[[bool], None]]:
     """Call what this gives once a try, with whether it was survived; all must have been.
 
     Args:
         fault: what was done, as the table says it.
         tries: how many there are.
         promise: what came of it, as the table says it.
+        all_must: False: some need not be survived, and the table says how many were.
     """
     outcomes: list[bool] = []
     yield lambda survived: outcomes.append(bool(survived))
@@ -53,4 +56,4 @@ def counted(fault: str, tries: int, promise: str = "") -> Iterator[Callable[[boo
         Path(folder).mkdir(parents=True, exist_ok=True)
         name = re.sub(r"\W+", "-", f"{fault} {tries}") + ".json"
         (Path(folder) / name).write_text(json.dumps(row))
-    assert all(outcomes), f"{fault}: {sum(outcomes)} of {tries} tries were survived"
+    assert all(outcomes) or not all_must, f"{fault}: {sum(outcomes)} of {tries} tries were survived"

@@ -259,7 +259,7 @@ def test_nothing_waits_for_a_device_for_each_group_or_batch(ckpts, tmp_path, wai
     large = {"sequences_per_group": 8, "shard_bytes": 10**9}
     for name, dtype in (("a", "float32"), ("b", "bfloat16")):
         built = waits(lambda n=name, d=dtype: ActivationCache.build(ckpts, text, tmp_path / n, d))
-        assert built == 0
+        assert built == 3  # whether the numbers of a whole file, on the host by then, are finite
         cache = ActivationCache.build(ckpts, text, tmp_path / f"{name}2", dtype, **large)
         stream = cache.stream(50, buffer_tokens=500, device="cpu", keep_gb=0)
         assert waits(lambda s=stream: first(s, 60)) == 0

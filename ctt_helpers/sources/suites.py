@@ -414,7 +414,7 @@ class Suite:
             if revision in self.preset.reported:
                 notes.setdefault(self.preset.reported[revision], []).append(revision)
         for note, names in notes.items():
-            warnings.warn(f"{self.name}, {', '.join(names)}: {note}.", stacklevel=5)
+            warnings.warn(f"{self.name}, {', '.join(names)}: {note}.", stacklevel=4)
 
 
 def _drop_kernels(config: Any) -> None:
@@ -519,7 +519,7 @@ def _folder_suite(
             incomplete.append(hub.what_is_missing(child))
     if incomplete:
         warnings.warn(
-            f"Incomplete checkpoints are left out: {'; '.join(incomplete)}.", stacklevel=5
+            f"Incomplete checkpoints are left out: {'; '.join(incomplete)}.", stacklevel=4
         )
     if not found:
         raise FileNotFoundError(
