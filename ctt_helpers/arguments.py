@@ -98,7 +98,7 @@ def checked(function: Function) -> Function:
 @cache
 def _kinds(function: Callable) -> dict[str, Any]:
     """Parameter -> what it takes, of those that say it; read when all modules are there."""
-    names = _Names(vars(sys.modules[function.__module__]))
+    names = _Names(inspect.unwrap(function).__globals__)
     signature = inspect.signature(function, eval_str=True, globals={}, locals=names)
     return {
         name: parameter.annotation
@@ -205,11 +205,15 @@ def _is_list(value: Any, origin: type, kind: Any) -> bool:
 
 
 def _is_array(value: Any, kind: Any) -> bool:
-    """Whether these are numbers of a kind. A numpy array may hold whole numbers for real ones."""
+    """Whether these are numbers of a kind. A numpy array may hold whole numbers for real ones.
+
+    A table of pandas is an array, too.
+    """
     needs_tensor = "torch" in kind.array_type.__module__
     if needs_tensor and not isinstance(value, kind.array_type):
         return False
-    if not needs_tensor and isinstance(value, (list, tuple)):
+    is_table = hasattr(value, "__array__") and not _dtype(value)
+    if not needs_tensor and (is_table or isinstance(value, (list, tuple))):
         try:
             value = np.asarray(value)
         except ValueError:  # of different lengths

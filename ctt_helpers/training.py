@@ -325,7 +325,6 @@ class TrainingRun:
         u = norms.sum(0)
         W_enc, W_dec = crosscoder.W_enc.flatten(0, 1).T, crosscoder.W_dec.flatten(1)
         encoded = self._encoded(parts, u, n_tokens)
-        self.adam.zero_grad()
         of_tokens, of_latents, masses = [], [], []
         for target, (pre, kept) in zip(parts, encoded.parts, strict=True):
             pre = self._pre(target) if pre is None else pre
@@ -338,6 +337,8 @@ class TrainingRun:
             loss = reconstruction
             if penalty > 0:
                 loss = loss + penalty * sparsity
+            if not masses:  # not earlier: the memory is taken again at once
+                self.adam.zero_grad()
             loss.backward()
             masses.append(mass.detach())
             if penalty > 0:

@@ -101,13 +101,13 @@ def pretraining(folder):
     parameters, adam = optimiser()
     sum(p.square().sum() for p in parameters.values()).backward()
     adam.step()
-    pretrain._claim(folder, {"kind": "pretraining", "seed": 0})
-    pretrain._save_state(folder, 2, parameters, adam)
+    with pretrain._claimed(folder, {"kind": "pretraining", "seed": 0}):
+        pretrain._save_state(folder, 2, parameters, adam)
 
 
 def resumed(folder):
-    pretrain._claim(folder, {"kind": "pretraining", "seed": 0})
-    assert pretrain._load_state(folder, *optimiser()) == 2
+    with pretrain._claimed(folder, {"kind": "pretraining", "seed": 0}):
+        assert pretrain._load_state(folder, *optimiser()) == 2
 
 
 TINY = shrunk(PRESETS["pythia-70m"].config, layers=1, width=8, vocabulary=40)

@@ -154,8 +154,11 @@ def setup(namespace: dict[str, Any], notebook: str, **checks: Check) -> Suite:
     values = use_profile(namespace, notebook, **checks)
     with _naming("model", values["model"]):
         suite = load_suite(values["model"])
+    offered = PROFILES[values["profile"]].get(notebook, {})
     for name, value in values.items():
-        if value is not None:
+        # the profile's own is of its suite; notebooks pass over it in another one
+        is_the_profiles = name == "runner_up" and value == offered.get(name)
+        if value is not None and not is_the_profiles:
             with _naming(name, value):
                 _check_value(name, value, suite)
     if suite.name == "tiny":
