@@ -235,7 +235,7 @@ def killed(kind: str, folder: Path, name: str, draw: random.Random, seconds: flo
 @POSIX
 @pytest.mark.timeout(3600)
 @tries(2, 20)
-@pytest.mark.parametrize("kind", WORKS)
+@pytest.mark.parametrize("kind", quick_first(WORKS))
 def test_a_kill_at_any_moment_changes_nothing(tries, kind, tmp_path, capsys):
     work = WORKS[kind]
     random_suite(tmp_path / "models")
@@ -763,30 +763,39 @@ def read_only_once(made: Tried, folder: Path, read_only: AbstractContextManager)
     return failed and readable and as_before and writer.read(folder) == made.versions[-1]
 
 
-@POSIX
-@pytest.mark.parametrize("name", quick_first(WRITERS))
-def test_a_folder_that_may_not_be_written_to(name, open_folder, tmp_path):
-    made = tried(name, open_folder / "made")
-    promise = "an error says so; nothing is changed; where it may be, the same call makes it"
-    with counted(f"a folder without permission to write, for {name}", 1, promise) as count:
-        folder = open_folder / "made" / "mine"
-        folder.mkdir()
-        count(read_only_once(made, folder, forbidden(folder)))
-    if not made.writer.replaces:  # what is finished can be read where nothing can be written
-        with forbidden(folder):
-            if name != "pretraining":
-                made.writer.write(folder, 2)
-            assert made.writer.read(folder) == made.versions[-1]
+READ_ONLY = "an error says so; nothing is changed; where it may be, the same call makes it"
+QUICK = [name for name, writer in WRITERS.items() if writer.replaces or name == "a training"]
+FOR_ALL = pytest.mark.parametrize(
+    "names", [QUICK, pytest.param(list(WRITERS), marks=pytest.mark.long)], ids=["quick", "all"]
+)
 
 
 @POSIX
-@pytest.mark.parametrize("name", quick_first(WRITERS))
-def test_a_disk_that_is_read_only(name, tmp_path):
-    promise = "an error says so; nothing is changed; where it may be, the same call makes it"
-    with small_disk(tmp_path / "disk", 64_000) as disk:
-        made = tried(name, disk / "made")
-        with counted(f"a disk mounted read-only, for {name}", 1, promise) as count:
-            count(read_only_once(made, disk / "made" / "mine", mounted_read_only(disk)))
+@FOR_ALL
+def test_a_folder_that_may_not_be_written_to(names, open_folder):
+    fault = "a folder without permission to write, for all that writes"
+    with counted(fault, len(names), READ_ONLY) as count:
+        for name in names:
+            made = tried(name, open_folder / name)
+            folder = open_folder / name / "mine"
+            folder.mkdir()
+            count(read_only_once(made, folder, forbidden(folder)))
+            if name in ("a training", "a cache"):  # what is finished can be read there
+                with forbidden(folder):
+                    made.writer.write(folder, 2)
+                    assert made.writer.read(folder) == made.versions[-1]
+
+
+@POSIX
+@FOR_ALL
+def test_a_disk_that_is_read_only(names, tmp_path):
+    with (
+        small_disk(tmp_path / "disk", 96_000) as disk,
+        counted("a disk mounted read-only, for all that writes", len(names), READ_ONLY) as count,
+    ):
+        for name in names:
+            made = tried(name, disk / name)
+            count(read_only_once(made, disk / name / "mine", mounted_read_only(disk)))
 
 
 # ---- other runs, and clocks
@@ -862,11 +871,11 @@ def hold_and_start(folder: Path, begun: Any) -> None:
 
 @POSIX
 @pytest.mark.timeout(3600)
-@tries(1, 10)
-@pytest.mark.parametrize("kind", quick_first(WORKS))
-def test_a_clock_that_jumps_changes_nothing(tries, kind, tmp_path, monkeypatch):
+@pytest.mark.long
+@pytest.mark.parametrize("kind", WORKS)
+def test_a_clock_that_jumps_changes_nothing(kind, tmp_path, monkeypatch):
     """Files of a run that was cut off are from the future and the past; then time jumps on."""
-    work = WORKS[kind]
+    work, tries = WORKS[kind], 10
     random_suite(tmp_path / "models")
     process = start(kind, tmp_path / "whole")
     began = time.monotonic()
