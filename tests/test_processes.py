@@ -184,8 +184,9 @@ def test_one_takes_up_what_several_with_parts_of_the_latents_began(tmp_path):
 
 
 def test_shared_latents_are_nowhere_whole_to_be_evaluated():
-    crosscoder = make_crosscoder("batch_topk")
-    look = ctt.logs.evaluating(crosscoder, None, None, every=10)
+    crosscoder, suite = make_crosscoder("batch_topk"), ctt.load_suite("tiny")
+    ckpts, text = suite.checkpoints(suite.default_triplet), torch.ones(2, 5, dtype=torch.long)
+    look = ctt.logs.evaluating(crosscoder, ckpts, text, every=10)
     sharded = SimpleNamespace(shares_latents=True)
     with pytest.raises(ValueError, match="needs the whole crosscoder"):
         ctt.training._check_shards(crosscoder, [print, look], sharded)
