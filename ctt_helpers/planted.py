@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.attribution import METHODS, NEAR, Readout, Rows
 from ctt_helpers.controls import latent_scaling
 from ctt_helpers.crosscoder import Crosscoder
@@ -65,6 +66,7 @@ class Planted:
     partner: np.ndarray
     together: float
 
+    @checked
     def sample(
         self, n_tokens: int, seed: int = 0
     ) -> tuple[Float[Tensor, "tokens checkpoints d_model"], Float[Tensor, "tokens features"]]:
@@ -86,10 +88,12 @@ class Planted:
         written = torch.einsum("tf,fcd->tcd", g, self.directions)
         return self.offset + written + noise * self.scale[:, None], g
 
+    @checked
     def projection(self, checkpoint: int, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "..."]:
         """p of raw activations."""
         return x @ self.read_out[checkpoint].to(x) + self.bias[checkpoint].to(x)
 
+    @checked
     def metric(self, p: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """m of the projection p: falls with p, as wrong - right does where a feature helps."""
         return -self._right_logit(p)
@@ -99,6 +103,7 @@ class Planted:
             return p
         return self.saturation * torch.tanh(p / self.saturation)
 
+    @checked
     def readout(
         self,
         checkpoint: int,
@@ -128,6 +133,7 @@ class Planted:
             touched=torch.ones(x.shape[:2], dtype=torch.bool),
         )
 
+    @checked
     def exact_effects(
         self,
         x: Float[Tensor, "tokens checkpoints d_model"],
@@ -187,6 +193,7 @@ class Planted:
         return -1 / torch.cosh(p / self.saturation) ** 2
 
 
+@checked
 def plant(
     n_checkpoints: int = 3,
     d_model: int = 32,
@@ -317,6 +324,7 @@ def _directions(
 # ---- what a crosscoder found of it
 
 
+@checked
 def recovery(crosscoder: Crosscoder, planted: Planted) -> pd.DataFrame:
     """The latent closest to each planted feature: cosine over all checkpoints, in scaled space.
 
@@ -342,6 +350,7 @@ def recovery(crosscoder: Crosscoder, planted: Planted) -> pd.DataFrame:
     )
 
 
+@checked
 @torch.no_grad()
 def measures(
     crosscoder: Crosscoder,
@@ -368,6 +377,7 @@ def measures(
     }
 
 
+@checked
 def score(
     ratios: Float[np.ndarray, "checkpoints latents"], table: pd.DataFrame, specific: float = 0.7
 ) -> dict[str, float]:
@@ -403,6 +413,7 @@ def score(
     return out
 
 
+@checked
 def auroc(score: Float[np.ndarray, " items"], positive: Bool[np.ndarray, " items"]) -> float:
     """Chance that a positive item scores above a negative one, ties counted half.
 

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int, UInt8
 from matplotlib.colors import to_hex
 from torch import Tensor
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.behaviour import logit_differences
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.effects import Effects, indirect_effects
@@ -92,11 +93,13 @@ class Pages:
         )
 
 
+@checked
 def file_name(feature: int) -> str:
     """The file of a feature's page."""
     return f"feature_{feature:05d}.html"
 
 
+@checked
 def write(
     folder: str | Path,
     crosscoder: Crosscoder,
@@ -912,6 +915,7 @@ def _write(path: Path, document: str) -> int:
     return len(content)
 
 
+@checked
 def is_ours(path: str | Path) -> bool:
     """Whether a file is a page as `write` wrote it, unchanged."""
     content = Path(path).read_bytes()

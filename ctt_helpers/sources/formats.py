@@ -338,6 +338,7 @@ class SparseAutoencoder(nn.Module):
         sizes = ("n_checkpoints", "d_model", "n_latents", "k")
         return ", ".join(f"{name}={getattr(self, name)}" for name in sizes)
 
+    @checked
     def encode(
         self, x: Float[Tensor, "*tokens checkpoints d_model"]
     ) -> Float[Tensor, "*tokens latents"]:
@@ -357,6 +358,7 @@ class SparseAutoencoder(nn.Module):
         largest = f.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(f).scatter(-1, largest.indices, largest.values)
 
+    @checked
     def decode(
         self, f: Float[Tensor, "*tokens latents"]
     ) -> Float[Tensor, "*tokens checkpoints d_model"]:

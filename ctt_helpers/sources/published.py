@@ -30,6 +30,7 @@ from urllib.request import urlopen
 
 import pandas as pd
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import AGAIN, read_text
 from ctt_helpers.messages import first_line
 from ctt_helpers.pairs import NOT_TEXT
@@ -137,6 +138,7 @@ LAYOUTS = (
 # ---- tasks by name
 
 
+@checked
 def published_rows(
     task: str,
     path: str | Path | None = None,
@@ -225,6 +227,7 @@ def _from_its_place(task: str, kind: str, rest: list[str]) -> list[dict[str, Any
 # ---- files
 
 
+@checked
 def file_rows(
     file: Path, good: str | None = None, bad: str | None = None, group: str | None = None
 ) -> list[dict[str, Any]]:
@@ -233,10 +236,11 @@ def file_rows(
     reasons = Counter(row["left_out"] for row in rows if "left_out" in row)
     if reasons:
         told = "; ".join(f"{reason}: {count}" for reason, count in reasons.items())
-        warnings.warn(f"{file}: {sum(reasons.values())} rows are left out ({told}).", stacklevel=5)
+        warnings.warn(f"{file}: {sum(reasons.values())} rows are left out ({told}).", stacklevel=7)
     return rows
 
 
+@checked
 def read_records(file: Path) -> list[dict[str, Any]]:
     """What a file holds, as a list of rows: of a table, of objects, or of lines of text.
 
@@ -349,6 +353,7 @@ def _row(text: str, delimiter: str, width: int) -> list[str] | None:
 # ---- rows of pairs
 
 
+@checked
 def pair_rows(
     records: Iterable[dict[str, Any]],
     good: str | None = None,
@@ -462,6 +467,7 @@ def _form(record: dict[str, Any]) -> dict[str, str]:
     return {"form": "two_prefix" if record.get("two_prefix_method") else "sentence"}
 
 
+@checked
 def from_sentences(right: str, wrong: str) -> dict[str, str]:
     """A right and a wrong sentence as prefix, right and wrong word, cut at the first that differs.
 
@@ -510,6 +516,7 @@ def _around_the_difference(right: str, wrong: str) -> dict[str, str]:
 # ---- what is shipped
 
 
+@checked
 def data_folder(name: str) -> Path:
     """Folder of data that is shipped: in an installed wheel, or in `data` of a checkout."""
     package = Path(__file__).resolve().parents[1]

@@ -9,10 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import Effects, style
 
 
+@checked
 @style()
 def feature_heatmap(
     values: Effects,
@@ -86,6 +88,7 @@ def feature_heatmap(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def interval_plot(
     values: Effects,
@@ -165,6 +168,7 @@ def interval_plot(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def rank_curves(
     values: Effects,
@@ -210,6 +214,7 @@ def rank_curves(
     return fig
 
 
+@checked
 @style()
 def share_scatter(
     across: Sequence[float],
@@ -251,6 +256,7 @@ def share_scatter(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def label_bars(shares: Mapping[str, pd.DataFrame], faint: float = 0.1) -> Figure:
     """Through features of which label an effect goes: a bar a checkpoint, a panel a task.

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.metrics import check_features, to_numpy
 
 # colours of Okabe and Ito and a few more that stay apart under colour blindness; grey is kept for
@@ -100,6 +101,7 @@ def style() -> Iterator[None]:
         plt.rcParams.update(before)
 
 
+@checked
 def set_title(ax: Axes, title: str) -> Axes:
     """Set a title, folded to the width of its axes, so that a finding may take two lines.
 
@@ -120,6 +122,7 @@ def new_axes(ax: Axes | None, width: float = 4.6, height: float = 3.1) -> Axes:
     return ax
 
 
+@checked
 def show(alt: str, figure: Figure | None = None) -> None:
     """Display a figure with its text for those who do not see it, and close it.
 
@@ -174,6 +177,7 @@ LABEL_COLORS = {
 CELL_COLORS = {"congruent": "#009E73", "incongruent": "#D55E00"}
 
 
+@checked
 def use_colors_of(checkpoints: Sequence[str], tasks: Sequence[str]) -> None:
     """From here on a checkpoint or task has the colour of its place among all of these.
 
@@ -189,6 +193,7 @@ def _of_all(kind: str, names: Sequence[str]) -> list[str]:
     return known if set(names) <= set(known) else list(dict.fromkeys(names))
 
 
+@checked
 def checkpoint_colors(names: Sequence[str]) -> dict[str, tuple]:
     """One colour (RGBA) per checkpoint, dark for early and light for late.
 
@@ -201,6 +206,7 @@ def checkpoint_colors(names: Sequence[str]) -> dict[str, tuple]:
     return {name: by_name[name] for name in names}
 
 
+@checked
 def task_colors(names: Sequence[str]) -> dict[str, str]:
     """One colour per task (or feature), by its position among the names.
 
@@ -255,6 +261,7 @@ def require_names(kind: str, asked: Sequence[str], known: Sequence[str]) -> None
 # ---- axes in tokens and in checkpoints
 
 
+@checked
 def format_tokens(n: float) -> str:
     """A number of tokens to three digits: 131072 -> '131k', 1536000 -> '1.54M'."""
     n = float(f"{n:.3g}")

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import style
 
@@ -42,6 +43,7 @@ def drawn_shares(found: pd.DataFrame, least: float = LEAST) -> pd.DataFrame:
     return table.assign(checkpoint=found["checkpoint"])
 
 
+@checked
 def who_leads(found: pd.DataFrame) -> str:
     """Whose share is largest where there is first something to share, and whose at the end."""
     shares = drawn_shares(found)[list(WORDS)].dropna()
@@ -53,6 +55,7 @@ def who_leads(found: pd.DataFrame) -> str:
     return f"first {first}, in the end {last}"
 
 
+@checked
 @style()
 def share_curves(
     found: Mapping[str, pd.DataFrame], truth: Mapping[str, pd.DataFrame] | None = None
@@ -96,6 +99,7 @@ def share_curves(
     return fig
 
 
+@checked
 @style()
 def factor_paths(found: Factorial, features: Sequence[int], title: str = "") -> Figure:
     """Each feature as a path over the checkpoints: with the neighbour across, the subject upwards.

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import Effects, style
 
@@ -19,6 +20,7 @@ from ctt_helpers.notebook.plots.look import Effects, style
 CORNERS = np.array([[0, 0], [0.5, 0.75**0.5], [1, 0]])
 
 
+@checked
 @style()
 def accuracy_curves(
     curve: pd.DataFrame,
@@ -94,6 +96,7 @@ def accuracy_curves(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def cell_curves(
     curve: pd.DataFrame,
@@ -153,6 +156,7 @@ def cell_curves(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def cell_panels(
     curve: pd.DataFrame,
@@ -197,6 +201,7 @@ def cell_panels(
     return figure
 
 
+@checked
 @style()
 def onset_dots(
     onset: pd.Series,
@@ -255,6 +260,7 @@ def _accuracy_axis(ax: Axes) -> None:
     ax.set(ylim=(-0.02, 1.04), ylabel="accuracy (share of pairs)")
 
 
+@checked
 @style()
 def factorial_curves(
     found: pd.DataFrame,
@@ -300,6 +306,7 @@ def factorial_curves(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def cell_bars(
     means: pd.DataFrame,
@@ -351,6 +358,7 @@ def cell_bars(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def ternary(
     ratios: Effects,
@@ -451,6 +459,7 @@ def _number_dots(
         ax.annotate(f"#{feature}", (across + 0.025, up), fontsize=7.5, va="center")
 
 
+@checked
 @style()
 def trajectories(
     values: Effects,

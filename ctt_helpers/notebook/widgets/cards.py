@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import to_hex
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import Effects, as_matrix
 
@@ -68,6 +69,7 @@ def table(header: Sequence[str], rows: Sequence[str]) -> str:
 # ---- a checkpoint
 
 
+@checked
 def checkpoint_table_html(curve: pd.DataFrame, sim: pd.DataFrame, revision: str) -> str:
     """One checkpoint as HTML: its accuracy on each task, its similarity to each other checkpoint.
 
@@ -155,6 +157,7 @@ def _number(value: float, spec: str) -> str:
     return f"<td>{value:{spec}}</td>" if np.isfinite(value) else "<td>&ndash;</td>"
 
 
+@checked
 def feature_card_html(
     feature: int,
     ie_mean: Effects,
@@ -238,6 +241,7 @@ def feature_card_html(
 # ---- tokens and examples
 
 
+@checked
 def tokens_html(
     tokens: Sequence[str],
     activations: Sequence[float],
@@ -281,6 +285,7 @@ def tokens_html(
     return f'<span style="white-space:pre-wrap;line-height:1.7">{"".join(spans)}</span>'
 
 
+@checked
 def examples_html(examples: Sequence[Mapping]) -> str:
     """Examples of one feature, one per row, each with its largest activation.
 

@@ -7,6 +7,7 @@ from typing import Any
 import ipywidgets
 import pandas as pd
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.behaviour import suggest_triplet
 from ctt_helpers.messages import first_line
 from ctt_helpers.notebook.plots import look
@@ -160,6 +161,7 @@ def _in_order(curve: pd.DataFrame) -> list[str]:
     return list(seen["revision"])
 
 
+@checked
 def checkpoint_slider(
     curve: pd.DataFrame,
     sim: pd.DataFrame,
