@@ -206,6 +206,8 @@ def _is_list(value: Any, origin: type, kind: Any) -> bool:
     if _dtype(value) and kind in (int, float):
         whole = value.ndim == 1 and "int" in _dtype(value)
         return whole or (kind is float and value.ndim == 1 and "float" in _dtype(value))
+    if _dtype(value) and kind is str:
+        return value.ndim == 1 and all(isinstance(one, str) for one in value)
     looked_at = value if isinstance(value, (Sequence, set, frozenset)) and kind is not Any else ()
     return all(_is(one, kind) for one in looked_at)
 

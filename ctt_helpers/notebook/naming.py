@@ -28,6 +28,7 @@ from ctt_helpers.arguments import checked
 from ctt_helpers.evaluation import ActivePlaces, active_places
 from ctt_helpers.files import expanded, read_json, read_text, write_rows
 from ctt_helpers.messages import abridged, choose, whole_number
+from ctt_helpers.pairs import start_token
 from ctt_helpers.planted import auroc
 
 if TYPE_CHECKING:
@@ -305,6 +306,7 @@ def _as_answer(answer: Any, where: str) -> bool | float:
 @checked
 def words_in(tokenizer: Any, sentence: str) -> set[str]:
     """The tokens of a sentence, without blanks and capitals."""
+    start_token(tokenizer)
     return {_word(tokenizer, i) for i in tokenizer(sentence, add_special_tokens=False)["input_ids"]}
 
 
@@ -325,8 +327,19 @@ def word_shares(
 
     Returns:
         feature -> word -> share, of words on which it is active at all, the largest first.
+
+    Raises:
+        ValueError: another text than the places are of, or no tokenizer.
     """
+    start_token(tokenizer)
     ids = text.cpu().numpy()
+    if ids.ndim != 2 or ids[:, 1:].size != places.n_tokens:
+        raise ValueError(
+            f"text has shape {ids.shape}, and the places are of {places.n_tokens} tokens (first "
+            "ones left out): give the text of active_places(...)."
+        )
+    if not 0 <= ids.min() <= ids.max() < len(tokenizer):
+        raise ValueError(f"text holds ids outside of the tokenizer's, 0 to {len(tokenizer) - 1}.")
     token, seen = np.unique(ids[:, 1:], return_counts=True)
     words = [_word(tokenizer, i) for i in token.tolist()]
     found = {}
@@ -511,7 +524,13 @@ def _balanced(said: Float[np.ndarray, " n"], active: Bool[np.ndarray, " n"]) -> 
 
 @checked
 def wilson(share: float, n: int, z: float = Z) -> tuple[float, float]:
-    """Wilson's interval of a share of n."""
+    """Wilson's interval of a share of n.
+
+    Raises:
+        ValueError: a share outside 0 to 1, n below 1, or z below 0.
+    """
+    if not 0 <= share <= 1 or n < 1 or not 0 <= z < math.inf:
+        raise ValueError(f"share={share}, n={n}, z={z}: take 0 <= share <= 1, n >= 1, z >= 0.")
     middle = share + z**2 / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)

@@ -917,7 +917,9 @@ def _write(path: Path, document: str) -> int:
 
 @checked
 def is_ours(path: str | Path) -> bool:
-    """Whether a file is a page as `write` wrote it, unchanged."""
+    """Whether a file is a page as `write` wrote it, unchanged; one that is not there is none."""
+    if not Path(path).is_file():
+        return False
     content = Path(path).read_bytes()
     found = OURS.match(content)
     if not found:

@@ -362,7 +362,16 @@ class SparseAutoencoder(nn.Module):
     def decode(
         self, f: Float[Tensor, "*tokens latents"]
     ) -> Float[Tensor, "*tokens checkpoints d_model"]:
-        """Raw reconstruction."""
+        """Raw reconstruction.
+
+        Raises:
+            ValueError: codes of another number of latents.
+        """
+        if f.shape[-1:] != (self.n_latents,):
+            raise ValueError(
+                f"Codes of shape {tuple(f.shape)} do not fit this autoencoder; it takes "
+                f"[..., {self.n_latents} latents]."
+            )
         flat = f @ self.W_dec.flatten(1) + self.b_dec.flatten()
         return flat.unflatten(-1, (self.n_checkpoints, self.d_model))
 

@@ -18,7 +18,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ctt_helpers.arguments import checked
 from ctt_helpers.files import inside, read_json, sha256
 from ctt_helpers.messages import abridged, first_line, without_secrets
 from ctt_helpers.sources.revisions import nearest
@@ -50,7 +49,6 @@ def _cache() -> Path:
     return Path(constants.HF_HUB_CACHE).expanduser()
 
 
-@checked
 def snapshot(repo: str, revision: str) -> Path | None:
     """The cache's folder of a revision, complete or not; None where there is none.
 
@@ -65,7 +63,6 @@ def snapshot(repo: str, revision: str) -> Path | None:
     return found if found.is_dir() else None
 
 
-@checked
 def find(repo: str, revisions: Sequence[str], *names: str) -> Path | None:
     """The cache's folder of the last revision that has one of the named files; None if none has."""
     for revision in reversed(revisions):
@@ -75,7 +72,6 @@ def find(repo: str, revisions: Sequence[str], *names: str) -> Path | None:
     return None
 
 
-@checked
 def weight_files(folder: Path | None) -> list[Path]:
     """The files that hold the weights; [] unless all are there (a broken download lacks some)."""
     if folder is None:
@@ -101,7 +97,6 @@ def _shards(folder: Path, name: str) -> list[Path]:
     return sorted(inside(folder, part, index, links=True) for part in parts)
 
 
-@checked
 def what_is_missing(folder: Path) -> str:
     """Why `weight_files` finds nothing in a folder."""
     for name in WEIGHTS:
@@ -111,7 +106,6 @@ def what_is_missing(folder: Path) -> str:
     return f"no {' or '.join(WEIGHTS)}, whole or in parts with an index, in {folder}"
 
 
-@checked
 def cached(repo: str, revision: str) -> str:
     """Whether a revision's configuration and weights are here: "yes", "in part" or "no".
 
@@ -124,7 +118,6 @@ def cached(repo: str, revision: str) -> str:
     return "yes" if complete else "in part"
 
 
-@checked
 def verified(file: Path) -> Path:
     """A file of the cache, after a comparison with the checksum that the hub gave of it.
 

@@ -229,7 +229,7 @@ def _from_its_place(task: str, kind: str, rest: list[str]) -> list[dict[str, Any
 
 @checked
 def file_rows(
-    file: Path, good: str | None = None, bad: str | None = None, group: str | None = None
+    file: str | Path, good: str | None = None, bad: str | None = None, group: str | None = None
 ) -> list[dict[str, Any]]:
     """Rows of pairs of a file; how many of its lines could not be read is told."""
     rows = pair_rows(read_records(file), good, bad, group, str(file))
@@ -241,7 +241,7 @@ def file_rows(
 
 
 @checked
-def read_records(file: Path) -> list[dict[str, Any]]:
+def read_records(file: str | Path) -> list[dict[str, Any]]:
     """What a file holds, as a list of rows: of a table, of objects, or of lines of text.
 
     A row that cannot be read is {"left_out": why}.
@@ -250,8 +250,9 @@ def read_records(file: Path) -> list[dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: it is not of a kind that can be read, or not in UTF-8; the message names it.
     """
+    file = Path(file).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"There is no file {file}.")
+        raise FileNotFoundError(f"There is no file {str(file)!r}.")
     ending = file.suffix.lower()
     if ending not in ENDINGS:
         raise ValueError(f"{file}: give a file that ends in {', '.join(ENDINGS)}.")

@@ -193,6 +193,7 @@ def rank_curves(
     """
     values = look.as_matrix(values, names)
     null = look.as_matrix(null, names)
+    look.require_alike(names=names, bar=bar)
     size = (1.0 + 2.3 * len(names), 2.7)
     fig, axes = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False)
     colors = look.checkpoint_colors(names)
@@ -236,7 +237,11 @@ def share_scatter(
         quantities: names of the two axes.
         ax: where to draw; None: a new figure.
         title: the finding.
+
+    Raises:
+        ValueError: the lists differ in length.
     """
+    look.require_alike(features=features, across=across, up=up, kinds=kinds)
     ax = look.new_axes(ax, 5.6, 3.4)
     across = np.asarray(across)
     up = np.asarray(up)
@@ -273,6 +278,8 @@ def label_bars(shares: Mapping[str, pd.DataFrame], faint: float = 0.1) -> Figure
         ValueError: a column is missing.
     """
     needed = ["checkpoint", "strength", *(f"through_{kind}" for kind in look.LABEL_COLORS)]
+    if not shares:
+        raise ValueError("There is no task to draw: give {task: shares_of_effect(...)}.")
     fig, axes = plt.subplots(
         1, len(shares), figsize=(0.6 + 3.6 * len(shares), 3.2), sharey=True, squeeze=False
     )

@@ -1,7 +1,7 @@
 """What the figures share: the look, the colours, the axes of tokens and checkpoints, the checks."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
@@ -207,7 +207,7 @@ def checkpoint_colors(names: Sequence[str]) -> dict[str, tuple]:
 
 
 @checked
-def task_colors(names: Sequence[str]) -> dict[str, str]:
+def task_colors(names: Sequence[Hashable]) -> dict[str, str]:
     """One colour per task (or feature), by its position among the names.
 
     By its position among all tasks of the suite where it is known (`use_colors_of`). Otherwise give
@@ -242,13 +242,35 @@ def as_matrix(values, names: Sequence[str], features: Sequence[int] = ()) -> Eff
     return values.astype(float)
 
 
-def require_columns(table: pd.DataFrame, *needed: str) -> None:
-    """Raise a ValueError that names the columns of `table` that are missing."""
+WORDS = {"revision", "task", "cell", "congruent", "checkpoint"}  # all other columns hold numbers
+
+
+def require_columns(table: pd.DataFrame, *needed: str, words: Collection[str] = WORDS) -> None:
+    """Raise a ValueError that names the columns of `table` that are missing, or are no numbers."""
     missing = [name for name in needed if name not in table]
     if missing:
         raise ValueError(
             f"The table lacks {missing}; it has {list(table.columns)} and must have {list(needed)}."
         )
+    numbers = [name for name in needed if name not in words]
+    if texts := [name for name in numbers if not pd.api.types.is_numeric_dtype(table[name])]:
+        raise ValueError(f"The columns {texts} must hold numbers.")
+
+
+def require_similarity(sim: pd.DataFrame) -> None:
+    """Raise a ValueError unless this is a table of numbers, revisions x revisions."""
+    numbers = all(map(pd.api.types.is_numeric_dtype, sim.dtypes))
+    if list(sim.index) != list(sim) or not sim.index.is_unique or not numbers:
+        raise ValueError(
+            "sim must hold numbers, revisions x revisions: give what similarity_matrix returns."
+        )
+
+
+def require_alike(**lists: Sequence) -> None:
+    """Raise a ValueError unless all of these are as long as the first."""
+    sizes = {name: len(values) for name, values in lists.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"The lists differ in length: {sizes}.")
 
 
 def require_names(kind: str, asked: Sequence[str], known: Sequence[str]) -> None:

@@ -72,6 +72,12 @@ def share_curves(
     Raises:
         ValueError: a column is missing, or two tasks differ in their checkpoints.
     """
+    if not found:
+        raise ValueError("There is no task to draw: give {task: shares_of_effect(...)}.")
+    if truth and set(found) - set(truth):
+        raise ValueError(f"truth has {list(truth)}, and found {list(found)}: give the same tasks.")
+    for table in found.values():
+        look.require_columns(table, "checkpoint")
     names = list(next(iter(found.values()))["checkpoint"])
     size = (7.4, 0.8 + 2.3 * len(found))
     fig, axes = plt.subplots(len(found), 1, figsize=size, sharex=True, squeeze=False)
@@ -114,6 +120,8 @@ def factor_paths(found: Factorial, features: Sequence[int], title: str = "") -> 
     Raises:
         ValueError: a feature that is not among them.
     """
+    if not len(features):
+        raise ValueError("There is no feature to draw: name at least one.")
     look.require_names("feature", features, found.features.tolist())
     columns = min(3, len(features))
     rows = -(-len(features) // columns)

@@ -16,6 +16,7 @@ from ctt_helpers.arguments import checked
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import Effects, style
 
+MOST_COLUMNS = 12  # of small pictures
 # of the triangle: the first checkpoint left, the last one right, so time runs to the right
 CORNERS = np.array([[0, 0], [0.5, 0.75**0.5], [1, 0]])
 
@@ -179,6 +180,8 @@ def cell_panels(
     """
     if not tasks:
         raise ValueError("There is no task to draw: give those in which something distracts.")
+    if not 1 <= columns <= MOST_COLUMNS:
+        raise ValueError(f"columns={columns}: take 1 to {MOST_COLUMNS} pictures in a row.")
     rows = -(-len(tasks) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(8.4, 0.9 + 1.7 * rows), sharex=True, sharey=True, squeeze=False
@@ -490,6 +493,10 @@ def trajectories(
             a feature that is not among the latents.
     """
     shown = look.as_matrix(values, names, features)
+    if (low is None) != (high is None):
+        raise ValueError("Give both ends of the intervals, low= and high=, or neither.")
+    if low is not None:
+        low, high = (look.as_matrix(ends, names, features) for ends in (low, high))
     if len(tokens) != len(names) or None in tokens:
         raise ValueError(
             f"tokens={list(tokens)}: give the number for each of the {len(names)} checkpoints."
@@ -510,12 +517,7 @@ def trajectories(
         )
         if low is not None:
             ax.fill_between(
-                tokens,
-                np.asarray(low)[:, feature],
-                np.asarray(high)[:, feature],
-                color=colors[feature],
-                alpha=0.18,
-                lw=0,
+                tokens, low[:, feature], high[:, feature], color=colors[feature], alpha=0.18, lw=0
             )
     look.side_legend(ax)
     ax.set_ylabel(quantity)

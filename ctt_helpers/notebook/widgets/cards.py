@@ -83,6 +83,7 @@ def checkpoint_table_html(curve: pd.DataFrame, sim: pd.DataFrame, revision: str)
         ValueError: a column is missing, or the revision is not in the curve.
     """
     look.require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
+    look.require_similarity(sim)
     look.require_names("checkpoint", [revision], curve["revision"].unique())
     if "cell" in curve:
         curve = curve[curve["cell"] == "all"]
@@ -192,6 +193,11 @@ def feature_card_html(
     def of_feature(values: Effects) -> np.ndarray:
         return as_matrix(values, names, [feature])[:, feature]
 
+    if isinstance(promoted, pd.DataFrame):
+        told = {"checkpoint", "token"}
+        look.require_columns(promoted, "checkpoint", "token", "score", words=told)
+    elif promoted is not None:
+        look.require_alike(names=names, promoted=promoted)
     ie = of_feature(ie_mean)
     rel = of_feature(rel_ie)
     norms = of_feature(decoder_norms)

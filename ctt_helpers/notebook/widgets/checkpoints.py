@@ -190,6 +190,7 @@ def checkpoint_slider(
         ValueError: a column is missing, the curve is empty, or `into` is no such list.
     """
     look.require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
+    look.require_similarity(sim)
     if curve.empty:
         raise ValueError("The curve has no rows: compute it with accuracy_curve(suite, tasks).")
     if into is not None:

@@ -23,7 +23,12 @@ def listed_features(ie_mean: Effects) -> list[int]:
 
     Args:
         ie_mean: [checkpoints, latents] indirect effects.
+
+    Raises:
+        ValueError: an array of another shape.
     """
+    if np.ndim(ie_mean) != 2:
+        raise ValueError(f"ie_mean has shape {np.shape(ie_mean)}: give [checkpoints, latents].")
     return np.argsort(-_strength(ie_mean), kind="stable")[:_LISTED].tolist()
 
 

@@ -42,7 +42,7 @@ def read_settings(folder: str | Path, n_latents: int | None = None) -> pd.DataFr
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: in a checkout, `make experiments`.")
         table = pd.read_csv(path)
-        look.require_columns(table, *keys, *needed)
+        look.require_columns(table, *keys, *needed, words=["penalty"])
         table = table[table["penalty"] != "none"]  # the whole model
         tables.append(table.astype({"penalty": float}).set_index(keys))
     dictionary, penalty = tables
