@@ -26,7 +26,7 @@ __all__ = [
 
 
 @checked
-def abridged(names: Sequence[str], shown: int = 12) -> str:
+def abridged(names: Sequence[Any], shown: int = 12) -> str:
     """Names in a row; of many, the first and the last ones."""
     whole_number("shown", shown, 3)
     names = [str(name) for name in names]

@@ -82,10 +82,6 @@ def write_files(w: SimpleNamespace) -> None:
     w.small.save("removed")
 
 
-def places_of(w):
-    return ctt.active_places(w.crosscoder, w.ckpts, w.text, [0, 1])
-
-
 def tables(w):
     return {"pp": more(w).shares}
 
@@ -122,7 +118,7 @@ CALLS = {
     "naming.NamingTest.answer": lambda w: {"self": more(w).test, "reader": str.istitle},
     "naming.read_answers": lambda w: {"path": "answers.csv"},
     "naming.words_in": lambda w: {"tokenizer": w.suite.tokenizer, "sentence": "the dogs see"},
-    "naming.word_shares": lambda w: {"places": places_of(w), "tokenizer": w.suite.tokenizer,
+    "naming.word_shares": lambda w: {"places": w.places, "tokenizer": w.suite.tokenizer,
                                      "text": w.text},
     "naming.read_names": lambda w: {"path": "names.json"},
     "naming.score": lambda w: {"test": more(w).test, "answers": more(w).answers, "seed": 0},
@@ -342,6 +338,7 @@ MAY_BE_NAN = {
     "files.read_table",
 }
 PASS_ON = {
+    "planted.Planted.readout",
     "planted.Planted.projection",
     "formats.SparseAutoencoder.encode",
     "formats.SparseAutoencoder.forward",

@@ -35,7 +35,7 @@ from ctt_helpers.evaluation import (
     NUMBERS_AT_ONCE,
     ActivePlaces,
     active_places,
-    check_match,
+    check_text,
     examples_by_band,
     promoted_tokens,
     streams,
@@ -152,7 +152,7 @@ def write(
         ValueError: effects without pairs, what does not belong together, a feature that does not
             exist, or a page that would be larger than 300 kB.
     """
-    check_match(crosscoder, ckpts)
+    check_text(crosscoder, ckpts, text, least=2)
     shard = whole_number("shard", shard)
     tasks = _tasks(crosscoder, ckpts, effects or {}, pairs or {}, null or {})
     chosen = _chosen(features, crosscoder.n_latents, tasks)

@@ -466,7 +466,7 @@ def _number_dots(
 @style()
 def trajectories(
     values: Effects,
-    tokens: Sequence[float],
+    tokens: Sequence[float | None],
     features: Sequence[int],
     names: Sequence[str],
     low: Effects | None = None,

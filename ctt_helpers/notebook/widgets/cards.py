@@ -250,7 +250,7 @@ def feature_card_html(
 @checked
 def tokens_html(
     tokens: Sequence[str],
-    activations: Sequence[float],
+    activations: Sequence,
     max_activation: float | None = None,
     marked: int | None = None,
 ) -> str:
@@ -266,9 +266,12 @@ def tokens_html(
         marked: which token to underline; None: none.
 
     Raises:
-        ValueError: the two differ in length.
+        ValueError: the two differ in length, or an activation is no number.
     """
-    values = [float(activation) for activation in activations]
+    try:
+        values = [float(activation) for activation in activations]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"activations must be numbers, one a token ({error}).") from error
     if len(tokens) != len(values):
         raise ValueError(
             f"There are {len(tokens)} tokens and {len(values)} activations: give one for each "
