@@ -434,7 +434,8 @@ def check_cell(found, value):
 
 
 def check_abridged(found, names, shown=12):
-    assert len(found.split(", ")) <= max(shown + 1, 3)
+    if not any(", " in str(name) for name in names):
+        assert len(found.split(", ")) <= max(shown + 1, 3)
 
 
 def check_hidden(found, **_):
