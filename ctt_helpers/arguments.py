@@ -7,6 +7,7 @@ asks only that it is one: whatever has the attributes of a `Checkpoints`, say, i
 
 import builtins
 import difflib
+import importlib
 import inspect
 import math
 import os
@@ -114,6 +115,8 @@ class _Names(dict):
     def __missing__(self, name: str) -> Any:
         if hasattr(builtins, name):
             return getattr(builtins, name)
+        if name == "pd":
+            return importlib.import_module("pandas")
         return getattr(sys.modules.get("ctt_helpers"), name, Any)
 
 
@@ -141,7 +144,10 @@ def _is(value: Any, kind: Any) -> bool:
     if origin is Callable:
         return callable(value)
     if issubclass(origin, Mapping):
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and _holds(value, *inner)
+    if origin is tuple and inner and inner[-1] is not ...:
+        alike = isinstance(value, (tuple, list)) and len(value) == len(inner)
+        return alike and all(map(_is, value, inner))
     if issubclass(origin, Iterable) and origin.__module__ in ("builtins", "collections.abc"):
         return _is_list(value, origin, inner[0] if inner else Any)
     return isinstance(value, origin) or _stands_for(value, origin)
@@ -200,8 +206,14 @@ def _is_list(value: Any, origin: type, kind: Any) -> bool:
     if _dtype(value) and kind in (int, float):
         whole = value.ndim == 1 and "int" in _dtype(value)
         return whole or (kind is float and value.ndim == 1 and "float" in _dtype(value))
-    looked_at = value if isinstance(value, (Sequence, set, frozenset)) else ()
+    if _dtype(value) and kind is str:
+        return value.ndim == 1 and all(isinstance(one, str) for one in value)
+    looked_at = value if isinstance(value, (Sequence, set, frozenset)) and kind is not Any else ()
     return all(_is(one, kind) for one in looked_at)
+
+
+def _holds(value: Mapping, key: Any = Any, held: Any = Any) -> bool:
+    return all(_is(name, key) and _is(one, held) for name, one in value.items())
 
 
 def _is_array(value: Any, kind: Any) -> bool:
@@ -275,7 +287,11 @@ def _in_words(kind: Any) -> str:
     if origin is Callable:
         return "a function"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "a dict"
+        return f"a dict, {' -> '.join(map(_in_words, inner))}" if inner else "a dict"
+    if origin is tuple and inner and inner[-1] is not ...:
+        return f"({', '.join(map(_in_words, inner))})"
+    if kind is Any:
+        return "anything"
     if inner and isinstance(origin, type) and issubclass(origin, Iterable):
         return f"a list of {_many(inner[0])}"
     name = getattr(origin, "__name__", str(origin))

@@ -322,16 +322,8 @@ def _read(
     return readings
 
 
-def _check_read_from(read_from: Any, ckpts: Checkpoints) -> None:
-    """Raise ValueError unless f can be read by `read_from` at these checkpoints."""
-    if read_from is None:
-        return
-    if not callable(read_from):
-        raise ValueError(
-            f"read_from={read_from!r}: to read f from each checkpoint alone, what the crosscoder "
-            "reads of the others has to be predicted. Give predict_others(ckpts, text), or None "
-            "to read it from all."
-        )
+def _check_read_from(read_from: ReadFrom | None, ckpts: Checkpoints) -> None:
+    """Raise ValueError where `read_from` was fitted on other checkpoints."""
     made_for = getattr(read_from, "source", None)
     if made_for and any(made_for[name] != ckpts.source[name] for name in ("layer", "fingerprints")):
         raise ValueError(

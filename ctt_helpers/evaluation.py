@@ -97,9 +97,10 @@ def check_match(
     prepare(crosscoder, here)
 
 
-def _check_text(
+def check_text(
     crosscoder: Dictionary, ckpts: Checkpoints, text: Int[Tensor, "sequences length"], least: int
 ) -> None:
+    """Raise ValueError where a text is too short, or belongs to other checkpoints."""
     if text.ndim != 2 or text.shape[1] < least or not len(text):
         raise ValueError(
             f"text must be [sequences, length >= {least}] token ids; it is {tuple(text.shape)}."
@@ -157,7 +158,7 @@ def evaluate(
         hooks.NotFinite: a logit is NaN or infinite.
         memory.TooLittleMemory: memory ran out twice, the second time with half as much at once.
     """
-    _check_text(crosscoder, ckpts, text, least=3)
+    check_text(crosscoder, ckpts, text, least=3)
     n = len(ckpts)
     sums = None
     losses = {what: [[] for _ in range(n)] for what in ("clean", "spliced", "zero")}
@@ -404,7 +405,7 @@ def top_examples(
         ValueError: a feature that does not exist, or a crosscoder or text that does not belong
             here.
     """
-    _check_text(crosscoder, ckpts, text, least=2)
+    check_text(crosscoder, ckpts, text, least=2)
     k = whole_number("k", k)
     features = check_features(np.atleast_1d(features).tolist(), crosscoder.n_latents)
     some = some_of(crosscoder, features)  # of the others nothing is computed
@@ -506,7 +507,7 @@ def active_places(
         ValueError: a feature that does not exist, or a crosscoder or text that does not belong
             here.
     """
-    _check_text(crosscoder, ckpts, text, least=2)
+    check_text(crosscoder, ckpts, text, least=2)
     features = check_features(list(features), crosscoder.n_latents)
     some = some_of(crosscoder, features)
     rows, places, values, columns = [], [], [], []

@@ -27,6 +27,8 @@ from importlib import metadata
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
+from ctt_helpers.arguments import checked
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -54,11 +56,13 @@ _making_room = threading.Lock()
 _in_use: set[Path] = set()  # where this process is writing now
 
 
+@checked
 def expanded(path: str | Path) -> Path:
     """The path with ~ written out."""
     return Path(path).expanduser()
 
 
+@checked
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path for `path`; on success it is renamed to it, on an error it goes.
@@ -153,6 +157,7 @@ def sweep(*folders: Path) -> None:
             remove_leftovers(folder, f".*{_temporary()}")
 
 
+@checked
 def remove_leftovers(folder: Path, stem: str) -> None:
     """Remove what processes left behind when they were cut off: what is called STEM...-PROCESS.
 
@@ -185,6 +190,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@checked
 def inside(folder: str | Path, name: Any, told_by: str | Path, links: bool = False) -> Path:
     """The path of a file that a list names, which must lie in a folder.
 
@@ -211,15 +217,27 @@ def inside(folder: str | Path, name: Any, told_by: str | Path, links: bool = Fal
     return folder / name
 
 
+def _there(path: str | Path) -> Path:
+    """The path of a file to read; FileNotFoundError where there is none."""
+    path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"{str(path)!r} is a folder: give a file.")
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    return path
+
+
+@checked
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
+    with open(_there(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@checked
 def read_text(path: str | Path) -> str:
     """A text file in UTF-8, with or without a byte order mark; an error names file and line."""
-    content = Path(path).read_bytes()
+    content = _there(path).read_bytes()
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -233,6 +251,7 @@ def read_text(path: str | Path) -> str:
 # ---- JSON
 
 
+@checked
 def write_json(path: str | Path, obj: Any, checksum: bool = False) -> None:
     """Write `obj` as readable JSON, atomically.
 
@@ -241,6 +260,8 @@ def write_json(path: str | Path, obj: Any, checksum: bool = False) -> None:
         obj: what JSON can hold; with `checksum`, a dict.
         checksum: add a key "checksum", by which `read_json` notices any change to the file.
     """
+    if checksum and not isinstance(obj, Mapping):
+        raise ValueError(f"obj={obj!r:.60}: with a checksum, give a dict.")
     text = _render(obj)
     if checksum:
         text = _render({**obj, "checksum": hashlib.sha256(text.encode()).hexdigest()})
@@ -252,6 +273,7 @@ def _render(obj: Any) -> str:
     return json.dumps(obj, indent=2, ensure_ascii=False) + "\n"
 
 
+@checked
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; where it carries a checksum, compare.
 
@@ -291,6 +313,7 @@ def plain_cell(value: Any) -> Any:
     return value[1:] if is_safe else value
 
 
+@checked
 def write_rows(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file, atomically, in which no text is a formula.
 
@@ -298,12 +321,18 @@ def write_rows(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[
         path: the file.
         header: names of the columns.
         rows: texts and numbers.
+
+    Raises:
+        ValueError: no column has a name.
     """
+    if not any(str(name) for name in header):
+        raise ValueError(f"header={list(header)}: give the names of the columns.")
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerows([safe_cell(cell) for cell in row] for row in (header, *rows))
 
 
+@checked
 def read_rows(path: str | Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV file, all as text; empty lines are left out.
 
@@ -320,6 +349,7 @@ def read_rows(path: str | Path) -> tuple[list[str], list[list[str]]]:
     return rows[0], rows[1:]
 
 
+@checked
 def write_table(path: str | Path, table: pd.DataFrame, **options: Any) -> None:
     """Write a table as CSV, atomically, in which no text is a formula: cells, index and columns.
 
@@ -336,6 +366,7 @@ def write_table(path: str | Path, table: pd.DataFrame, **options: Any) -> None:
         table.to_csv(temporary, encoding="utf-8", lineterminator="\r\n", **options)
 
 
+@checked
 def read_table(path: str | Path, **options: Any) -> pd.DataFrame:
     """A table that `write_table` wrote, with its texts as they were, and numbers to the last bit.
 
@@ -350,7 +381,7 @@ def read_table(path: str | Path, **options: Any) -> pd.DataFrame:
     plain: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
     if int(pd.__version__.split(".")[0]) < 3:  # later ones do so by themselves
         plain["float_precision"] = "round_trip"
-    return _each_cell(pd.read_csv(path, **{**plain, **options}), plain_cell)
+    return _each_cell(pd.read_csv(_there(path), **{**plain, **options}), plain_cell)
 
 
 def _each_cell(table: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
@@ -373,6 +404,7 @@ def _each_of(label: Any, change: Callable[[Any], Any]) -> Any:
 # ---- a folder with tensors and settings
 
 
+@checked
 def save_folder(
     folder: str | Path,
     kind: str,
@@ -457,6 +489,7 @@ def _kind_of(tensor_file: Path) -> str | None:
     return None
 
 
+@checked
 def load_folder(
     folder: str | Path, kind: str, names: tuple[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -487,8 +520,11 @@ def load_folder(
     return settings, load_tensors(tensor_file)
 
 
+@checked
 def remove_saved(folder: str | Path, names: tuple[str, str]) -> None:
     """Remove what `save_folder` wrote, and what was to take its place when it was cut off."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r}: nothing is saved there.")
     tensor_file, settings_file = (Path(folder) / name for name in names)
     for file in (
         tensor_file,
@@ -498,13 +534,14 @@ def remove_saved(folder: str | Path, names: tuple[str, str]) -> None:
         file.unlink(missing_ok=True)
 
 
+@checked
 def load_tensors(path: str | Path) -> dict[str, Any]:
     """Tensors of a safetensors file; an error names the file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return load_file(_there(path))
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read ({error}). {AGAIN}") from error
 
@@ -544,6 +581,7 @@ def _sum_of(path: Path, _changed: int, _size: int) -> str:
     return sha256(path)
 
 
+@checked
 def verified(folder: str | Path, name: str) -> Path:
     """The path of a file in a folder, after a comparison with the folder's SHA256SUMS.
 
@@ -563,9 +601,16 @@ def verified(folder: str | Path, name: str) -> Path:
     return path
 
 
+@checked
 def write_sums(folder: str | Path, leave_out: Callable[[str], bool] = lambda name: False) -> None:
-    """Write SHA256SUMS over all files below a folder, itself left out."""
-    folder = Path(folder)
+    """Write SHA256SUMS over all files below a folder, itself left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    folder = expanded(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r}: give one with files.")
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     names = sorted(path.as_posix() for path in paths if path.name != SUMS)
     lines = [f"{sha256(folder / name)}  {name}\n" for name in names if not leave_out(name)]
@@ -582,6 +627,7 @@ class InUse(RuntimeError):
     """Another process writes into a folder."""
 
 
+@checked
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
     """Hold a folder for this process while it writes there; the lock ends with the process.
@@ -599,6 +645,8 @@ def locked(folder: str | Path) -> Iterator[None]:
     path = folder / ".lock"
     if path.is_symlink():
         raise FileExistsError(f"{path} is a link, and is left as it is. Give another folder.")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, and is left as it is. Give a folder.")
     file = None
     if not folder.is_dir() or _is_writable(folder):
         with _told_what_to_do(path):

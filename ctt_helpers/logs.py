@@ -86,6 +86,7 @@ def _is_whole(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
+@checked
 def to_tensorboard(folder: str | Path) -> Callable[[Row], None]:
     """Each number of a row as a scalar, by step, where TensorBoard finds it.
 
@@ -107,6 +108,7 @@ def to_tensorboard(folder: str | Path) -> Callable[[Row], None]:
     return write
 
 
+@checked
 def to_wandb(run: Any = None, **settings: Any) -> Callable[[Row], None]:
     """Each row to Weights & Biases.
 

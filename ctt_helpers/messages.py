@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ctt_helpers.arguments import choose, closest, whole_number
+from ctt_helpers.arguments import checked, choose, closest, whole_number
 
 # what a credential is called, and what those look like that tell themselves apart
 SECRET_NAME = re.compile(r"(?:^|_)(?:token|secret|password|passwd|api_?key|credentials?)$", re.I)
@@ -25,14 +25,17 @@ __all__ = [
 ]  # fmt: skip
 
 
-def abridged(names: Sequence[str], shown: int = 12) -> str:
+@checked
+def abridged(names: Sequence[Any], shown: int = 12) -> str:
     """Names in a row; of many, the first and the last ones."""
+    whole_number("shown", shown, 3)
     names = [str(name) for name in names]
     if len(names) <= shown:
         return ", ".join(names)
     return f"{', '.join(names[: shown - 2])}, ... {', '.join(names[-2:])}"
 
 
+@checked
 def first_line(error: Exception) -> str:
     """The first line of an error's message, as a sentence, without credentials."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -40,6 +43,7 @@ def first_line(error: Exception) -> str:
     return line if line.endswith((".", "!", "?")) else line + "."
 
 
+@checked
 def without_secrets(text: str) -> str:
     """A text with *** for each token and password that can be told.
 
@@ -52,6 +56,7 @@ def without_secrets(text: str) -> str:
     return SECRET.sub(HIDDEN, IN_ADDRESS.sub(HIDDEN, text))
 
 
+@checked
 def check_no_secret(name: str, value: Any) -> None:
     """Raise ValueError where a parameter is a credential, or holds one; it is not repeated.
 
@@ -72,6 +77,7 @@ def check_no_secret(name: str, value: Any) -> None:
             check_no_secret(name, part)
 
 
+@checked
 @contextmanager
 def told_when_stopped(kept: Callable[[], tuple[str, str]]) -> Iterator[None]:
     """After Ctrl-C, or a notebook's Interrupt, two lines: what is kept, and how to go on.
@@ -87,6 +93,7 @@ def told_when_stopped(kept: Callable[[], tuple[str, str]]) -> Iterator[None]:
         raise
 
 
+@checked
 def show_size(n: float) -> str:
     """A number of bytes as it is read: 1.02 GB, 375 MB, 12 kB."""
     if n >= 1e9:
@@ -94,6 +101,7 @@ def show_size(n: float) -> str:
     return f"{n / 1e6:.0f} MB" if n >= 1e6 else f"{n / 1e3:.0f} kB"
 
 
+@checked
 def show_time(seconds: float) -> str:
     """A number of seconds as it is read: 3.2 h, 14 min, 8 s."""
     if seconds >= 5400:
@@ -101,7 +109,8 @@ def show_time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(1, seconds):.0f} s"
 
 
-def progress(iterable: Iterable, desc: str = "", total: int | None = None, **options: Any):
+@checked
+def progress(iterable: Iterable | None, desc: str = "", total: int | None = None, **options: Any):
     """A tqdm bar that leaves one short line behind, and none for work that is done at once."""
     from tqdm.auto import tqdm
 

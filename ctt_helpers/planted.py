@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.attribution import METHODS, NEAR, Readout, Rows
 from ctt_helpers.controls import latent_scaling
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.effects import Metric, as_metric, metric_of_stream
-from ctt_helpers.messages import choose
-from ctt_helpers.metrics import classify, rel_dec, rel_ie
+from ctt_helpers.messages import choose, whole_number
+from ctt_helpers.metrics import classify, rel_dec, rel_ie, to_numpy
 
 COUNTS = {"emerge": 10, "persist": 10, "fade": 10, "rotate": 6, "scale": 6, "decodable": 6}
 GROWTH = 4.0  # last over first norm of a "scale" feature
@@ -65,10 +66,12 @@ class Planted:
     partner: np.ndarray
     together: float
 
+    @checked
     def sample(
         self, n_tokens: int, seed: int = 0
     ) -> tuple[Float[Tensor, "tokens checkpoints d_model"], Float[Tensor, "tokens features"]]:
         """Raw activations and the features' sizes that made them (mean 1 where active), float64."""
+        n_tokens = whole_number("n_tokens", n_tokens, 0)
         draw = torch.Generator().manual_seed(seed)
 
         def uniform(*sizes: int) -> Tensor:
@@ -86,19 +89,31 @@ class Planted:
         written = torch.einsum("tf,fcd->tcd", g, self.directions)
         return self.offset + written + noise * self.scale[:, None], g
 
+    @checked
     def projection(self, checkpoint: int, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "..."]:
         """p of raw activations."""
+        self._check(checkpoint)
+        if x.shape[-1:] != self.offset.shape[1:]:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: give [..., {self.offset.shape[1]} d_model]."
+            )
         return x @ self.read_out[checkpoint].to(x) + self.bias[checkpoint].to(x)
 
+    @checked
     def metric(self, p: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """m of the projection p: falls with p, as wrong - right does where a feature helps."""
         return -self._right_logit(p)
+
+    def _check(self, checkpoint: int) -> None:
+        if not 0 <= checkpoint < len(self.offset):
+            raise ValueError(f"checkpoint={checkpoint}: give one from 0 to {len(self.offset) - 1}.")
 
     def _right_logit(self, p: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         if np.isinf(self.saturation):
             return p
         return self.saturation * torch.tanh(p / self.saturation)
 
+    @checked
     def readout(
         self,
         checkpoint: int,
@@ -114,6 +129,7 @@ class Planted:
             b_dec: where the joint line leads; None: `offset`.
             metric: as for `effects.indirect_effects`; the vocabulary are the two answers.
         """
+        self._check(checkpoint)
         baseline = self.offset[checkpoint] if b_dec is None else b_dec
 
         def logits(x: Float[Tensor, "items t d_model"], rows: Rows) -> Float[Tensor, "items 2"]:
@@ -128,6 +144,7 @@ class Planted:
             touched=torch.ones(x.shape[:2], dtype=torch.bool),
         )
 
+    @checked
     def exact_effects(
         self,
         x: Float[Tensor, "tokens checkpoints d_model"],
@@ -153,13 +170,25 @@ class Planted:
             baseline: where the line of "ig" leads; None: `offset`.
 
         Raises:
-            ValueError: an unknown method, or one without a closed form.
+            ValueError: an unknown method, one without a closed form, or shapes that do not fit.
         """
         choose("method", method, METHODS)
         if METHODS[method].sampled:
             raise ValueError(
                 f"method={method!r} is drawn at random and has no closed form here. Where m is "
                 "linear (saturation=inf), take 'ablation', which is the same."
+            )
+        n_features = len(self.directions if decoder is None else decoder)
+        fits = x.shape[1:] == self.offset.shape and tuple(f.shape) == (len(x), n_features)
+        if not fits or (decoder is not None and decoder.shape[1:] != self.offset.shape):
+            raise ValueError(
+                f"x {tuple(x.shape)} and f {tuple(f.shape)} do not fit: give [tokens, "
+                f"{self.offset.shape[0]} checkpoints, {self.offset.shape[1]} d_model] and [tokens, "
+                f"{n_features} features], and a decoder of them."
+            )
+        if baseline is not None and baseline.shape != self.offset.shape:
+            raise ValueError(
+                f"baseline has shape {tuple(baseline.shape)}: give {tuple(self.offset.shape)}."
             )
         decoder = self.directions if decoder is None else decoder.detach().double()
         baseline = self.offset if baseline is None else baseline.detach().double()
@@ -187,6 +216,7 @@ class Planted:
         return -1 / torch.cosh(p / self.saturation) ** 2
 
 
+@checked
 def plant(
     n_checkpoints: int = 3,
     d_model: int = 32,
@@ -317,13 +347,18 @@ def _directions(
 # ---- what a crosscoder found of it
 
 
+@checked
 def recovery(crosscoder: Crosscoder, planted: Planted) -> pd.DataFrame:
     """The latent closest to each planted feature: cosine over all checkpoints, in scaled space.
 
     Returns:
         One row a planted feature: feature, kind, latent, cosine, found (cosine above 0.9, and the
         feature is the one closest to the latent, too).
+
+    Raises:
+        ValueError: a crosscoder of another number of checkpoints or another width.
     """
+    _check_match(crosscoder, planted)
     scales = crosscoder.scales.cpu().double()[:, None]
     truth = (planted.directions * scales).flatten(1)
     learnt = crosscoder.W_dec.detach().cpu().double().flatten(1)
@@ -342,6 +377,7 @@ def recovery(crosscoder: Crosscoder, planted: Planted) -> pd.DataFrame:
     )
 
 
+@checked
 @torch.no_grad()
 def measures(
     crosscoder: Crosscoder,
@@ -349,7 +385,12 @@ def measures(
     x: Float[Tensor, "tokens checkpoints d_model"],
     inactive_below: float = 1e-3,
 ) -> dict[str, Float[np.ndarray, "checkpoints latents"]]:
-    """RelIE (exact ablation), RelDec, nu_error, nu_reconstruction, each as shares of their sum."""
+    """RelIE (exact ablation), RelDec, nu_error, nu_reconstruction, each as shares of their sum.
+
+    Raises:
+        ValueError: a crosscoder of another number of checkpoints or another width.
+    """
+    _check_match(crosscoder, planted)
     crosscoder.eval()
     x = x.to(crosscoder.W_enc)
     f = crosscoder.encode(x)
@@ -368,6 +409,16 @@ def measures(
     }
 
 
+def _check_match(crosscoder: Crosscoder, planted: Planted) -> None:
+    sizes = (crosscoder.n_checkpoints, crosscoder.d_model)
+    if sizes != tuple(planted.offset.shape):
+        raise ValueError(
+            f"A crosscoder of [checkpoints, d_model] {sizes} was not trained on these features, of "
+            f"{tuple(planted.offset.shape)}."
+        )
+
+
+@checked
 def score(
     ratios: Float[np.ndarray, "checkpoints latents"], table: pd.DataFrame, specific: float = 0.7
 ) -> dict[str, float]:
@@ -383,7 +434,20 @@ def score(
         auroc_emerge and auroc_fade (against "persist"; latents without a ratio left out), accuracy
         over these three kinds (a latent without a ratio is wrong), and the share called specific
         among each of the other kinds.
+
+    Raises:
+        ValueError: ratios of another shape, or a table of other latents.
     """
+    if missing := {"found", "kind", "latent"} - set(table):
+        raise ValueError(f"table lacks {sorted(missing)}: give what recovery(...) returns.")
+    if table["found"].dtype != bool or not pd.api.types.is_integer_dtype(table["latent"]):
+        raise ValueError("table holds other things than recovery(...) returns.")
+    ratios = to_numpy(ratios)
+    if ratios.ndim != 2 or not len(ratios) or table["latent"].max() >= ratios.shape[1]:
+        raise ValueError(
+            f"ratios has shape {ratios.shape}: give [checkpoints, latents], of the crosscoder that "
+            "the table is of."
+        )
     table = table[table["found"]]
     kind = table["kind"]
     ends = ratios[[0, -1]][:, table["latent"]]
@@ -403,13 +467,22 @@ def score(
     return out
 
 
+@checked
 def auroc(score: Float[np.ndarray, " items"], positive: Bool[np.ndarray, " items"]) -> float:
     """Chance that a positive item scores above a negative one, ties counted half.
 
     NaN if either class is empty.
+
+    Raises:
+        ValueError: not one of each for each item, or a score that is missing.
     """
-    score, positive = np.asarray(score), np.asarray(positive, bool)
-    ranks, n = pd.Series(score.astype(float)).rank().to_numpy(), int(positive.sum())
+    score, positive = np.asarray(score, float), np.asarray(positive, bool)
+    if score.ndim != 1 or score.shape != positive.shape or np.isnan(score).any():
+        raise ValueError(
+            f"score {score.shape} and positive {positive.shape} must be [items], one for each "
+            "item, without NaN."
+        )
+    ranks, n = pd.Series(score).rank().to_numpy(), int(positive.sum())
     if n in (0, len(positive)):
         return float("nan")
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))

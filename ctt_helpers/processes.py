@@ -17,6 +17,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ctt_helpers.arguments import checked
+
 if TYPE_CHECKING:
     from ctt_helpers.crosscoder import Crosscoder
 
@@ -275,6 +277,7 @@ def _sum(x: Tensor) -> Tensor:
     return x
 
 
+@checked
 def among(shard_latents: bool = False, device: str = "cpu") -> Alone:
     """This process, among the others that were started with it, if there are any.
 

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 import ctt_helpers as ctt
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import read_text
 from ctt_helpers.messages import check_no_secret, choose, closest, without_secrets
 from ctt_helpers.training import TrainConfig, TrainResult, train
@@ -70,6 +71,7 @@ class Run:
             choose("log_to", name, ("csv", "tensorboard"))
 
 
+@checked
 def read_run(path: str | Path) -> Run:
     """The settings in a YAML file.
 

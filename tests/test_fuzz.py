@@ -25,6 +25,8 @@ from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
+import module_calls
 import numpy as np
 import pandas as pd
 import pytest
@@ -107,8 +109,10 @@ def world() -> SimpleNamespace:
     text = suite.text(4 * 10, length=10, split="validation")
     full = ctt.Crosscoder.load(suite.crosscoder_folder)
     activations = ctt.activations.stacked_activations(ckpts, text)[:, 1:].flatten(0, 1)
-    busy = (full.encode(activations) > 0).sum(0).argsort(descending=True)[:24].sort().values
-    crosscoder = full.part(busy.tolist())
+    busy = (
+        (full.encode(activations) > 0).sum(0).argsort(descending=True)[:24].sort().values.tolist()
+    )
+    crosscoder = full.part(busy)
     effects = ctt.indirect_effects(crosscoder, ckpts, pairs, method="atp")
     curve = ctt.accuracy_curve(suite, {"a": pairs}, ckpts.labels, device="cpu")
     curve = curve.assign(accuracy=[0.2, 0.6, 0.9])  # far enough from chance
@@ -270,6 +274,7 @@ CALLS = {
     "formats.to_dictionary_learning": lambda w: {"crosscoder": w.small, "folder": "written"},
     "formats.from_saelens": lambda w: {"where": "sae", "n_checkpoints": 3},
     "formats.to_saelens": lambda w: {"dictionary": w.small, "folder": "written_sae"},
+    **module_calls.CALLS,
 }  # fmt: skip
 # what is public and is not fuzzed here, and why
 EXEMPT = {
@@ -290,6 +295,7 @@ EXEMPT = {
     "MinimalPairs": "made by make_pairs and Suite.pairs",
     "Suite": "made by load_suite",
     "TensorStream.part": "takes this process's group, which train makes",
+    **module_calls.EXEMPT,
 }  # fmt: skip
 
 
@@ -305,13 +311,40 @@ def public() -> set[str]:
         found.add(name)
         if not inspect.isclass(thing) or name == "Dictionary":
             continue
-        for method, function in vars(thing).items():
-            given = getattr(function, "__func__", function)
-            if not method.startswith("_") and inspect.isfunction(given):
-                own = [p for p in inspect.signature(given).parameters if p not in ("self", "cls")]
-                found |= {f"{name}.{method}"} if own else set()
-    inside = (f"formats.{name}" for name, f in vars(formats).items() if inspect.isfunction(f))
-    return found | {name for name in inside if name.startswith(("formats.to_", "formats.from_"))}
+        found |= methods(thing)
+    whole = [name for name, module in ctt._MODULES.items() if module not in ctt._EXPORTS]
+    return found | {each for name in whole for each in inside(name)}
+
+
+def inside(name: str) -> set[str]:
+    """What docs/api.md lists of a module of which it lists all that has a docstring."""
+    module = getattr(ctt, name)
+    found = set()
+    for member, thing in vars(module).items():
+        own = getattr(thing, "__module__", "").startswith(module.__name__)
+        if not own or member.startswith("_") or not getattr(thing, "__doc__", None):
+            continue
+        if inspect.isclass(thing):
+            found |= {f"{name}.{member}", *(f"{name}.{one}" for one in methods(thing))}
+        elif takes_something(thing):
+            found.add(f"{name}.{member}")
+    return found
+
+
+def methods(thing: type) -> set[str]:
+    """Its public methods that take arguments."""
+    named = {
+        name: getattr(function, "__func__", function)
+        for name, function in vars(thing).items()
+        if not name.startswith("_")
+    }
+    return {f"{thing.__name__}.{name}" for name, one in named.items() if takes_something(one)}
+
+
+def takes_something(function) -> bool:
+    if not inspect.isfunction(function):
+        return False
+    return bool(set(inspect.signature(function).parameters) - {"self", "cls"})
 
 
 def test_every_public_function_is_fuzzed_or_says_why_not():
@@ -333,7 +366,14 @@ def called(name: str, given: dict):
         result = result.batches()
     if name == "Crosscoder":
         result(torch.ones(1, result.n_checkpoints, result.d_model))
-    return next(result) if hasattr(result, "__next__") else result
+    if head == "logs":
+        return result({"step": 1, "tokens": 2, "loss": 0.5})
+    if hasattr(result, "gen"):  # a `with` block
+        with result as inside:
+            if isinstance(inside, Path):
+                inside.write_text("new")
+        return None
+    return next(result, None) if hasattr(result, "__next__") else result
 
 
 # ---- what is wrong
@@ -438,7 +478,7 @@ ANYTHING = st.one_of(
     st.sampled_from(JUNK),
     st.integers(-5, 300),
     st.floats(width=32),
-    st.text(max_size=6),
+    st.text(max_size=6).filter(lambda text: not text.startswith(("/", "~"))),
     st.lists(st.one_of(st.integers(-3, 40), st.floats(), st.text(max_size=3)), max_size=4),
 )
 
@@ -474,13 +514,14 @@ MAY_BE_NAN = {
     "factorial_of", "behaviour_factorial", "indirect_effects", "shares_of_effect",
     "match_features", "accuracy_curve", "make_pairs", "Suite.pairs", "MinimalPairs.sample",
     "MinimalPairs.cell", "MinimalPairs.batches", "MinimalPairs.to", "ablate", "ablation_curve",
-    "Effects.load", "Crosscoder", "formats.from_saelens",
+    "Effects.load", "Crosscoder", "formats.from_saelens", *module_calls.MAY_BE_NAN,
 }  # fmt: skip
 # what is NaN or infinite in what these are given is so in what comes, never a plain number
 PASS_ON = {
     "readout_of",
     "Crosscoder.encode", "Crosscoder.pre_activations", "Crosscoder.forward", "Crosscoder.decode",
     "Crosscoder.decode_scaled", "effects_from_gradient", "logits_above", "spliced_logits",
+    *module_calls.PASS_ON,
 }  # fmt: skip
 
 
@@ -738,7 +779,7 @@ RIGHT = {
     "MinimalPairs.sample": check_sample, "Suite.pairs": check_pairs_of_suite,
     "Suite.text": check_text, "match_features": check_match, "top_examples": check_top,
     "effects_from_gradient": check_gradient, "pca_baseline": check_pca, "train": check_training,
-    "classify": check_classes,
+    "classify": check_classes, **module_calls.RIGHT,
 }  # fmt: skip
 
 
@@ -758,6 +799,8 @@ def what_is_wrong(name: str, given: dict, may_raise: bool = True) -> str:
         at = ours[-1] if ours else last
         where = f"{Path(at.filename).name}:{at.lineno}"
         return f"{type(error).__name__} at {where}: {str(error)[:90]!r}"
+    finally:
+        plt.close("all")
     try:
         if name in RIGHT:
             RIGHT[name](result, **given)
@@ -798,8 +841,11 @@ def few(tries: int, names: list[str]) -> list[int]:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty folder to be in, with what some calls read."""
-    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "a" / "b"  # so that nothing is written beside it by "../.."
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
     w = world()
+    module_calls.write_files(w)
     formats.to_dictionary_learning(w.small, "theirs")
     formats.to_saelens(w.small, "sae")
     w.effects.save("effects")
@@ -810,7 +856,7 @@ def folder(tmp_path, monkeypatch):
         "n-samples": {"blimp": {"effective": 100}},
     }
     ctt.files.write_json("results.json", results)
-    return tmp_path
+    return here
 
 
 def test_the_calls_are_right(folder):

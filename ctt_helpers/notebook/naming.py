@@ -24,9 +24,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.evaluation import ActivePlaces, active_places
 from ctt_helpers.files import expanded, read_json, read_text, write_rows
 from ctt_helpers.messages import abridged, choose, whole_number
+from ctt_helpers.pairs import start_token
 from ctt_helpers.planted import auroc
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class Sentences:
     peak: Float[np.ndarray, "sentences features"] = field(repr=False)
 
 
+@checked
 def sentences_of(
     crosscoder: Crosscoder,
     ckpts: Checkpoints,
@@ -144,6 +147,7 @@ class NamingTest:
     active: Bool[np.ndarray, " sentences"] = field(repr=False)
     peak: Float[np.ndarray, " sentences"] = field(repr=False)
 
+    @checked
     def ask(self, path: str | Path) -> Path:
         """Write the questions as CSV: item, sentence, and an empty column for the answer.
 
@@ -164,11 +168,13 @@ class NamingTest:
         )
         return path
 
+    @checked
     def answer(self, reader: Callable[[str], bool | float]) -> dict[str, bool | float]:
         """The answers of a function of a sentence, such as a rule."""
         return {item: reader(said) for item, said in zip(self.items, self.sentences, strict=True)}
 
 
+@checked
 def naming_test(
     sentences: Sentences, feature: int, n: int = 20, seed: int = 0, least: float = 0.0
 ) -> NamingTest:
@@ -223,6 +229,7 @@ def _mark(feature: int, sentence: str) -> str:
 # ---- the answers
 
 
+@checked
 def read_answers(path: str | Path) -> dict[str, bool | float]:
     """Answers from a file: of a person, or of a language model.
 
@@ -296,8 +303,10 @@ def _as_answer(answer: Any, where: str) -> bool | float:
 # ---- words
 
 
+@checked
 def words_in(tokenizer: Any, sentence: str) -> set[str]:
     """The tokens of a sentence, without blanks and capitals."""
+    start_token(tokenizer)
     return {_word(tokenizer, i) for i in tokenizer(sentence, add_special_tokens=False)["input_ids"]}
 
 
@@ -305,6 +314,7 @@ def _word(tokenizer: Any, token: int) -> str:
     return tokenizer.decode([token]).strip().lower()
 
 
+@checked
 def word_shares(
     places: ActivePlaces, tokenizer: Any, text: Int[Tensor, "sequences length"]
 ) -> dict[int, pd.Series]:
@@ -317,8 +327,19 @@ def word_shares(
 
     Returns:
         feature -> word -> share, of words on which it is active at all, the largest first.
+
+    Raises:
+        ValueError: another text than the places are of, or no tokenizer.
     """
+    start_token(tokenizer)
     ids = text.cpu().numpy()
+    if ids.ndim != 2 or ids[:, 1:].size != places.n_tokens:
+        raise ValueError(
+            f"text has shape {ids.shape}, and the places are of {places.n_tokens} tokens (first "
+            "ones left out): give the text of active_places(...)."
+        )
+    if not 0 <= ids.min() <= ids.max() < len(tokenizer):
+        raise ValueError(f"text holds ids outside of the tokenizer's, 0 to {len(tokenizer) - 1}.")
     token, seen = np.unique(ids[:, 1:], return_counts=True)
     words = [_word(tokenizer, i) for i in token.tolist()]
     found = {}
@@ -356,6 +377,7 @@ class Name:
         return re.search(self.rule, sentence, re.IGNORECASE) is not None
 
 
+@checked
 def read_names(path: str | Path) -> dict[int, Name]:
     """Names of features, from a JSON file.
 
@@ -429,6 +451,7 @@ class Score:
         )
 
 
+@checked
 def score(test: NamingTest, answers: Answers, kind: str | None = None, seed: int = 0) -> Score:
     """Score the answers to a test.
 
@@ -499,8 +522,15 @@ def _balanced(said: Float[np.ndarray, " n"], active: Bool[np.ndarray, " n"]) -> 
     return (_right(said[active]) + _right(1 - said[~active])) / 2
 
 
+@checked
 def wilson(share: float, n: int, z: float = Z) -> tuple[float, float]:
-    """Wilson's interval of a share of n."""
+    """Wilson's interval of a share of n.
+
+    Raises:
+        ValueError: a share outside 0 to 1, n below 1, or z below 0.
+    """
+    if not 0 <= share <= 1 or n < 1 or not 0 <= z < math.inf:
+        raise ValueError(f"share={share}, n={n}, z={z}: take 0 <= share <= 1, n >= 1, z >= 0.")
     middle = share + z**2 / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int, UInt8
 from matplotlib.colors import to_hex
 from torch import Tensor
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.behaviour import logit_differences
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.effects import Effects, indirect_effects
@@ -34,7 +35,7 @@ from ctt_helpers.evaluation import (
     NUMBERS_AT_ONCE,
     ActivePlaces,
     active_places,
-    check_match,
+    check_text,
     examples_by_band,
     promoted_tokens,
     streams,
@@ -92,11 +93,13 @@ class Pages:
         )
 
 
+@checked
 def file_name(feature: int) -> str:
     """The file of a feature's page."""
     return f"feature_{feature:05d}.html"
 
 
+@checked
 def write(
     folder: str | Path,
     crosscoder: Crosscoder,
@@ -149,7 +152,7 @@ def write(
         ValueError: effects without pairs, what does not belong together, a feature that does not
             exist, or a page that would be larger than 300 kB.
     """
-    check_match(crosscoder, ckpts)
+    check_text(crosscoder, ckpts, text, least=2)
     shard = whole_number("shard", shard)
     tasks = _tasks(crosscoder, ckpts, effects or {}, pairs or {}, null or {})
     chosen = _chosen(features, crosscoder.n_latents, tasks)
@@ -912,8 +915,11 @@ def _write(path: Path, document: str) -> int:
     return len(content)
 
 
+@checked
 def is_ours(path: str | Path) -> bool:
-    """Whether a file is a page as `write` wrote it, unchanged."""
+    """Whether a file is a page as `write` wrote it, unchanged; one that is not there is none."""
+    if not Path(path).is_file():
+        return False
     content = Path(path).read_bytes()
     found = OURS.match(content)
     if not found:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.crosscoder import FILES, Crosscoder
 from ctt_helpers.files import expanded, versions
 from ctt_helpers.messages import first_line, without_secrets
@@ -275,6 +276,7 @@ def _plain_error(error: BaseException, repo: str, revision: str | None, what: st
 # ---- the card
 
 
+@checked
 def card(crosscoder: Crosscoder, repo_id: str, report: Report | None = None) -> str:
     """The model card of a crosscoder in Markdown: what is known, and nothing else.
 

@@ -338,6 +338,7 @@ class SparseAutoencoder(nn.Module):
         sizes = ("n_checkpoints", "d_model", "n_latents", "k")
         return ", ".join(f"{name}={getattr(self, name)}" for name in sizes)
 
+    @checked
     def encode(
         self, x: Float[Tensor, "*tokens checkpoints d_model"]
     ) -> Float[Tensor, "*tokens latents"]:
@@ -357,10 +358,20 @@ class SparseAutoencoder(nn.Module):
         largest = f.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(f).scatter(-1, largest.indices, largest.values)
 
+    @checked
     def decode(
         self, f: Float[Tensor, "*tokens latents"]
     ) -> Float[Tensor, "*tokens checkpoints d_model"]:
-        """Raw reconstruction."""
+        """Raw reconstruction.
+
+        Raises:
+            ValueError: codes of another number of latents.
+        """
+        if f.shape[-1:] != (self.n_latents,):
+            raise ValueError(
+                f"Codes of shape {tuple(f.shape)} do not fit this autoencoder; it takes "
+                f"[..., {self.n_latents} latents]."
+            )
         flat = f @ self.W_dec.flatten(1) + self.b_dec.flatten()
         return flat.unflatten(-1, (self.n_checkpoints, self.d_model))
 

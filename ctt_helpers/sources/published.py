@@ -30,6 +30,7 @@ from urllib.request import urlopen
 
 import pandas as pd
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import AGAIN, read_text
 from ctt_helpers.messages import first_line
 from ctt_helpers.pairs import NOT_TEXT
@@ -137,6 +138,7 @@ LAYOUTS = (
 # ---- tasks by name
 
 
+@checked
 def published_rows(
     task: str,
     path: str | Path | None = None,
@@ -225,19 +227,21 @@ def _from_its_place(task: str, kind: str, rest: list[str]) -> list[dict[str, Any
 # ---- files
 
 
+@checked
 def file_rows(
-    file: Path, good: str | None = None, bad: str | None = None, group: str | None = None
+    file: str | Path, good: str | None = None, bad: str | None = None, group: str | None = None
 ) -> list[dict[str, Any]]:
     """Rows of pairs of a file; how many of its lines could not be read is told."""
     rows = pair_rows(read_records(file), good, bad, group, str(file))
     reasons = Counter(row["left_out"] for row in rows if "left_out" in row)
     if reasons:
         told = "; ".join(f"{reason}: {count}" for reason, count in reasons.items())
-        warnings.warn(f"{file}: {sum(reasons.values())} rows are left out ({told}).", stacklevel=5)
+        warnings.warn(f"{file}: {sum(reasons.values())} rows are left out ({told}).", stacklevel=7)
     return rows
 
 
-def read_records(file: Path) -> list[dict[str, Any]]:
+@checked
+def read_records(file: str | Path) -> list[dict[str, Any]]:
     """What a file holds, as a list of rows: of a table, of objects, or of lines of text.
 
     A row that cannot be read is {"left_out": why}.
@@ -246,8 +250,9 @@ def read_records(file: Path) -> list[dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: it is not of a kind that can be read, or not in UTF-8; the message names it.
     """
+    file = Path(file).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"There is no file {file}.")
+        raise FileNotFoundError(f"There is no file {str(file)!r}.")
     ending = file.suffix.lower()
     if ending not in ENDINGS:
         raise ValueError(f"{file}: give a file that ends in {', '.join(ENDINGS)}.")
@@ -349,6 +354,7 @@ def _row(text: str, delimiter: str, width: int) -> list[str] | None:
 # ---- rows of pairs
 
 
+@checked
 def pair_rows(
     records: Iterable[dict[str, Any]],
     good: str | None = None,
@@ -462,6 +468,7 @@ def _form(record: dict[str, Any]) -> dict[str, str]:
     return {"form": "two_prefix" if record.get("two_prefix_method") else "sentence"}
 
 
+@checked
 def from_sentences(right: str, wrong: str) -> dict[str, str]:
     """A right and a wrong sentence as prefix, right and wrong word, cut at the first that differs.
 
@@ -510,6 +517,7 @@ def _around_the_difference(right: str, wrong: str) -> dict[str, str]:
 # ---- what is shipped
 
 
+@checked
 def data_folder(name: str) -> Path:
     """Folder of data that is shipped: in an installed wheel, or in `data` of a checkout."""
     package = Path(__file__).resolve().parents[1]

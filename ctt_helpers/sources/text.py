@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import AGAIN, expanded, read_json
 from ctt_helpers.messages import choose, closest, first_line, progress, whole_number
 from ctt_helpers.pairs import start_token
@@ -41,6 +42,7 @@ def sources() -> pd.DataFrame:
     return table.assign(where=where)
 
 
+@checked
 def default_source(model_type: str) -> str:
     """Name of the text that the paper took for a kind of model, by its `config.model_type`.
 
@@ -51,6 +53,7 @@ def default_source(model_type: str) -> str:
     return "mc4" if model_type == "bloom" else "pile"
 
 
+@checked
 def documents(source: str | Path | None, split: str, seed: int = 0) -> Iterator[str]:
     """Documents of one split, each once: from a named text, or from a file.
 
@@ -82,6 +85,7 @@ def documents(source: str | Path | None, split: str, seed: int = 0) -> Iterator[
             yield document
 
 
+@checked
 def find_text(source: str | Path) -> Path | str:
     """The file, or the name of a text.
 
@@ -173,6 +177,7 @@ def _mixture(
             return
 
 
+@checked
 def pack(
     source: Iterable[str], tokenizer: Any, n_rows: int, length: int
 ) -> Int[Tensor, "sequences length"]:

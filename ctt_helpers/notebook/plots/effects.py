@@ -9,10 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import Effects, style
 
 
+@checked
 @style()
 def feature_heatmap(
     values: Effects,
@@ -86,6 +88,7 @@ def feature_heatmap(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def interval_plot(
     values: Effects,
@@ -165,6 +168,7 @@ def interval_plot(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def rank_curves(
     values: Effects,
@@ -189,6 +193,7 @@ def rank_curves(
     """
     values = look.as_matrix(values, names)
     null = look.as_matrix(null, names)
+    look.require_alike(names=names, bar=bar)
     size = (1.0 + 2.3 * len(names), 2.7)
     fig, axes = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False)
     colors = look.checkpoint_colors(names)
@@ -210,6 +215,7 @@ def rank_curves(
     return fig
 
 
+@checked
 @style()
 def share_scatter(
     across: Sequence[float],
@@ -231,7 +237,11 @@ def share_scatter(
         quantities: names of the two axes.
         ax: where to draw; None: a new figure.
         title: the finding.
+
+    Raises:
+        ValueError: the lists differ in length.
     """
+    look.require_alike(features=features, across=across, up=up, kinds=kinds)
     ax = look.new_axes(ax, 5.6, 3.4)
     across = np.asarray(across)
     up = np.asarray(up)
@@ -251,6 +261,7 @@ def share_scatter(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def label_bars(shares: Mapping[str, pd.DataFrame], faint: float = 0.1) -> Figure:
     """Through features of which label an effect goes: a bar a checkpoint, a panel a task.
@@ -267,6 +278,8 @@ def label_bars(shares: Mapping[str, pd.DataFrame], faint: float = 0.1) -> Figure
         ValueError: a column is missing.
     """
     needed = ["checkpoint", "strength", *(f"through_{kind}" for kind in look.LABEL_COLORS)]
+    if not shares:
+        raise ValueError("There is no task to draw: give {task: shares_of_effect(...)}.")
     fig, axes = plt.subplots(
         1, len(shares), figsize=(0.6 + 3.6 * len(shares), 3.2), sharey=True, squeeze=False
     )

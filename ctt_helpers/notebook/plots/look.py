@@ -1,7 +1,7 @@
 """What the figures share: the look, the colours, the axes of tokens and checkpoints, the checks."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.metrics import check_features, to_numpy
 
 # colours of Okabe and Ito and a few more that stay apart under colour blindness; grey is kept for
@@ -100,6 +101,7 @@ def style() -> Iterator[None]:
         plt.rcParams.update(before)
 
 
+@checked
 def set_title(ax: Axes, title: str) -> Axes:
     """Set a title, folded to the width of its axes, so that a finding may take two lines.
 
@@ -120,6 +122,7 @@ def new_axes(ax: Axes | None, width: float = 4.6, height: float = 3.1) -> Axes:
     return ax
 
 
+@checked
 def show(alt: str, figure: Figure | None = None) -> None:
     """Display a figure with its text for those who do not see it, and close it.
 
@@ -174,6 +177,7 @@ LABEL_COLORS = {
 CELL_COLORS = {"congruent": "#009E73", "incongruent": "#D55E00"}
 
 
+@checked
 def use_colors_of(checkpoints: Sequence[str], tasks: Sequence[str]) -> None:
     """From here on a checkpoint or task has the colour of its place among all of these.
 
@@ -189,6 +193,7 @@ def _of_all(kind: str, names: Sequence[str]) -> list[str]:
     return known if set(names) <= set(known) else list(dict.fromkeys(names))
 
 
+@checked
 def checkpoint_colors(names: Sequence[str]) -> dict[str, tuple]:
     """One colour (RGBA) per checkpoint, dark for early and light for late.
 
@@ -201,7 +206,8 @@ def checkpoint_colors(names: Sequence[str]) -> dict[str, tuple]:
     return {name: by_name[name] for name in names}
 
 
-def task_colors(names: Sequence[str]) -> dict[str, str]:
+@checked
+def task_colors(names: Sequence[Hashable]) -> dict[str, str]:
     """One colour per task (or feature), by its position among the names.
 
     By its position among all tasks of the suite where it is known (`use_colors_of`). Otherwise give
@@ -236,13 +242,35 @@ def as_matrix(values, names: Sequence[str], features: Sequence[int] = ()) -> Eff
     return values.astype(float)
 
 
-def require_columns(table: pd.DataFrame, *needed: str) -> None:
-    """Raise a ValueError that names the columns of `table` that are missing."""
+WORDS = {"revision", "task", "cell", "congruent", "checkpoint"}  # all other columns hold numbers
+
+
+def require_columns(table: pd.DataFrame, *needed: str, words: Collection[str] = WORDS) -> None:
+    """Raise a ValueError that names the columns of `table` that are missing, or are no numbers."""
     missing = [name for name in needed if name not in table]
     if missing:
         raise ValueError(
             f"The table lacks {missing}; it has {list(table.columns)} and must have {list(needed)}."
         )
+    numbers = [name for name in needed if name not in words]
+    if texts := [name for name in numbers if not pd.api.types.is_numeric_dtype(table[name])]:
+        raise ValueError(f"The columns {texts} must hold numbers.")
+
+
+def require_similarity(sim: pd.DataFrame) -> None:
+    """Raise a ValueError unless this is a table of numbers, revisions x revisions."""
+    numbers = all(map(pd.api.types.is_numeric_dtype, sim.dtypes))
+    if list(sim.index) != list(sim) or not sim.index.is_unique or not numbers:
+        raise ValueError(
+            "sim must hold numbers, revisions x revisions: give what similarity_matrix returns."
+        )
+
+
+def require_alike(**lists: Sequence) -> None:
+    """Raise a ValueError unless all of these are as long as the first."""
+    sizes = {name: len(values) for name, values in lists.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"The lists differ in length: {sizes}.")
 
 
 def require_names(kind: str, asked: Sequence[str], known: Sequence[str]) -> None:
@@ -255,6 +283,7 @@ def require_names(kind: str, asked: Sequence[str], known: Sequence[str]) -> None
 # ---- axes in tokens and in checkpoints
 
 
+@checked
 def format_tokens(n: float) -> str:
     """A number of tokens to three digits: 131072 -> '131k', 1536000 -> '1.54M'."""
     n = float(f"{n:.3g}")

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import style
 
@@ -42,6 +43,7 @@ def drawn_shares(found: pd.DataFrame, least: float = LEAST) -> pd.DataFrame:
     return table.assign(checkpoint=found["checkpoint"])
 
 
+@checked
 def who_leads(found: pd.DataFrame) -> str:
     """Whose share is largest where there is first something to share, and whose at the end."""
     shares = drawn_shares(found)[list(WORDS)].dropna()
@@ -53,6 +55,7 @@ def who_leads(found: pd.DataFrame) -> str:
     return f"first {first}, in the end {last}"
 
 
+@checked
 @style()
 def share_curves(
     found: Mapping[str, pd.DataFrame], truth: Mapping[str, pd.DataFrame] | None = None
@@ -69,6 +72,12 @@ def share_curves(
     Raises:
         ValueError: a column is missing, or two tasks differ in their checkpoints.
     """
+    if not found:
+        raise ValueError("There is no task to draw: give {task: shares_of_effect(...)}.")
+    if truth and set(found) - set(truth):
+        raise ValueError(f"truth has {list(truth)}, and found {list(found)}: give the same tasks.")
+    for table in found.values():
+        look.require_columns(table, "checkpoint")
     names = list(next(iter(found.values()))["checkpoint"])
     size = (7.4, 0.8 + 2.3 * len(found))
     fig, axes = plt.subplots(len(found), 1, figsize=size, sharex=True, squeeze=False)
@@ -96,6 +105,7 @@ def share_curves(
     return fig
 
 
+@checked
 @style()
 def factor_paths(found: Factorial, features: Sequence[int], title: str = "") -> Figure:
     """Each feature as a path over the checkpoints: with the neighbour across, the subject upwards.
@@ -110,6 +120,8 @@ def factor_paths(found: Factorial, features: Sequence[int], title: str = "") -> 
     Raises:
         ValueError: a feature that is not among them.
     """
+    if not len(features):
+        raise ValueError("There is no feature to draw: name at least one.")
     look.require_names("feature", features, found.features.tolist())
     columns = min(3, len(features))
     rows = -(-len(features) // columns)

@@ -12,13 +12,16 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import Effects, style
 
+MOST_COLUMNS = 12  # of small pictures
 # of the triangle: the first checkpoint left, the last one right, so time runs to the right
 CORNERS = np.array([[0, 0], [0.5, 0.75**0.5], [1, 0]])
 
 
+@checked
 @style()
 def accuracy_curves(
     curve: pd.DataFrame,
@@ -94,6 +97,7 @@ def accuracy_curves(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def cell_curves(
     curve: pd.DataFrame,
@@ -153,6 +157,7 @@ def cell_curves(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def cell_panels(
     curve: pd.DataFrame,
@@ -175,6 +180,8 @@ def cell_panels(
     """
     if not tasks:
         raise ValueError("There is no task to draw: give those in which something distracts.")
+    if not 1 <= columns <= MOST_COLUMNS:
+        raise ValueError(f"columns={columns}: take 1 to {MOST_COLUMNS} pictures in a row.")
     rows = -(-len(tasks) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(8.4, 0.9 + 1.7 * rows), sharex=True, sharey=True, squeeze=False
@@ -197,6 +204,7 @@ def cell_panels(
     return figure
 
 
+@checked
 @style()
 def onset_dots(
     onset: pd.Series,
@@ -255,6 +263,7 @@ def _accuracy_axis(ax: Axes) -> None:
     ax.set(ylim=(-0.02, 1.04), ylabel="accuracy (share of pairs)")
 
 
+@checked
 @style()
 def factorial_curves(
     found: pd.DataFrame,
@@ -300,6 +309,7 @@ def factorial_curves(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def cell_bars(
     means: pd.DataFrame,
@@ -351,6 +361,7 @@ def cell_bars(
     return look.set_title(ax, title)
 
 
+@checked
 @style()
 def ternary(
     ratios: Effects,
@@ -451,10 +462,11 @@ def _number_dots(
         ax.annotate(f"#{feature}", (across + 0.025, up), fontsize=7.5, va="center")
 
 
+@checked
 @style()
 def trajectories(
     values: Effects,
-    tokens: Sequence[float],
+    tokens: Sequence[float | None],
     features: Sequence[int],
     names: Sequence[str],
     low: Effects | None = None,
@@ -481,6 +493,10 @@ def trajectories(
             a feature that is not among the latents.
     """
     shown = look.as_matrix(values, names, features)
+    if (low is None) != (high is None):
+        raise ValueError("Give both ends of the intervals, low= and high=, or neither.")
+    if low is not None:
+        low, high = (look.as_matrix(ends, names, features) for ends in (low, high))
     if len(tokens) != len(names) or None in tokens:
         raise ValueError(
             f"tokens={list(tokens)}: give the number for each of the {len(names)} checkpoints."
@@ -501,12 +517,7 @@ def trajectories(
         )
         if low is not None:
             ax.fill_between(
-                tokens,
-                np.asarray(low)[:, feature],
-                np.asarray(high)[:, feature],
-                color=colors[feature],
-                alpha=0.18,
-                lw=0,
+                tokens, low[:, feature], high[:, feature], color=colors[feature], alpha=0.18, lw=0
             )
     look.side_legend(ax)
     ax.set_ylabel(quantity)

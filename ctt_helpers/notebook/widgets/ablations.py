@@ -12,6 +12,7 @@ import ipywidgets
 import numpy as np
 from jaxtyping import Bool
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.effects import Subsets
 from ctt_helpers.metrics import share_right
 from ctt_helpers.notebook.plots import look
@@ -24,6 +25,7 @@ _FACTORS = ("subject", "attractor")
 # ---- what is shown
 
 
+@checked
 def two_by_two_html(
     subsets: Subsets, pairs: MinimalPairs, checkpoint: str, off: Sequence[int] = ()
 ) -> str:
@@ -57,6 +59,7 @@ def two_by_two_html(
     return _card(f"<b>{html.escape(checkpoint)}</b>, {_told(off)}", header, rows)
 
 
+@checked
 def ablation_board_html(subsets: Subsets, pairs: MinimalPairs, off: Sequence[int] = ()) -> str:
     """Accuracy and mean lead by checkpoint and cell, as HTML.
 
@@ -207,6 +210,7 @@ class AblationWidget(Shown):
         self.html.value = self.card(off=self.off, **where)
 
 
+@checked
 def two_by_two(
     subsets: Subsets, pairs: MinimalPairs, checkpoint: str | None = None
 ) -> AblationWidget:
@@ -233,6 +237,7 @@ def two_by_two(
     return AblationWidget(subsets, card, checkpoint)
 
 
+@checked
 def ablation_board(subsets: Subsets, pairs: MinimalPairs) -> AblationWidget:
     """Features to switch off, and accuracy and lead at every checkpoint in every cell.
 

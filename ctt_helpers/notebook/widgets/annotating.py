@@ -7,6 +7,7 @@ from typing import Any
 
 import ipywidgets
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.factorial import LABELS
 from ctt_helpers.notebook.widgets.cards import _LEFT, table
 from ctt_helpers.notebook.widgets.notes import (
@@ -159,6 +160,7 @@ class AnnotationForm(Shown):
             return None
 
 
+@checked
 def annotation_form(
     cards: Mapping[int, str],
     path: str | Path,

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import to_hex
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import Effects, as_matrix
 
@@ -68,6 +69,7 @@ def table(header: Sequence[str], rows: Sequence[str]) -> str:
 # ---- a checkpoint
 
 
+@checked
 def checkpoint_table_html(curve: pd.DataFrame, sim: pd.DataFrame, revision: str) -> str:
     """One checkpoint as HTML: its accuracy on each task, its similarity to each other checkpoint.
 
@@ -81,6 +83,7 @@ def checkpoint_table_html(curve: pd.DataFrame, sim: pd.DataFrame, revision: str)
         ValueError: a column is missing, or the revision is not in the curve.
     """
     look.require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
+    look.require_similarity(sim)
     look.require_names("checkpoint", [revision], curve["revision"].unique())
     if "cell" in curve:
         curve = curve[curve["cell"] == "all"]
@@ -155,6 +158,7 @@ def _number(value: float, spec: str) -> str:
     return f"<td>{value:{spec}}</td>" if np.isfinite(value) else "<td>&ndash;</td>"
 
 
+@checked
 def feature_card_html(
     feature: int,
     ie_mean: Effects,
@@ -189,6 +193,11 @@ def feature_card_html(
     def of_feature(values: Effects) -> np.ndarray:
         return as_matrix(values, names, [feature])[:, feature]
 
+    if isinstance(promoted, pd.DataFrame):
+        told = {"checkpoint", "token"}
+        look.require_columns(promoted, "checkpoint", "token", "score", words=told)
+    elif promoted is not None:
+        look.require_alike(names=names, promoted=promoted)
     ie = of_feature(ie_mean)
     rel = of_feature(rel_ie)
     norms = of_feature(decoder_norms)
@@ -238,9 +247,10 @@ def feature_card_html(
 # ---- tokens and examples
 
 
+@checked
 def tokens_html(
     tokens: Sequence[str],
-    activations: Sequence[float],
+    activations: Sequence,
     max_activation: float | None = None,
     marked: int | None = None,
 ) -> str:
@@ -256,9 +266,12 @@ def tokens_html(
         marked: which token to underline; None: none.
 
     Raises:
-        ValueError: the two differ in length.
+        ValueError: the two differ in length, or an activation is no number.
     """
-    values = [float(activation) for activation in activations]
+    try:
+        values = [float(activation) for activation in activations]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"activations must be numbers, one a token ({error}).") from error
     if len(tokens) != len(values):
         raise ValueError(
             f"There are {len(tokens)} tokens and {len(values)} activations: give one for each "
@@ -281,6 +294,7 @@ def tokens_html(
     return f'<span style="white-space:pre-wrap;line-height:1.7">{"".join(spans)}</span>'
 
 
+@checked
 def examples_html(examples: Sequence[Mapping]) -> str:
     """Examples of one feature, one per row, each with its largest activation.
 

@@ -7,6 +7,7 @@ from typing import Any
 import ipywidgets
 import pandas as pd
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.behaviour import suggest_triplet
 from ctt_helpers.messages import first_line
 from ctt_helpers.notebook.plots import look
@@ -160,6 +161,7 @@ def _in_order(curve: pd.DataFrame) -> list[str]:
     return list(seen["revision"])
 
 
+@checked
 def checkpoint_slider(
     curve: pd.DataFrame,
     sim: pd.DataFrame,
@@ -188,6 +190,7 @@ def checkpoint_slider(
         ValueError: a column is missing, the curve is empty, or `into` is no such list.
     """
     look.require_columns(curve, "revision", "tokens_seen", "task", "accuracy", "stderr", "n_pairs")
+    look.require_similarity(sim)
     if curve.empty:
         raise ValueError("The curve has no rows: compute it with accuracy_curve(suite, tasks).")
     if into is not None:

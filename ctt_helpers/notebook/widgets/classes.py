@@ -8,6 +8,7 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.metrics import check_ratios, members
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import Effects
@@ -15,6 +16,7 @@ from ctt_helpers.notebook.widgets.cards import BAR_WIDTH, bar, table
 from ctt_helpers.notebook.widgets.shown import Shown
 
 
+@checked
 def class_counts(
     shares: Mapping[str, Effects], names: Sequence[str], specific: float = 0.7, shared: float = 0.3
 ) -> pd.DataFrame:
@@ -55,6 +57,7 @@ def _named(number: int, names: Sequence[str]) -> str:
     return f"specific to {of[0]}" if len(of) == 1 else f"shared by {' + '.join(of)}"
 
 
+@checked
 def class_table_html(
     shares: Mapping[str, Effects], names: Sequence[str], specific: float = 0.7, shared: float = 0.3
 ) -> str:
@@ -125,6 +128,7 @@ class ClassSlider(Shown):
         self.html.value = class_table_html(self.shares, self.names, specific, shared)
 
 
+@checked
 def class_slider(
     shares: Mapping[str, Effects], names: Sequence[str], specific: float = 0.7, shared: float = 0.3
 ) -> ClassSlider:

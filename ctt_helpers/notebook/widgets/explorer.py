@@ -8,6 +8,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.notebook.plots.look import Effects, as_matrix
 from ctt_helpers.notebook.widgets.cards import Promoted, feature_card_html
 from ctt_helpers.notebook.widgets.notes import read_notes, save_note
@@ -16,12 +17,18 @@ from ctt_helpers.notebook.widgets.shown import Shown
 _LISTED = 200  # a menu of thousands is slow and of no use; the number field reaches every feature
 
 
+@checked
 def listed_features(ie_mean: Effects) -> list[int]:
     """The features in the explorer's menu, the strongest first: collect examples for these.
 
     Args:
         ie_mean: [checkpoints, latents] indirect effects.
+
+    Raises:
+        ValueError: an array of another shape.
     """
+    if np.ndim(ie_mean) != 2:
+        raise ValueError(f"ie_mean has shape {np.shape(ie_mean)}: give [checkpoints, latents].")
     return np.argsort(-_strength(ie_mean), kind="stable")[:_LISTED].tolist()
 
 
@@ -144,6 +151,7 @@ class FeatureExplorer(Shown):
         return True
 
 
+@checked
 def feature_explorer(
     ie_mean: Effects,
     rel_ie: Effects,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.files import expanded, read_rows, write_rows
 
 NOTE_COLUMNS = ("feature", "note")
@@ -26,6 +27,7 @@ def _read_rows(path: Path, *headers: Sequence[str]) -> list[dict[str, str]]:
 # ---- notes
 
 
+@checked
 def read_notes(path: str | Path) -> dict[int, str]:
     """Notes on features, from a CSV file with the columns feature and note.
 
@@ -48,6 +50,7 @@ def read_notes(path: str | Path) -> dict[int, str]:
         ) from None
 
 
+@checked
 def save_note(path: str | Path, feature: int, note: str) -> None:
     """Write the note on one feature, in place of its older note.
 
@@ -80,6 +83,7 @@ class Annotation:
     note: str = ""
 
 
+@checked
 def read_annotations(path: str | Path) -> dict[int, Annotation]:
     """Annotations of features by one person, from a CSV file.
 
@@ -109,6 +113,7 @@ def read_annotations(path: str | Path) -> dict[int, Annotation]:
         ) from None
 
 
+@checked
 def save_annotation(path: str | Path, feature: int, annotation: Annotation) -> None:
     """Write one feature's annotation in place of its older one; an empty one is taken out.
 
@@ -121,6 +126,7 @@ def save_annotation(path: str | Path, feature: int, annotation: Annotation) -> N
     _write_annotations(path, read_annotations(path) | {feature: annotation})
 
 
+@checked
 def save_annotations(path: str | Path, annotations: Mapping[int, Annotation]) -> None:
     """Write annotations, all at once, in place of those that the file holds.
 
@@ -175,6 +181,7 @@ class Agreement:
         return f"{self.field}: {share}; {kappa}; {rest}."
 
 
+@checked
 def agreement(
     first: Mapping[int, Annotation], second: Mapping[int, Annotation], field: str = "label"
 ) -> Agreement:
@@ -204,6 +211,7 @@ def agreement(
     return Agreement(field, n, len(one) - n, len(two) - n, same, kappa)
 
 
+@checked
 def merged(people: Mapping[str, Mapping[int, Annotation]]) -> pd.DataFrame:
     """The annotations of several people in one table, a row for each feature.
 
@@ -224,6 +232,7 @@ def merged(people: Mapping[str, Mapping[int, Annotation]]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(features, name="feature"))
 
 
+@checked
 def save_merged(path: str | Path, people: Mapping[str, Mapping[int, Annotation]]) -> None:
     """Write what `merged` gives as a CSV file, in which no cell is taken for a formula.
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import to_hex
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.widgets.cards import _LEFT, bar, table
 from ctt_helpers.notebook.widgets.shown import Shown
@@ -18,6 +19,7 @@ KNOBS = ["k", "penalty"]
 MEASURED = ["l0", "dead", "specific"]
 
 
+@checked
 def read_settings(folder: str | Path, n_latents: int | None = None) -> pd.DataFrame:
     """Crosscoders of several settings, from the tables `dictionary` and `penalty` of experiments.
 
@@ -40,7 +42,7 @@ def read_settings(folder: str | Path, n_latents: int | None = None) -> pd.DataFr
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: in a checkout, `make experiments`.")
         table = pd.read_csv(path)
-        look.require_columns(table, *keys, *needed)
+        look.require_columns(table, *keys, *needed, words=["penalty"])
         table = table[table["penalty"] != "none"]  # the whole model
         tables.append(table.astype({"penalty": float}).set_index(keys))
     dictionary, penalty = tables
@@ -144,6 +146,7 @@ def _checkpoints(rows: pd.DataFrame) -> list[str]:
     return [name.removeprefix(EXPLAINED) for name in rows if str(name).startswith(EXPLAINED)]
 
 
+@checked
 def playground(rows: pd.DataFrame) -> Playground:
     """Two sliders, k and the decoder-norm penalty, over crosscoders that are trained already.
 

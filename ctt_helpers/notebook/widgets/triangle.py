@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.colors import to_hex
 
+from ctt_helpers.arguments import checked
 from ctt_helpers.notebook.plots import look
 from ctt_helpers.notebook.plots.look import Effects
 from ctt_helpers.notebook.widgets.shown import Shown
@@ -46,6 +47,7 @@ STYLE = """<style>
 </style>"""
 
 
+@checked
 def triangle_html(
     shares: Effects,
     strength: Float[np.ndarray, " latents"],
@@ -244,6 +246,7 @@ def page_links(folder: str | Path, features: Sequence[int]) -> dict[int, str]:
     return {i: quote(path.as_posix()) for i, path in here}
 
 
+@checked
 def share_triangle(
     shares: Effects,
     strength: Float[np.ndarray, " latents"],
