@@ -911,8 +911,9 @@ def test_a_sweep_refuses_a_credential_before_it_writes(credentials, tmp_path, mo
     monkeypatch.syspath_prepend(ROOT / "workflow")
     runs_of = importlib.import_module("plan").runs_of
     given = {"model": credentials["HF_TOKEN"], "seed": 0}
+    notebook = str(small_notebook(tmp_path))
     for asked in ({"parameters": given}, {"axes": {"model": [given["model"]]}}):
-        config = {"name": "x", "notebook": str(small_notebook(tmp_path)), **asked}
+        config = {"name": "x", "notebook": notebook, **asked}
         with pytest.raises(ValueError, match="The parameter model holds a token") as told:
             runs_of(config)
         assert leaks(str(told.value)) == []

@@ -182,6 +182,7 @@ def _check_value(name: str, value: Any, suite: Suite) -> None:
 
     A parameter of one name means the same in every notebook.
     """
+    from ctt_helpers.attribution import METHODS
     from ctt_helpers.hooks import check_layer, pick_device
     from ctt_helpers.sources.text import find_text
     from ctt_helpers.training import TrainConfig
@@ -199,6 +200,8 @@ def _check_value(name: str, value: Any, suite: Suite) -> None:
     elif name == "tasks":
         for task in value:
             suite.check_task(task)
+    elif name == "method":
+        choose(name, value, METHODS)
     elif name == "split":
         choose(name, value, ("find", "test", "far"))
     elif name == "device":
