@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ctt_helpers import hooks
+from ctt_helpers.activations import describe_text
 from ctt_helpers.arguments import checked
 from ctt_helpers.dictionary import Dictionary, codes, prepare, some_of
 from ctt_helpers.files import versions, write_json
@@ -471,6 +472,7 @@ class ActivePlaces:
         sequence, position: where, one list a latent, in the order of the text.
         value: the activations there, above 0.
         n_tokens: how many tokens were read, first tokens left out.
+        text: a short fingerprint of the text.
     """
 
     features: list[int]
@@ -478,6 +480,7 @@ class ActivePlaces:
     position: list[Int[np.ndarray, " places"]] = field(repr=False)
     value: list[Float[np.ndarray, " places"]] = field(repr=False)
     n_tokens: int
+    text: str
 
     @property
     def frequency(self) -> Float[np.ndarray, " features"]:
@@ -533,6 +536,7 @@ def active_places(
         position=by_feature(places),
         value=by_feature(values),
         n_tokens=text.shape[0] * (text.shape[1] - 1),
+        text=describe_text(text)["text"],
     )
 
 
@@ -567,6 +571,11 @@ def examples_by_band(
         raise ValueError(
             f"The places are those of a text of {places.n_tokens} tokens (first ones left out), "
             f"and this text is {tuple(text.shape)}: give the text that active_places was given."
+        )
+    if describe_text(text)["text"] != places.text:
+        raise ValueError(
+            "The places are those of another text of the same size: give the text that "
+            "active_places was given."
         )
     found = {}
     for column, feature in enumerate(places.features):

@@ -137,6 +137,8 @@ def test_bands_agree_with_top_examples_and_do_not_hang_on_the_others(made):
     with_others = ctt.active_places(made.crosscoder, made.ckpts, made.text, [437, 398, 0])
     again = ctt.examples_by_band(with_others, made.ckpts, made.text, k=4)[398]
     assert [e["position"] for e in again["random"]] == [e["position"] for e in found["random"]]
+    with pytest.raises(ValueError, match="another text of the same size"):
+        ctt.examples_by_band(alone, made.ckpts, made.text.flip(0), k=4)
     another = ctt.examples_by_band(alone, made.ckpts, made.text, k=4, seed=1)[398]
     assert another["random"] != found["random"] and another["top"] == found["top"]
     shown = [(e["sequence"], e["position"]) for b in ("top", "middle", "bottom") for e in found[b]]
