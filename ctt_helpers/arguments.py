@@ -22,9 +22,6 @@ from operator import index
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from jaxtyping import AbstractArray
-
 Function = TypeVar("Function", bound=Callable)
 
 # ---- one value
@@ -136,7 +133,7 @@ def _is(value: Any, kind: Any) -> bool:
         return isinstance(value, str)
     if kind is Path:
         return isinstance(value, (str, os.PathLike)) and _is_path(value)
-    if isinstance(kind, type) and issubclass(kind, AbstractArray):
+    if _is_of_arrays(kind):
         return _is_array(value, kind)
     origin = origin or kind
     if kind is Any or not isinstance(origin, type):
@@ -180,9 +177,10 @@ def _is_path(value: Any) -> bool:
 
 
 def _is_number(value: Any, kind: type) -> bool:
-    if kind is bool:
-        return isinstance(value, (bool, np.bool_))
-    if isinstance(value, (bool, np.bool_)) or isinstance(value, Collection):
+    is_bool = type(value).__name__ == "bool"  # Python's and numpy's
+    if kind is bool or is_bool:
+        return kind is bool and is_bool
+    if isinstance(value, Collection):
         return False
     if kind is int:
         try:
@@ -216,6 +214,15 @@ def _holds(value: Mapping, key: Any = Any, held: Any = Any) -> bool:
     return all(_is(name, key) and _is(one, held) for name, one in value.items())
 
 
+def _is_of_arrays(kind: Any) -> bool:
+    """Whether a kind is one of jaxtyping's, which nobody has where it was not imported.
+
+    This module needs no library, for some that need it run where there is none.
+    """
+    jaxtyping = sys.modules.get("jaxtyping")
+    return bool(jaxtyping) and isinstance(kind, type) and issubclass(kind, jaxtyping.AbstractArray)
+
+
 def _is_array(value: Any, kind: Any) -> bool:
     """Whether these are numbers of a kind. A numpy array may hold whole numbers for real ones.
 
@@ -227,7 +234,7 @@ def _is_array(value: Any, kind: Any) -> bool:
     is_table = hasattr(value, "__array__") and not _dtype(value)
     if not needs_tensor and (is_table or isinstance(value, (list, tuple))):
         try:
-            value = np.asarray(value)
+            value = sys.modules["numpy"].asarray(value)
         except ValueError:  # of different lengths
             return False
     dtype = _dtype(value)
@@ -279,7 +286,7 @@ def _in_words(kind: Any) -> str:
     if kind is None or isinstance(kind, type):
         if kind in WORDS:
             return WORDS[kind]
-    if isinstance(kind, type) and issubclass(kind, AbstractArray):
+    if _is_of_arrays(kind):
         what = "a tensor" if "torch" in kind.array_type.__module__ else "an array"
         shape = f" [{', '.join(kind.dim_str.split())}]" if kind.dim_str.strip() else ""
         return f"{what}{shape} of {NUMBERS[_numbers_of(kind)]}"

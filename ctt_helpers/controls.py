@@ -18,6 +18,7 @@ from torch import Tensor
 from ctt_helpers import hooks
 from ctt_helpers.arguments import checked
 from ctt_helpers.crosscoder import Crosscoder
+from ctt_helpers.dictionary import Dictionary
 from ctt_helpers.messages import whole_number
 from ctt_helpers.metrics import PER_LATENT
 
@@ -99,7 +100,7 @@ def control_groups(
 
 @checked
 @torch.no_grad()
-def random_directions(crosscoder: Crosscoder, seed: int = 0) -> Crosscoder:
+def random_directions(crosscoder: Crosscoder | Dictionary, seed: int = 0) -> Dictionary:
     """A copy whose latents write in random directions: features of the same norm and frequency.
 
     Each latent's decoder vectors are turned together, so their norms and the angles between

@@ -102,11 +102,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def _told_what_to_do(path: Path) -> Iterator[None]:
     """Where `path` cannot be written, an error of the same kind that says what to do about it."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
         number, what = _said_by_the_system(error)
         at = getattr(error, "filename", None)
         at = Path(at) if isinstance(at, str | Path) else path
