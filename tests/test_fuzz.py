@@ -14,6 +14,7 @@ are none. What comes must be
 
 import ast
 import functools
+import importlib
 import inspect
 import math
 import signal
@@ -318,7 +319,8 @@ def public() -> set[str]:
 
 def inside(name: str) -> set[str]:
     """What docs/api.md lists of a module of which it lists all that has a docstring."""
-    module = getattr(ctt, name)
+    # not by `ctt.plots`, which is the module's old name once somebody has imported that
+    module = importlib.import_module(f"ctt_helpers.{ctt._MODULES[name]}")
     found = set()
     for member, thing in vars(module).items():
         own = getattr(thing, "__module__", "").startswith(module.__name__)
