@@ -381,6 +381,8 @@ def read_table(path: str | Path, **options: Any) -> pd.DataFrame:
     plain: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
     if int(pd.__version__.split(".")[0]) < 3:  # later ones do so by themselves
         plain["float_precision"] = "round_trip"
+    if isinstance(options.get("dtype"), Mapping):  # by the columns' names, as the file has them
+        options["dtype"] = {safe_cell(name): kind for name, kind in options["dtype"].items()}
     return _each_cell(pd.read_csv(_there(path), **{**plain, **options}), plain_cell)
 
 
