@@ -599,7 +599,7 @@ class _Builder:
             part.copy_(found.to(cache.dtype), non_blocking=True)
         if on_gpu:
             torch.cuda.synchronize(model.device)
-        hooks.check_norms(x, model.label)
+        hooks.check_norms(hooks.norms_not_finite(x), model.label)
         parts = [x[cache._rows(group, groups[0])] for group in groups]
         about = {"kind": KIND, "mark": cache._mark(c, shard)}
         about["checksums"] = " ".join(map(_checksum, parts))

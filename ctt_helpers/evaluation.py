@@ -130,13 +130,6 @@ def _read(
     return hooks.stacked_batches(ckpts, [(ids, None) for ids in group])
 
 
-def _check_norms(
-    ckpts: Checkpoints, x: Float[Tensor, "sequences length checkpoints d_model"]
-) -> None:
-    for c, label in enumerate(ckpts.labels):
-        hooks.check_norms(x[:, :, c], label)
-
-
 # ---- the figures
 
 
@@ -411,13 +404,11 @@ def top_examples(
     features = check_features(np.atleast_1d(features).tolist(), crosscoder.n_latents)
     some = some_of(crosscoder, features)  # of the others nothing is computed
     peaks, places = [], []
-    for group in progress(list(_groups(ckpts, text)), "examples"):
-        for x in _read(ckpts, group):
-            _check_norms(ckpts, x)
-            peak, place = some.encode(x[:, 1:]).max(1)
-            peaks.append(peak.cpu())
-            places.append(place.cpu() + 1)
-    value, where = torch.cat(peaks), torch.cat(places)
+    for x in streams(ckpts, text):
+        peak, place = some.encode(x[:, 1:]).max(1)
+        peaks.append(peak)
+        places.append(place + 1)
+    value, where = torch.cat(peaks).cpu(), torch.cat(places).cpu()
     best = value.topk(min(k, len(value)), dim=0).indices  # [k, features]
     found: dict[int, list[dict[str, Any]]] = {}
     for column, feature in enumerate(features):
@@ -456,11 +447,19 @@ def _example(
 def streams(
     ckpts: Checkpoints, text: Int[Tensor, "sequences length"]
 ) -> Iterator[Float[Tensor, "sequences length checkpoints d_model"]]:
-    """The raw activations of a text at all checkpoints, in batches, in its order."""
+    """The raw activations of a text at all checkpoints, in batches, in its order.
+
+    Raises:
+        hooks.NotFinite: after the last batch, where a norm is not finite: so a host waits once for
+            the device.
+    """
+    wrong = []
     for group in progress(list(_groups(ckpts, text)), "reading"):
         for x in _read(ckpts, group):
-            _check_norms(ckpts, x)
+            wrong.append(hooks.norms_not_finite(x))
             yield x
+    for label, of_one in zip(ckpts.labels, torch.cat(wrong).unbind(-1), strict=True):
+        hooks.check_norms(of_one, label)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from nnsight import CONFIG, TransformersModel
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -357,14 +357,18 @@ def check_finite(values: Tensor, model: HookedModel, what: str = "Logits") -> No
     )
 
 
-def check_norms(x: Float[Tensor, "*tokens d_model"], label: str) -> None:
-    """Raise NotFinite unless the norms of activations are finite; it waits for their device."""
-    wrong = ~at_least_float32(x).norm(dim=-1).isfinite()
-    if wrong.any():
+def norms_not_finite(x: Float[Tensor, "*tokens d_model"]) -> Bool[Tensor, "*tokens"]:
+    """Which activations have no finite norm; nothing waits for their device."""
+    return ~at_least_float32(x).norm(dim=-1).isfinite()
+
+
+def check_norms(wrong: Bool[Tensor, "*tokens"], label: str) -> None:
+    """Raise NotFinite where `norms_not_finite` has found any; it waits for their device."""
+    n_wrong = int(wrong.sum())
+    if n_wrong:
         raise NotFinite(
-            f"{int(wrong.sum())} of {wrong.numel()} activations of {label!r} are not finite, or "
-            "their norms are too large for float32. Look at the checkpoint; half precision may "
-            "overflow."
+            f"{n_wrong} of {wrong.numel()} activations of {label!r} are not finite, or their norms "
+            "are too large for float32. Look at the checkpoint; half precision may overflow."
         )
 
 

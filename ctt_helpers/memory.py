@@ -85,23 +85,19 @@ def smaller_chunks_once(what: str, remedy: str) -> Callable[[Function], Function
         def run(*arguments, **named):
             if _divided_by.get() > 1:  # in somebody's second try
                 return function(*arguments, **named)
-            try:
-                return function(*arguments, **named)
-            except Exception as error:
-                if not ran_out(error):
-                    raise
-                let_go(error)
-                tell(what, error, remedy)
-            before = _divided_by.set(2)
-            try:
-                return function(*arguments, **named)
-            except Exception as error:
-                if not ran_out(error):
-                    raise
-                let_go(error)
-                raise too_little(what, error, remedy) from error
-            finally:
-                _divided_by.reset(before)
+            for parts in (1, 2):
+                before = _divided_by.set(parts)
+                try:
+                    return function(*arguments, **named)
+                except Exception as error:
+                    if not ran_out(error):
+                        raise
+                    let_go(error)
+                    if parts > 1:
+                        raise too_little(what, error, remedy) from error
+                    tell(what, error, remedy)
+                finally:
+                    _divided_by.reset(before)
 
         return run
 

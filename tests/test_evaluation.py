@@ -174,12 +174,18 @@ def test_each_checkpoint_is_loaded_twice_where_they_do_not_fit_together(setting,
     np.testing.assert_allclose(found.dce, expected.dce, rtol=1e-4, atol=1e-6)
 
 
-def test_no_batch_waits_for_the_device(setting, waits, monkeypatch):
+@pytest.mark.parametrize("what", ["evaluate", "top_examples"])
+def test_no_batch_waits_for_the_device(setting, waits, monkeypatch, what):
     ckpts, crosscoder, text = setting
+
+    def work():
+        if what == "evaluate":
+            return ctt.evaluate(crosscoder, ckpts, text)
+        return ctt.top_examples(crosscoder, ckpts, text, [0, 1], k=2)
 
     def run(rows):
         monkeypatch.setattr(evaluation, "TOKENS_AT_ONCE", rows * text.shape[1])
-        return waits(lambda: ctt.evaluate(crosscoder, ckpts, text))
+        return waits(work)
 
     assert run(len(text)) == run(2)
 
