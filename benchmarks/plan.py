@@ -51,7 +51,7 @@ TABLES = {
         "shape was run), counted (sizes; 10^9 bytes)."
     ),
     "plan_places": (
-        "What a place is good for, with figures. basis: measured (there, or times an amount), "
+        "What a place is good for, with figures. basis: measured; rates measured (times amounts), "
         "scaled, counted (sizes), shared (hours of one GPU over the GPUs there are: the least that "
         "it can take, for what they tell each other is not in it, and was not measured on GPUs)."
     ),
@@ -188,7 +188,7 @@ def places(results: Path) -> pd.DataFrame:
     add(laptop, "all notebooks on the embedded suite", together / 60, "minutes", "measured")
     tokens = PROFILES["colab"]["03"]["n_tokens"]
     add(laptop, f"reading {tokens:,} tokens at three checkpoints of {reading['model']}",
-        3 * tokens / reading["tokens_s"] / 60, "minutes", "measured")  # fmt: skip
+        3 * tokens / reading["tokens_s"] / 60, "minutes", "rates measured")  # fmt: skip
 
     colab, values = "Colab, a GPU of 16 GB", PROFILES["colab"]["03"]
     name = PROFILES["colab"]["*"]["model"]
@@ -205,7 +205,7 @@ def places(results: Path) -> pd.DataFrame:
     add(colab, f"{name}, a triplet: download", 3 * preset.file_bytes / 1e9, "GB", "counted")
 
     whole, large = str(MEASURED), next(r for r in runs.index.unique("run") if "6.9b" in r)
-    for name_, basis in ((whole, "measured"), (large, "scaled")):
+    for name_, basis in ((whole, "rates measured"), (large, "scaled")):
         place = "one GPU, an H200"
         add(place, f"{name_}: in all", runs[name_, "in all"], "hours", basis)
         parts = ("training", "stream", "all models")
@@ -215,7 +215,7 @@ def places(results: Path) -> pd.DataFrame:
     add(f"one node of {GPUS} H200s", f"{large}: in all", runs[large, "in all"] / GPUS, "hours",
         "shared")  # fmt: skip
     add("a cluster", f"{SEEDS} seeds of {whole}: in all", SEEDS * runs[whole, "in all"],
-        "GPU hours", "measured")  # fmt: skip
+        "GPU hours", "rates measured")  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -364,11 +364,11 @@ def norms_not_finite(x: Float[Tensor, "*tokens d_model"]) -> Bool[Tensor, "*toke
 
 def check_norms(wrong: Bool[Tensor, "*tokens"], label: str) -> None:
     """Raise NotFinite where `norms_not_finite` has found any; it waits for their device."""
-    n_wrong = int(wrong.sum())
-    if n_wrong:
+    if wrong.any():
         raise NotFinite(
-            f"{n_wrong} of {wrong.numel()} activations of {label!r} are not finite, or their norms "
-            "are too large for float32. Look at the checkpoint; half precision may overflow."
+            f"{int(wrong.sum())} of {wrong.numel()} activations of {label!r} are not finite, or "
+            "their norms are too large for float32. Look at the checkpoint; half precision may "
+            "overflow."
         )
 
 

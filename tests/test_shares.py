@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -94,6 +95,7 @@ def test_a_path_leads_from_neighbour_to_subject():
     assert ax.get_title(loc="left") == "#2"
     (arrow,) = ax.texts
     assert arrow.xy == (0, 1)
+    assert matplotlib.colors.to_rgb(arrow.arrow_patch.get_edgecolor()) != (1, 1, 1)  # to be seen
     with pytest.raises(ValueError, match="no feature 3 here"):
         plots.factor_paths(found, [3])
 

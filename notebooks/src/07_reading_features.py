@@ -196,17 +196,18 @@ for i in asked:
     for name, words in lists[i].items():
         says = {sentence: bool(words & tokens[sentence]) for sentence in one.sentences}
         scores[i, name] = naming.score(one, one.answer(says.get))
+means = {name: np.mean([scores[i, name].value for i in asked]) for name in lists[mine]}
+best = max(means, key=means.get)
 with plots.style():
     fig, ax = plt.subplots(figsize=(5.2, 3.2))
     for name, marker in zip(lists[mine], "v^o", strict=True):
         own = [scores[i, name] for i in asked]
         across, up = [s.said_inactive for s in own], [s.said_active for s in own]
-        mean = np.mean([s.value for s in own])
-        ax.plot(across, up, marker, ms=6, alpha=0.7, label=f"{name} ({mean:.2f})")
+        ax.plot(across, up, marker, ms=6, alpha=0.7, label=f"{name} ({means[name]:.2f})")
     ax.plot([0, 1], [1, 0], ":", color="0.5", lw=1, label="guessing (0.50)")
     ax.set(xlabel="inactive sentences with a no", ylabel="active sentences with a yes")
     ax.legend(title="mean balanced accuracy", loc="center left", bbox_to_anchor=(1.01, 0.5))
-    plots.set_title(ax, f"{len(asked)} features, three lists of words each")
+    plots.set_title(ax, f"The {best} lists name best: {means[best]:.2f} on average")
 plots.show("Scatter plot of word lists: right answers in inactive and in active sentences.")
 unlisted = [f"#{i}" for i in asked if scores[i, "half"].said_active < 0.3]
 print("hardly any word makes them fire every second time:", ", ".join(unlisted) or "none")

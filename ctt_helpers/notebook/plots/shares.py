@@ -136,7 +136,8 @@ def factor_paths(found: Factorial, features: Sequence[int], title: str = "") -> 
         ax.scatter(across, up, 22, colors, zorder=2)
         if len(across) > 1:
             ends = {"xy": (across[-1], up[-1]), "xytext": (across[-2], up[-2])}
-            ax.annotate("", **ends, arrowprops={"arrowstyle": "->", "lw": 1.2, "shrinkB": 3})
+            arrow = {"arrowstyle": "->", "color": look.GREY, "lw": 1.2, "shrinkB": 3}
+            ax.annotate("", **ends, arrowprops=arrow)
         ax.set_title(f"#{feature}")
         # as far across as upwards, or a slope would mislead
         middle = [(values.min() + values.max()) / 2 for values in (across, up)]
