@@ -5,7 +5,7 @@ import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from ctt_helpers.arguments import checked, choose, whole_number
 from ctt_helpers.files import load_folder, save_folder
+
+if TYPE_CHECKING:
+    from ctt_helpers.evaluation import Report
 
 SPARSITIES = ("batch_topk", "l1")
 SETTINGS = ("n_checkpoints", "d_model", "n_latents", "sparsity", "k", "seed", "decoder_norm")

@@ -50,7 +50,7 @@ class Alone:
         """
         return part
 
-    def whole_batch(self, x: Float[Tensor, batch * sizes]) -> Float[Tensor, tokens * sizes]:
+    def whole_batch(self, x: Float[Tensor, " batch *sizes"]) -> Float[Tensor, " tokens *sizes"]:
         """What this process works on: of its own part of a batch, that or the batch of all."""
         return x
 
@@ -224,7 +224,7 @@ class Sharded(Together):
                 parts.append(theirs.cpu())
         return torch.cat(parts, along) if keeps else None
 
-    def whole_batch(self, x: Float[Tensor, batch * sizes]) -> Float[Tensor, tokens * sizes]:
+    def whole_batch(self, x: Float[Tensor, " batch *sizes"]) -> Float[Tensor, " tokens *sizes"]:
         x = x.contiguous()
         lengths = [len(x)] * self.size if self.even else self.each(len(x))
         padded = x.new_zeros(max(lengths), *x.shape[1:])
