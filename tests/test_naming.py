@@ -254,9 +254,20 @@ def test_a_row_that_begins_amid_a_sentence_does_not_count_that():
             said = {0: "<s>", 1: " dog", 2: " runs", 3: ".", 4: "The", 5: " Why", 6: "?"}
             return "".join(said[i] for i in ids)
 
-    text = torch.tensor([[0, 1, 2, 2, 3, 5, 1, 6, 4, 1], [0, 4, 1, 2, 3, 0, 4, 1, 2, 3]])
+    text = torch.tensor([
+        [0, 1, 2, 2, 3, 5, 1, 6, 4, 1],
+        [0, 4, 1, 2, 3, 0, 4, 1, 2, 3],
+        [0, 1, 1, 2, 0, 1, 2, 1, 0, 4],  # without a full stop: the second ends with its document
+    ])  # fmt: skip
     found = [(row, said) for row, _, _, said in naming._cut(Words(), text)]
-    assert found == [(0, "Why dog?"), (1, "The dog runs."), (1, "The dog runs.")]
+    assert found == [
+        (0, "Why dog?"),
+        (1, "The dog runs."),
+        (1, "The dog runs."),
+        (2, "dog runs dog"),
+    ]
+    for row, start, end, said in naming._cut(Words(), text):
+        assert Words().decode(text[row, start:end].tolist()).strip() == said
 
 
 # ---- names of the embedded suite

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jupytext
 import pytest
+from models import random_suite
 
 import ctt_helpers as ctt
 from ctt_helpers.notebook.parameters import PROFILES, use_profile
@@ -52,6 +53,27 @@ def test_what_is_set_by_hand_wins(capsys):
     assert values == {"profile": "paper", "model": "olmo-1b", "n_pairs": 1000, "seed": 3}
     assert "set by hand: model='olmo-1b'" in capsys.readouterr().out
     assert use_profile(namespace, "04") == values  # a cell can be run twice
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [("04", "runner_up"), ("05", "other_task"), ("08", "other_task")]
+)
+def test_what_a_profile_adds_is_left_out_in_another_suite(number, name, tmp_path, capsys):
+    random_suite(tmp_path / "mine")
+    (source,) = (s for s in SOURCES if s.name.startswith(number))
+    given = {"model": str(tmp_path / "mine"), "task": "file", "plain_task": "file", "revisions": []}
+    namespace = parameters_of(source)
+    declared = namespace["__annotations__"]
+    namespace |= {n: v for n, v in (given | {"tasks": ["file"]}).items() if n in declared}
+    ctt.setup(dict(namespace), number)
+    assert f"{name}=None: {PROFILES['tiny'][number][name]!r} is of the suite 'tiny'" in (
+        capsys.readouterr().out
+    )
+    ctt.setup(namespace, number)
+    assert namespace[name] is None
+    by_hand = ["step7"] if name == "runner_up" else "agreement/none"
+    with pytest.raises(ValueError, match=f"Parameter {name}=.*(step7|agreement/none)"):
+        ctt.setup(namespace | {name: by_hand}, number)
 
 
 def test_errors():

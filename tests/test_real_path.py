@@ -180,9 +180,38 @@ def test_a_study_of_published_models_and_pairs(real, tmp_path):
 
 
 @pytest.mark.long
-def test_other_languages_and_architectures(real, tmp_path):
+def test_other_languages_and_architectures(real, trained, tmp_path):
     """Notebook 08 on what 03 wrote."""
-    check_08_languages_and_other_architectures(real, train_with_03(real), tmp_path)
+    check_08_languages_and_other_architectures(real, trained, tmp_path)
+
+
+# what the others are given beside model, crosscoder, task and revisions
+OTHERS = {
+    "00": {"n_pairs": 24, "tasks": ["clams/en/simple_agrmt", "clams/en/prep_anim"]},
+    "01": {"n_pairs": 24},
+    "05": {"n_pairs": 24},
+    "06": {"n_pairs": 24, "n_draws": 20, "steps": 20, "n_tokens": 8000},
+    "07": {"n_pairs": 24, "method": "atp", "n_tokens": 2000, "n_sentences": 5},
+    "09": {"n_pairs": 24, "n_tokens": 4000},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(real):
+    return train_with_03(real)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["clams/en/prep_anim", RELATIONAL], ids=["clams", "blimp"])
+@pytest.mark.parametrize("number", OTHERS)
+def test_every_other_notebook_takes_a_published_model(real, trained, tmp_path, number, task):
+    given = {"revisions": TRIPLET, "task": task, "plain_task": "clams/en/simple_agrmt"}
+    given |= {"crosscoder": str(trained)} | OTHERS[number]
+    (notebook,) = (real.folder / "notebooks").glob(f"{number}_*.ipynb")
+    known = notebook.read_text(encoding="utf-8")
+    given = {name: value for name, value in given.items() if f"{name}:" in known}
+    text = papermill(real, number, tmp_path / number, **given)
+    assert "pythia-14m" in text and list((tmp_path / number).iterdir())
 
 
 def check_02_on_blimp_and_clams(real, tmp_path):

@@ -119,13 +119,13 @@ def _cut(tokenizer: Any, text: Int[Tensor, "sequences length"]) -> list[tuple[in
         # a row begins with the start token, and may begin amid a sentence
         start = 1 if words[ids[1]].strip()[:1].isupper() else None
         for at in range(1, len(ids)):
-            if ids[at] in special:
-                start = at + 1
-            elif ids[at] in ends:
-                if start is not None and FEWEST <= at + 1 - start <= MOST:
-                    said = tokenizer.decode(ids[start : at + 1]).strip()
-                    found.append((row, start, at + 1, said))
-                start = at + 1
+            if ids[at] not in special and ids[at] not in ends:
+                continue
+            end = at if ids[at] in special else at + 1
+            if start is not None and FEWEST <= end - start <= MOST:
+                said = tokenizer.decode(ids[start:end]).strip()
+                found.append((row, start, end, said))
+            start = at + 1
     return found
 
 

@@ -37,6 +37,8 @@ COUNTS = {
     "batch_size": 1, "k": 1, "n_draws": 1, "n_eval_tokens": 1, "n_features": 1, "n_latents": 1,
     "n_pairs": 1, "n_random": 1, "n_sentences": 1, "n_tokens": 1, "seed": 0, "steps": 0, "top_k": 1,
 }  # fmt: skip
+# parameters that a notebook can go without
+ADDED = ("other_task", "runner_up")
 
 
 @checked
@@ -154,13 +156,21 @@ def setup(namespace: dict[str, Any], notebook: str, **checks: Check) -> Suite:
     values = use_profile(namespace, notebook, **checks)
     with _naming("model", values["model"]):
         suite = load_suite(values["model"])
-    offered = PROFILES[values["profile"]].get(notebook, {})
+    chosen = PROFILES[values["profile"]]
+    offered = chosen["*"] | chosen.get(notebook, {})
     for name, value in values.items():
-        # the profile's own is of its suite; notebooks pass over it in another one
-        is_the_profiles = name == "runner_up" and value == offered.get(name)
-        if value is not None and not is_the_profiles:
+        if value is None:
+            continue
+        try:
             with _naming(name, value):
                 _check_value(name, value, suite)
+        except ValueError:
+            # what a profile adds is of its own suite, and another one goes without
+            its_own = chosen["*"]["model"]
+            if name not in ADDED or value != offered.get(name) or suite.name == its_own:
+                raise
+            namespace[name] = None
+            print(f"{name}=None: {value!r} is of the suite {its_own!r}")
     if suite.name == "tiny":
         torch.set_num_threads(1)
     look.use_colors_of(suite.revisions, suite.task_names)

@@ -325,7 +325,7 @@ class Suite:
         Args:
             n_tokens: how many tokens are wanted.
             split: "train" or "validation"; they share no document.
-            seed: which sample.
+            seed: which sample. Two of one file share documents: its order is shuffled, not it.
             length: tokens a sequence; None: the suite's context (at most 1024).
             path: a name of `text.sources()` ("pile", "mc4/fr" ...) or a file (.txt, .jsonl,
                 .parquet, packed or not); None: the suite's own text, or for a hub's model the text

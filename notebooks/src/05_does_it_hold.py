@@ -430,7 +430,7 @@ pd.DataFrame(rows).T[cells].astype(float).round(2)
 
 # %%
 rows = {}
-for name in dict.fromkeys([plain_task, other_task, *suite.task_names * has_cells]):
+for name in dict.fromkeys([plain_task, other_task or plain_task, *suite.task_names * has_cells]):
     pairs = suite.pairs(name, split, pairs_path, 120)
     inside = {"all pairs": np.ones(len(pairs), bool)}
     if {"subject", "attractor"} <= set(pairs.levels):

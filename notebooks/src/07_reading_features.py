@@ -99,7 +99,9 @@ sentences = naming.sentences_of(dictionary, ckpts, new_text, chosen, shown=text)
 often = pd.Series((sentences.peak > 0).mean(0), sentences.features)
 count = len(sentences.text)
 asked = [i for i in chosen if n_sentences <= often[i] * count <= count - n_sentences]
-assert asked, "every feature is too rare or too frequent here: a larger n_tokens, or n_features"
+assert asked, (
+    f"of {count} new sentences no feature is active in {n_sentences} and silent in {n_sentences}: give more text"
+)
 mine = next((i for i in asked if 0.05 <= often[i] <= 0.25), asked[0])
 places = ctt.active_places(dictionary, ckpts, text, asked)
 bands = ctt.examples_by_band(places, ckpts, text, k=5, seed=seed)

@@ -150,7 +150,7 @@ def ask(name):
 
 pairs, told = ask(task), {}
 effects = ctt.indirect_effects(many, ckpts, pairs, method)
-for name in dict.fromkeys([task, other_task]):
+for name in dict.fromkeys([task, other_task or task]):
     some = pairs if name == task else ask(name)
     if some is None or not {"subject", "attractor"} <= set(some.levels):
         print(f"Left out here: {name} by cell. Its pairs do not tell subject and neighbour apart.")
