@@ -54,7 +54,8 @@ test-quick: env
 
 # how many faults were tried and survived goes into docs/reliability.md by tools/fault_table.py
 test-long: env
-	@CTT_FAULTS="$(CURDIR)/build/faults" $(PYTEST) -m long --timeout 3600
+	@CTT_FAULTS="$(CURDIR)/build/faults" $(PYTEST) -n 2 --dist worksteal -m long \
+	  --timeout 3600
 
 test-colab: env
 	@$(PY) -m pip install -q --no-deps --upgrade --target $(VENV)/colab -r tests/colab-versions.txt

@@ -3,6 +3,7 @@ reference data.
 """
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
@@ -25,6 +26,18 @@ hypothesis.settings.load_profile("any machine")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes minutes begins first, so that no worker is left alone with it at the end."""
     items.sort(key=lambda item: item.path.name != "test_real_path.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def not_deaf() -> None:
+    """Ctrl-C and a terminal's end are heard: `nohup make test-long &` begins deaf to both, and so
+    would be every process that a test starts and interrupts.
+    """
+    heard = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}
+    for name, handler in heard.items():
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

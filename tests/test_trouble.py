@@ -467,6 +467,7 @@ def test_a_killed_run_of_notebooks_leaves_nobody_and_goes_on(tool, tmp_path):
         for number in range(tries):
             code, attempt = 0, 0
             while code == 0:  # it was faster
+                assert attempt < 20, f"{tool} ended by itself, again and again"
                 folder, process = begin(f"{number}-{attempt}")
                 time.sleep(draw.uniform(0, seconds) * 0.8**attempt)
                 process.send_signal(getattr(signal, SIGNALS[number % 4]))
