@@ -612,7 +612,8 @@ def test_a_killed_sweep_leaves_nothing_running_and_goes_on(sweep, tries):
             again = cut.run()
             seconds = time.monotonic() - began
             losses = cut.losses() if again.returncode == 0 else []
-            print(f"{kind}: all gone {gone}; then {losses}")
+            told = "" if losses else again.stdout[-2000:] + again.stderr[-4000:]
+            print(f"{kind}: all gone {gone}; then {losses}{told}")
             count(gone and losses == [str(seed + 0.5) for seed in seeds])
 
 
