@@ -166,6 +166,7 @@ def test_it_is_built_without_a_network_and_is_whole(site):
         "https://docs.astral.sh/uv/",
         "https://github.com/pradyunsg/furo",
         "https://nbgrader.readthedocs.io/",
+        "https://snakemake.readthedocs.io",
     }
     assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) < 20e6
 
