@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -165,6 +166,36 @@ def test_run_notebooks_keeps_earlier_results_and_names_the_failing_cell(tmp_path
     notebook("01_fine.ipynb", "import time; time.sleep(60)")
     third = run("--seconds", "6")
     assert third.returncode == 1 and "did not end within 6 s" in third.stderr
+
+
+ASKS = """import ipykernel, json
+print(json.loads(ipykernel.get_connection_info())["transport"], seed, 1 / seed)"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="these sockets are POSIX's")
+@pytest.mark.parametrize(("deeper", "transport"), [("x", "ipc"), ("x" * 100, "tcp")])
+def test_a_kernel_listens_where_no_other_does(tmp_path, monkeypatch, deeper, transport):
+    """In a folder of its own, gone in the end; by ports where its path is too long for a socket."""
+    cells = [nbformat.v4.new_code_cell("seed: int = 0", metadata={"tags": ["parameters"]})]
+    cells.append(nbformat.v4.new_code_cell(ASKS))
+    metadata = load_tool("build_notebooks").METADATA
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    tool = load_tool("run_one")
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        folder = Path(short) / deeper
+        folder.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        done = tmp_path / "b.ipynb"
+        monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "a.ipynb"), str(done)])
+        with pytest.raises(Exception, match="ZeroDivisionError"):
+            tool.main()
+        assert list(folder.iterdir()) == []
+        sys.argv += ["--parameters", "seed: 2"]
+        assert tool.main() == 0
+        assert list(folder.iterdir()) == []
+    last = nbformat.read(done, as_version=4).cells[-1]
+    assert last.outputs[0].text == f"{transport} 2 0.5\n"
 
 
 def test_machine_check_says_what_is_wrong():

@@ -82,13 +82,13 @@ def run(
         ValueError: a parameter holds a token or a password, which would be written down.
     """
     check_no_secret("", parameters or {})
-    command = [sys.executable, "-m", "papermill", str(notebook), str(output), "-k", "python3"]
-    command += ["--cwd", str(notebook.parent), "--no-progress-bar", "--log-level", "ERROR"]
+    command = [sys.executable, str(ROOT / "tools" / "run_one.py"), str(notebook), str(output)]
+    command += ["--cwd", str(notebook.parent)]
     parameters = dict(parameters or {})
     # what the notebook writes goes beside it
     if "out: str" in notebook.read_text(encoding="utf-8"):
         parameters["out"] = os.path.relpath(output.with_suffix(""), notebook.parent)
-    command += ["-y", yaml.safe_dump(parameters)]  # as JSON, 1e-05 would arrive as text
+    command += ["--parameters", yaml.safe_dump(parameters)]  # as JSON, 1e-05 would arrive as text
     environment = os.environ | environ
     process = subprocess.Popen(
         command,

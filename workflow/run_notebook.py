@@ -28,6 +28,7 @@ from plan import ROOT, package_code
 sys.path.insert(0, str(ROOT / "tools"))
 
 from run_notebooks import duration, failure
+from run_one import run_one
 
 from ctt_helpers.files import InUse, locked, read_json, versions, write_json
 
@@ -85,17 +86,15 @@ def save_figures(notebook: Path, folder: Path) -> None:
 
 def execute(notebook: Path, folder: Path, parameters: dict[str, Any]) -> str | None:
     """Run a notebook, with this Python: None, or what went wrong."""
-    import papermill
+    from papermill import PapermillExecutionError
 
     output = folder / notebook.name
     if "out: str" in notebook.read_text(encoding="utf-8"):
         parameters = parameters | {"out": os.path.relpath(folder / notebook.stem, ROOT)}
     try:
-        papermill.execute_notebook(
-            notebook, output, parameters, kernel_name="python3", cwd=ROOT, progress_bar=False
-        )
+        run_one(notebook, output, ROOT, parameters)
     except Exception as error:  # whatever it was, the report is to say it
-        told = failure(output) if isinstance(error, papermill.PapermillExecutionError) else ""
+        told = failure(output) if isinstance(error, PapermillExecutionError) else ""
         return told or f"{type(error).__name__}: {error}"
     return None
 
