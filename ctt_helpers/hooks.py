@@ -8,6 +8,7 @@ when it is wrapped (`check`).
 
 import gc
 import hashlib
+import itertools
 import json
 import threading
 import warnings
@@ -706,6 +707,24 @@ def unembed(
     tokens = tokens.to(hidden.device, non_blocking=True)
     logits = torch.einsum("bkd,bd->bk", head.weight[tokens].to(final), final)
     return _scaled(model, logits if bias is None else logits + bias[tokens].to(final))
+
+
+@torch.no_grad()
+def logits_by_words(
+    model: HookedModel, hidden: Float[Tensor, "tokens d_model"], words: int
+) -> Iterator[Float[Tensor, "tokens some"]]:
+    """`unembed` of all positions, for so many words of the vocabulary at a time.
+
+    Each part is a new tensor. A head that is more than a linear map gives all words at once.
+    """
+    head = model.unembedding
+    if type(head) is not nn.Linear:
+        yield unembed(model, hidden[None])[0]
+        return
+    final = model.final_norm(hidden[None])[0]
+    biases = itertools.repeat(None) if head.bias is None else head.bias.split(words)
+    for weight, bias in zip(head.weight.split(words), biases, strict=False):
+        yield _scaled(model, nn.functional.linear(final, weight, bias))
 
 
 def _scaled(model: HookedModel, logits: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import random_suite, some_text
 
 import ctt_helpers as ctt
@@ -85,6 +87,36 @@ def test_every_figure_against_brute_force(setting):
         at_stake = ce[2] - ce[0]
         recovered = 1 - (ce[1] - ce[0]) / at_stake if at_stake >= evaluation.CE_FLOOR else np.nan
         np.testing.assert_allclose(report.ce_recovered[c], recovered, rtol=1e-4)
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_losses_of_words_in_parts_are_those_of_all_at_once(data):
+    draw = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    tokens, vocabulary, alike = (data.draw(st.integers(1, n)) for n in (6, 40, 3))
+    size = data.draw(st.sampled_from([1e-3, 1.0, 30.0, 3e4]))
+    logits = size * torch.randn(tokens, vocabulary, generator=draw, dtype=torch.float64)
+    masked = torch.rand(vocabulary, generator=draw) < data.draw(st.sampled_from([0.0, 0.5]))
+    masked[0] = False
+    logits[:, masked] = -torch.inf
+    targets = torch.randint(vocabulary, (tokens, alike), generator=draw)
+    targets[masked[targets]] = 0
+    dtype = data.draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+    logits = logits.to(dtype)
+    expected = -logits.double().log_softmax(1).gather(1, targets)
+    parts = [part.clone() for part in logits.split(data.draw(st.integers(1, 41)), dim=1)]
+    found = evaluation.losses_by_words(parts, targets)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    digits = 1e-12 if dtype == torch.float64 else 1e-5
+    np.testing.assert_allclose(found, expected, rtol=digits, atol=digits * max(1, size))
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_a_logit_that_is_not_finite_makes_its_loss_so(wrong):
+    logits = torch.zeros(2, 6)
+    logits[0, 4] = wrong
+    found = evaluation.losses_by_words(iter(logits.split(2, dim=1)), torch.tensor([[1], [1]]))
+    assert not found[0].isfinite() and found[1].isfinite()
 
 
 def test_batch_size_does_not_matter_and_the_report_is_saved(setting, tmp_path, monkeypatch):
@@ -192,10 +224,12 @@ def test_no_batch_waits_for_the_device(setting, waits, monkeypatch, what):
 
 def test_what_is_wrong_is_told_although_nothing_waits(setting, monkeypatch):
     ckpts, crosscoder, text = setting
-    real = hooks.unembed
-    monkeypatch.setattr(
-        hooks, "unembed", lambda model, *x: real(model, *x) / (model is not ckpts[1])
-    )
+    real = hooks.logits_by_words
+
+    def broken(model, *given):
+        return (part / (model is not ckpts[1]) for part in real(model, *given))
+
+    monkeypatch.setattr(hooks, "logits_by_words", broken)
     with pytest.raises(hooks.NotFinite, match=f"Logits of '{ckpts.labels[1]}'"):
         ctt.evaluate(crosscoder, ckpts, text)
 

@@ -339,24 +339,29 @@ def test_products_in_bfloat16_change_little_and_weights_stay():
 def test_long_sequences_are_read_and_evaluated_a_few_at_a_time(tmp_path, monkeypatch):
     ckpts = random_suite(tmp_path, n=2).checkpoints(device="cpu", layer=1)
     text, crosscoder = some_text(9, 12), ctt.Crosscoder(2, 32, 16, k=4)
-    at_once = []
-    real = ctt.hooks.unembed
+    at_once = set()
+    real = ctt.evaluation.losses_by_words
 
-    def spy(model, hidden, *arguments):
-        at_once.append(hidden.shape[:2].numel())
-        return real(model, hidden, *arguments)
+    def spy(parts, targets):
+        def seen():
+            for part in parts:
+                at_once.add(tuple(part.shape))
+                yield part
 
-    for model in ckpts:
-        assert model.layer == 1  # it is loaded, and its check is behind it
-    monkeypatch.setattr(ctt.evaluation.hooks, "unembed", spy)
+        return real(seen(), targets)
+
+    monkeypatch.setattr(ctt.evaluation, "losses_by_words", spy)
     whole = ctt.evaluate(crosscoder, ckpts, text)
+    vocabulary = ckpts[0].config.vocab_size
     # of each but the first and the last token; with zeros the sequences are all alike
-    assert set(at_once) == {9 * 10, 10}
+    assert at_once == {(9 * 10, vocabulary), (10, vocabulary)}
     at_once.clear()
-    # as if the logits of one token were already too many
-    monkeypatch.setattr(ctt.evaluation, "LOGITS_AT_ONCE", 1)
+    few = vocabulary // 2 - 1
+    monkeypatch.setitem(ctt.evaluation.LOGITS_AT_ONCE, "cpu", (1, few))
     parts = ctt.evaluate(crosscoder, ckpts, text)
-    assert parts.ce_clean == pytest.approx(whole.ce_clean) and set(at_once) == {1}
+    assert at_once == {(1, few), (1, vocabulary - 2 * few)}
+    for name in ("ce_clean", "ce_zero", "dce"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), abs=1e-5)
     long = torch.zeros(3, 2**13, dtype=torch.long)
     assert ctt.ActivationStream(ckpts, long).sequences_per_group == 2
 

@@ -103,6 +103,10 @@ def test_answer_logits_are_the_full_logits_at_the_answer(hf_model, batch):
         all_ = hooks.unembed(model, last, position)
     torch.testing.assert_close(all_, at_answer, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(two, at_answer.gather(1, tokens), rtol=1e-5, atol=1e-5)
+    flat = last[mask.bool()]
+    parts = list(hooks.logits_by_words(model, flat, words=5))
+    assert len(parts) > 1 and parts[0].shape == (len(flat), 5)
+    torch.testing.assert_close(torch.cat(parts, 1), logits[mask.bool()], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("start", [1, 4, 8])

@@ -19,7 +19,7 @@ from ctt_helpers import hooks, sparse
 from ctt_helpers.arguments import checked
 from ctt_helpers.attribution import GRADIENTS_AT_ONCE, ITEMS_AT_ONCE, METHODS, NODES, Cost
 from ctt_helpers.crosscoder import Crosscoder
-from ctt_helpers.evaluation import LOGITS_AT_ONCE, TOKENS_AT_ONCE
+from ctt_helpers.evaluation import TOKENS_AT_ONCE, logits_at_once, losses_by_words
 from ctt_helpers.messages import show_size, show_time, whole_number
 from ctt_helpers.sources import hub
 from ctt_helpers.sources.machine import ROOM, free_memory
@@ -474,7 +474,8 @@ class _Sizes:
             encoding += codes + x  # those of the batch before are still there
         a_number = batch * self.d_model * self.itemsize
         block = self.taken(BLOCK * a_number, a_number)
-        logits = 2 * 4 * min(LOGITS_AT_ONCE, batch * self.vocabulary)
+        tokens, words = logits_at_once(torch.device("cuda" if self.on_gpu else "cpu"))
+        logits = 2 * 4 * min(tokens, batch) * min(words, self.vocabulary)
         above = codes + 4 * x + max(block, logits + 2 * a_number)
         if self.on_gpu or codes >= HEAP_BLOCK:
             return max(encoding, above)
@@ -584,13 +585,17 @@ def measure_speeds(
 
 def _head_speed(d_model: int, vocabulary: int, device: str, dtype: torch.dtype) -> float:
     """Seconds of one token through an unembedding and the cross-entropy."""
-    rows = 256
-    head = torch.nn.Linear(d_model, vocabulary, bias=False).to(device, dtype)
+    rows, words = logits_at_once(torch.device(device))
+    weight = torch.nn.Linear(d_model, vocabulary).weight.to(device, dtype)
     final = torch.randn(rows, d_model).to(device, dtype)
-    at = torch.zeros(rows, dtype=torch.long, device=device)
-    loss = torch.nn.functional.cross_entropy
+    at = torch.zeros(rows, 1, dtype=torch.long, device=device)
+
+    def losses() -> torch.Tensor:
+        parts = (torch.nn.functional.linear(final, some) for some in weight.split(words))
+        return losses_by_words(parts, at)
+
     with torch.no_grad():
-        return _timed(lambda: loss(head(final).float(), at)) / rows
+        return _timed(losses) / rows
 
 
 def _dictionary_speeds(work: Work, n: int, d_model: int, device: str) -> dict[str, float]:
