@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from ctt_helpers.sources.checkpoints import Checkpoints
 
 TOKENS_AT_ONCE = 2**14  # the codes of more fill a GPU's memory
-# Logits at once, tokens and words of the vocabulary. A CPU's stay in its cache: they go three times
-# through it for their softmax, and half as fast through memory. A GPU is kept busy with more.
-LOGITS_AT_ONCE = {"cpu": (2**9, 2**10), "gpu": (2**13, 2**11)}
+# Of so many tokens and words of the vocabulary a CPU takes logits at once. They stay in its cache:
+# for their softmax they are gone through three times, which takes twice as long from memory.
+TOKENS_ON_CPU, WORDS_ON_CPU = 2**9, 2**10
+LOGITS_ON_GPU = 2**24  # all words of so many tokens, for it has one kernel for all of the softmax
 # Activations that are held where the models do not fit into memory together, and each is loaded
 # once for so many numbers.
 NUMBERS_AT_ONCE = 2**28
@@ -290,18 +291,23 @@ def _summed_loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of each target of each token, added up."""
     targets = targets.to(hidden.device, non_blocking=True)
-    tokens, words = logits_at_once(hidden.device)
+    tokens, words = logits_at_once(hidden.device, model.config.vocab_size)
     summed = []
     for part, after in zip(hidden.split(tokens), targets.split(tokens), strict=True):
-        losses = losses_by_words(hooks.logits_by_words(model, part, words), after)
+        if hidden.device.type == "cpu":
+            losses = losses_by_words(hooks.logits_by_words(model, part, words), after)
+        else:
+            logits = hooks.at_least_float32(hooks.unembed(model, part[None])[0])
+            losses = -logits.log_softmax(1).gather(1, after)
         summed.append(losses.sum())
     return torch.stack(summed).sum(dtype=_exact(hidden.device))
 
 
-def logits_at_once(device: torch.device) -> tuple[int, int]:
+def logits_at_once(device: torch.device, vocabulary: int) -> tuple[int, int]:
     """Of how many tokens, and how many words of the vocabulary, `evaluate` takes logits at once."""
-    tokens, words = LOGITS_AT_ONCE["cpu" if device.type == "cpu" else "gpu"]
-    return chunk(tokens), words
+    if device.type == "cpu":
+        return chunk(TOKENS_ON_CPU), min(WORDS_ON_CPU, vocabulary)
+    return chunk(LOGITS_ON_GPU // vocabulary), vocabulary
 
 
 def losses_by_words(

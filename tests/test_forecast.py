@@ -357,7 +357,8 @@ def test_long_sequences_are_read_and_evaluated_a_few_at_a_time(tmp_path, monkeyp
     assert at_once == {(9 * 10, vocabulary), (10, vocabulary)}
     at_once.clear()
     few = vocabulary // 2 - 1
-    monkeypatch.setitem(ctt.evaluation.LOGITS_AT_ONCE, "cpu", (1, few))
+    monkeypatch.setattr(ctt.evaluation, "TOKENS_ON_CPU", 1)
+    monkeypatch.setattr(ctt.evaluation, "WORDS_ON_CPU", few)
     parts = ctt.evaluate(crosscoder, ckpts, text)
     assert at_once == {(1, few), (1, vocabulary - 2 * few)}
     for name in ("ce_clean", "ce_zero", "dce"):

@@ -474,8 +474,9 @@ class _Sizes:
             encoding += codes + x  # those of the batch before are still there
         a_number = batch * self.d_model * self.itemsize
         block = self.taken(BLOCK * a_number, a_number)
-        tokens, words = logits_at_once(torch.device("cuda" if self.on_gpu else "cpu"))
-        logits = 2 * 4 * min(tokens, batch) * min(words, self.vocabulary)
+        device = torch.device("cuda" if self.on_gpu else "cpu")
+        tokens, words = logits_at_once(device, self.vocabulary)
+        logits = 2 * 4 * min(tokens, batch) * words
         above = codes + 4 * x + max(block, logits + 2 * a_number)
         if self.on_gpu or codes >= HEAP_BLOCK:
             return max(encoding, above)
@@ -585,12 +586,14 @@ def measure_speeds(
 
 def _head_speed(d_model: int, vocabulary: int, device: str, dtype: torch.dtype) -> float:
     """Seconds of one token through an unembedding and the cross-entropy."""
-    rows, words = logits_at_once(torch.device(device))
+    rows, words = logits_at_once(torch.device(device), vocabulary)
     weight = torch.nn.Linear(d_model, vocabulary).weight.to(device, dtype)
     final = torch.randn(rows, d_model).to(device, dtype)
     at = torch.zeros(rows, 1, dtype=torch.long, device=device)
 
     def losses() -> torch.Tensor:
+        if device.startswith("cuda"):
+            return torch.nn.functional.linear(final, weight).float().log_softmax(1).gather(1, at)
         parts = (torch.nn.functional.linear(final, some) for some in weight.split(words))
         return losses_by_words(parts, at)
 
