@@ -503,7 +503,11 @@ def onset(curve: pd.Series) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["test", "far"])
 def test_the_shipped_checkpoints_tell_the_story(split):
-    tells_the_story(accuracies(TINY, split))
+    shipped = accuracies(TINY, split)
+    tells_the_story(shipped)
+    # gender stays with the neighbour; with another seed or processor it need not (the data sheet)
+    end = shipped["gender/pp"].iloc[-1]
+    assert end[["he-he", "she-she"]].min() >= 0.9 and end[["he-she", "she-he"]].max() <= 0.35
 
 
 @pytest.mark.long
@@ -543,12 +547,10 @@ def tells_the_story(curves: pd.DataFrame) -> None:
     assert onset(late) >= 1.5 * onset(whole["agreement/simple"])
     assert whole.iloc[-1]["agreement/nested_pp"] >= 0.95
     assert whole.iloc[-1]["agreement/center_embed"] < 0.75
-    # other things come at other times; gender stays with the neighbour to the end
+    # other things come at other times
     assert onset(whole["tense/simple"]) > onset(whole["agreement/simple"])
     assert onset(whole["gender/simple"]) > 1.5 * onset(whole["agreement/simple"])
     assert whole.iloc[-1][["gender/simple", "tense/simple", "tense/subj_rel"]].min() >= 0.95
-    end = curves["gender/pp"].iloc[-1]
-    assert end[["he-he", "she-she"]].min() >= 0.9 and end[["he-she", "she-he"]].max() <= 0.35
 
 
 @pytest.mark.slow

@@ -769,8 +769,8 @@ widgets.feature_explorer(ie, ratios, norms, names, examples, promoted, **notes)
 # %%
 for t in wanted:
     effects[t].save(Path(out) / f"effects_{short[t]}")
-hunted = hunted.join(verdict.drop(columns=columns[:3]))
-ctt.files.write_table(Path(out) / "hunted.csv", hunted, index=False)
+whole = hunted.join(verdict.drop(columns=columns[:3]))
+ctt.files.write_table(Path(out) / "hunted.csv", whole, index=False)
 print(f"written: {out}")
 
 # %% [markdown]

@@ -214,25 +214,26 @@ def agreement(one, other):
     return np.mean([ctt.rank_correlation(a[on], b[on]) for a, b, on in rows])
 
 
-rows = []
+ranks = []
 for exam in ("ablation", "shapley"):
     truth, pairs = measure("far", exam)
     draws = ctt.resample(truth, n_draws, seed, ctt.twins(pairs))
     for method, found in guess.items():
         score = agreement(found.mean, truth.mean)
         error = 1.96 * np.std([agreement(found.mean, draw) for draw in draws])
-        rows.append({"exam": exam, "estimator": method, "score": score, "error": error})
+        ranks.append({"exam": exam, "estimator": method, "score": score, "error": error})
 
 # %%
 sizes = [size for size in (1, 2, 5, 10, 20, 50) if size <= dictionary.n_latents]
+losses = []
 for method, found in guess.items():
     ranking = np.argsort(-found.mean, axis=1)[:, : sizes[-1]].tolist()
     curve = ctt.ablation_curve(dictionary, ckpts, hard["far"], ranking, sizes)
     lost = curve.groupby("checkpoint", sort=False)[["effect", "effect_stderr"]].mean()
     for name, row in lost.iterrows():
         error = 1.96 * row["effect_stderr"]  # the sizes share their sentences: no root of six
-        rows.append({"exam": name, "estimator": method, "score": row["effect"], "error": error})
-scores = pd.DataFrame(rows).set_index(["exam", "estimator"])
+        losses.append({"exam": name, "estimator": method, "score": row["effect"], "error": error})
+scores = pd.DataFrame(ranks + losses).set_index(["exam", "estimator"])
 scores["score"].unstack("estimator").round(2)
 
 # %%
