@@ -40,6 +40,7 @@ N = 3  # checkpoints
 ROUNDS = 3
 POINTS = 10  # of the paper's integral: a = 0, .1, ... .9
 TASK = "agreement/subj_rel"
+EASY = "agreement/simple"
 TOLERANCES = (0.2, 0.05)  # of a piece of the line; their sum is off by far less
 SAMPLED = 12  # latents whose whole passes are timed; the plain way takes as long for each
 ABLATED = 16  # pairs of exact ablation
@@ -514,6 +515,8 @@ def run(shrink: bool = False) -> dict[str, pd.DataFrame]:
         case = make_case(ckpts, crosscoder, pairs[: 8 if shrink else 64], c)
         on = f"{model.label}, {len(case.pairs)} pairs"
         rows += [complete_row(case, on, tol, peak) for tol in TOLERANCES]
+        other = make_case(ckpts, crosscoder, suite.pairs(EASY)[: len(case.pairs)], c)
+        rows.append(complete_row(other, f"{on} of {EASY}", TOLERANCES[0], peak))
     case = make_case(ckpts, crosscoder, pairs[: 4 if shrink else 64], 2)
     rows.append(ablation_row(case, f"{ckpts.labels[2]}, {len(case.pairs)} pairs", peak))
     rows.append(shapley_row(ckpts, crosscoder, pairs[:4] if shrink else pairs))

@@ -2,6 +2,7 @@
 wrong names.
 """
 
+import copy
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 # other values than the defaults, small enough for seconds
@@ -122,9 +124,9 @@ def test_there_is_a_small_setting_for_each():
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=number)
 def test_at_full_size(notebook, tmp_path):
     """nbval runs every cell of the notebook as committed; its asserts hold, and no cell fails."""
-    copy = tmp_path / "notebooks" / notebook.name
-    copy.parent.mkdir()
-    copy.write_bytes(notebook.read_bytes())  # so that ../runs is a fresh folder
+    its_copy = tmp_path / "notebooks" / notebook.name
+    its_copy.parent.mkdir()
+    its_copy.write_bytes(notebook.read_bytes())  # so that ../runs is a fresh folder
     command = [
         sys.executable,
         "-m",
@@ -142,10 +144,10 @@ def test_at_full_size(notebook, tmp_path):
         os.devnull,
         "--nbval-cell-timeout",
         "300",
-        str(copy),
+        str(its_copy),
     ]
     run = subprocess.run(
-        command, capture_output=True, text=True, timeout=560, env=environment(), cwd=copy.parent
+        command, capture_output=True, text=True, timeout=560, env=environment(), cwd=its_copy.parent
     )
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
     cells = sum(c.cell_type == "code" for c in nbformat.read(notebook, as_version=4).cells)
@@ -185,6 +187,48 @@ def test_a_crosscoder_of_ones_own_goes_through(after, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="This crosscoder reads 2 checkpoints, and here are"):
         run_here(NOTEBOOKS[4], 3, crosscoder=made["crosscoder"], n_pairs=20)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", list(SMALL))
+def test_every_cell_can_be_run_again(name, tmp_path):
+    """Who changes a cell runs it again. With nothing changed it shows what it showed."""
+    (path,) = [n for n in NOTEBOOKS if number(n) == name]
+    notebook = nbformat.read(path, as_version=4)
+    twice = []
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        if "parameters" in cell.metadata.get("tags", []):
+            given = SMALL[name] | {"out": str(tmp_path / "out")}
+            cell.source += "".join(f"\n{key} = {value!r}" for key, value in given.items())
+        twice += [cell, copy.deepcopy(cell)]
+        twice[-1].id = f"{cell.id}-again"
+    notebook.cells = twice
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
+    client.execute(env=environment())
+    for first, again in zip(twice[::2], twice[1::2], strict=True):
+        assert shown(again) == shown(first), first.source
+
+
+# what a second run may say otherwise: bars, a training that is loaded, free memory and seconds
+MAY_DIFFER = re.compile(r"%\|| holds this run, finished|^  memory |^  work |^  in all |^$")
+
+
+def shown(cell: nbformat.NotebookNode) -> list[str]:
+    """The lines that a cell printed, and what it gave as text."""
+    text = ""  # a stream comes in pieces of any size
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            text += output.text if output.name == "stdout" else ""
+        elif "image/png" not in output.get("data", {}):
+            text += output.get("data", {}).get("text/plain", "") + "\n"
+    lines = re.sub(r" at 0x\w+", "", text).splitlines()
+    return [line for line in lines if not MAY_DIFFER.search(line)]
 
 
 def run_here(notebook: Path, n_cells: int, **given) -> None:

@@ -55,6 +55,19 @@ def test_what_is_set_by_hand_wins(capsys):
     assert use_profile(namespace, "04") == values  # a cell can be run twice
 
 
+def test_a_cell_that_is_run_again_sets_the_same(capsys):
+    """What a profile has set is not set by hand the next time, nor kept by another profile."""
+    namespace = parameters_of(SOURCES[3])
+    namespace["steps"] = 77
+    values = [use_profile(namespace, "03") for _ in range(2)]
+    first, again = capsys.readouterr().out.splitlines()
+    assert values[0] == values[1] and first == again and "set by hand: steps=77" in first
+    namespace["profile"] = "colab"
+    changed = use_profile(namespace, "03")
+    fresh = parameters_of(SOURCES[3]) | {"profile": "colab", "steps": 77}
+    assert changed == use_profile(fresh, "03") != values[0]
+
+
 @pytest.mark.parametrize(
     ("number", "name"), [("04", "runner_up"), ("05", "other_task"), ("08", "other_task")]
 )

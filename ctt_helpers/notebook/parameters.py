@@ -114,6 +114,10 @@ def use_profile(namespace: dict[str, Any], notebook: str, **checks: Check) -> di
     Raises:
         ValueError: no such profile, or whatever `check_parameters` refuses.
     """
+    # where the cell is run again, what it has set before is not somebody's own
+    for name, value in namespace.pop("_set_by_profile", {}).items():
+        if namespace.get(name) is value:
+            namespace[name] = None
     given = check_parameters(namespace)
     choose("profile", given["profile"], PROFILES)
     chosen = PROFILES[given["profile"]]
@@ -121,9 +125,11 @@ def use_profile(namespace: dict[str, Any], notebook: str, **checks: Check) -> di
     filled = {
         name: offered[name] for name, value in given.items() if value is None and name in offered
     }
-    namespace |= filled
+    place = {}
     if "out" in given and given["out"] is None:
-        namespace["out"] = str(top_folder() / "runs" / notebook)
+        place["out"] = str(top_folder() / "runs" / notebook)
+    namespace |= filled | place
+    namespace["_set_by_profile"] = filled | place
     own = {name: given[name] for name in offered if given.get(name) is not None}
     by_hand = f"; set by hand: {_listed(own)}" if own else ""
     print(f"profile {given['profile']!r} sets: {_listed(filled)}{by_hand}")
