@@ -31,6 +31,7 @@ PARTS = {
     "training": training,
     "training_gpu": training,
     "stream": stream,
+    "stream_gpu": stream,
     "scaling": scaling,
     "plan": plan,
     "estimates": estimates,

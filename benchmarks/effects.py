@@ -30,9 +30,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
 import ctt_helpers as ctt
-from benchmarks import report
+from benchmarks import estimates, report
 from ctt_helpers import hooks
-from ctt_helpers.attribution import GRADIENTS_AT_ONCE, METHODS, Attribution, Options
+from ctt_helpers.attribution import METHODS, Attribution, Options
 from ctt_helpers.effects import readout_of, touched
 from ctt_helpers.hooks import HookedModel, pick_device
 
@@ -44,6 +44,10 @@ EASY = "agreement/simple"
 TOLERANCES = (0.2, 0.05)  # of a piece of the line; their sum is off by far less
 SAMPLED = 12  # latents whose whole passes are timed; the plain way takes as long for each
 ABLATED = 16  # pairs of exact ablation
+BATCH = 64  # pairs of a batch, where both formulations are timed on a GPU
+FINE = 256  # pairs that are integrated coarsely and finely
+ALL = 10**6
+METHOD_NAMES = {"ig": "IG", "atp": "AtP"}
 ORDERS = 8  # of Shapley values
 
 TABLES = {
@@ -62,7 +66,11 @@ TABLES = {
         "the models in 10^9 bytes, how often the host waits for the device in a small part of it, "
         "and what share of the speed of a large product on the same device the products take. IG "
         "takes ten gradients a pair here, and 13 to 40 to a tolerance of 0.05 on trained models: "
-        "its seconds grow with them."
+        "its seconds grow with them, its memory does not (the two rows of it; weights that "
+        "know nothing leave m to rounding, so that pieces are halved again and again). Pairs of "
+        "BLiMP are read where $CTT_SHARED or ../shared holds them. ratio: how many "
+        "times longer the paper's formulation takes for the same, from the activations of one "
+        f"batch of pairs on ({BATCH}; exact ablation: of {ABLATED}, a hook for each latent)."
     ),
 }
 
@@ -192,7 +200,7 @@ class Case:
         grad = torch.zeros_like(self.x)
         rows = readout.every.repeat(POINTS)
         a = torch.arange(POINTS).repeat_interleave(len(self.x)) / POINTS
-        for pack in readout.packs(rows, GRADIENTS_AT_ONCE):
+        for pack in readout.packs(rows, readout.gradients_at_once):
             own = rows[pack.items]
             x = readout.at(a[pack.items], own, pack.where)
             found = readout.with_gradient(x, own, pack.start)[1]
@@ -277,7 +285,11 @@ def make_case(
 
 
 def in_turns(
-    ours: Callable[[], Any], other: Callable[[], Any], times: float = 1, rounds: int = ROUNDS
+    ours: Callable[[], Any],
+    other: Callable[[], Any],
+    times: float = 1,
+    rounds: int = ROUNDS,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[str, float]:
     """Median milliseconds of both, and the median over rounds of other / ours.
 
@@ -287,18 +299,18 @@ def in_turns(
         ours, other: the package and the plain way.
         times: how often `other` would have to be done.
         rounds: how many are counted.
+        clock: the time of this process alone: what else runs on the machine does not count.
     """
-    taken = np.array([[cpu_seconds(ours), times * cpu_seconds(other)] for _ in range(rounds + 1)])
+
+    def seconds(function: Callable[[], Any]) -> float:
+        begin = clock()
+        function()
+        return clock() - begin
+
+    taken = np.array([[seconds(ours), times * seconds(other)] for _ in range(rounds + 1)])
     ms, against_ms = 1000 * np.median(taken[1:], axis=0)
     ratio = np.median(taken[1:, 1] / taken[1:, 0])
     return {"ms": ms, "against_ms": against_ms, "ratio": ratio, "rounds": rounds}
-
-
-def cpu_seconds(function: Callable[[], Any]) -> float:
-    """Time of this process alone: what else runs on the machine does not count."""
-    begin = time.process_time()
-    function()
-    return time.process_time() - begin
 
 
 class Products(TorchDispatchMode):
@@ -535,12 +547,17 @@ class Work:
         run: all of it; gives how many units it did.
         unit: of what it does.
         small: a small part of it: what is set up once, and how often the host waits.
+        ours, other: a batch as the package does it and as the paper does; None: not compared.
+        times: how often `other` would have to be done.
     """
 
     what: str
     run: Callable[[], float]
     unit: str
     small: Callable[[], Any]
+    ours: Callable[[], Any] | None = None
+    other: Callable[[], Any] | None = None
+    times: float = 1
 
 
 def rates(device: str, sizes: Sizes) -> dict[str, pd.DataFrame]:
@@ -551,11 +568,30 @@ def rates(device: str, sizes: Sizes) -> dict[str, pd.DataFrame]:
     some = ctt.load_suite("tiny").pairs(TASK)
     crosscoder = random_crosscoder(ckpts, some[:64], sizes.n_latents, sizes.k)
     peak = ceiling(device, dtype)
-    return {
-        "effects_gpu": pd.DataFrame(
-            [rate(work, device, peak) for work in works(ckpts, crosscoder, some, sizes)]
-        )
-    }
+    rows = [rate(work, device, peak) for work in works(ckpts, crosscoder, some, sizes)]
+    # shrunk, the vocabulary is the embedded suite's
+    blimp = some if sizes is SHRUNK else estimates.some_pairs(ckpts, ALL)
+    for method in ("ig", "atp"):
+        rows.append(rate(of_blimp(ckpts, crosscoder, blimp, method), device, peak))
+    return {"effects_gpu": pd.DataFrame(rows)}
+
+
+def of_blimp(
+    ckpts: ctt.Checkpoints, crosscoder: ctt.Crosscoder, pairs: ctt.MinimalPairs, method: str
+) -> Work:
+    """Effects on all subject-verb pairs of BLiMP, where they are at hand."""
+
+    def effects(some: ctt.MinimalPairs) -> float:
+        found = ctt.indirect_effects(crosscoder, ckpts, some, method, tol=1.0)
+        return float(found.n_nodes.sum() * len(some))
+
+    lengths = pairs.answer_position + 1
+    told = f"{len(pairs):,} pairs of {lengths.min()} to {lengths.max()} tokens"
+    where = "all of BLiMP's agreement" if pairs.name == "blimp" else pairs.name
+    return Work(
+        f"{where}, {METHOD_NAMES[method]}, {told}, {N} checkpoints",
+        lambda: effects(pairs), "gradients", lambda: effects(pairs[:ABLATED]),
+    )  # fmt: skip
 
 
 def works(
@@ -567,9 +603,9 @@ def works(
     text = running_text(sizes)
     batches = [(ids, None) for ids in text.split(16)]
 
-    def effects(method: str, some: ctt.MinimalPairs) -> float:
+    def effects(method: str, some: ctt.MinimalPairs, tol: float = 1.0) -> float:
         # weights that know nothing leave m to rounding: all that is asked for are the first points
-        found = ctt.indirect_effects(crosscoder, ckpts, some, method, tol=1.0)
+        found = ctt.indirect_effects(crosscoder, ckpts, some, method, tol=tol)
         return float(found.n_nodes.sum() * len(some))
 
     def harvest(batches: list) -> float:
@@ -583,18 +619,27 @@ def works(
 
     third = text[: max(1, len(text) // 3)]
     tokens = int(many.answer_position[0]) + 1
+    case = make_case(ckpts, crosscoder, many[: min(BATCH, len(many))])
+    ablated = make_case(ckpts, crosscoder, few)
+    latents = (ablated.f != 0).flatten(0, 1).any(0).nonzero().flatten().tolist()
+    sample = latents[:: max(1, len(latents) // SAMPLED)][:SAMPLED]
+    some = many[: min(FINE, len(many))]
     return [
         Work(
             f"IG, {len(many)} pairs of {tokens} tokens, {N} checkpoints",
             lambda: effects("ig", many), "gradients", lambda: effects("ig", few),
+            case.ten_points, case.paper,
         ),
         Work(
             f"AtP, the same pairs, {N} checkpoints",
             lambda: effects("atp", many), "gradients", lambda: effects("atp", few),
+            lambda: case.by("atp"), lambda: case.paper(1),
         ),
         Work(
             f"exact ablation of all active latents, {len(few)} pairs, {N} checkpoints",
             lambda: effects("ablation", few), "passes", lambda: effects("ablation", few[:2]),
+            lambda: ablated.by("ablation"), lambda: ablated.paper_ablation(sample),
+            len(latents) / len(sample),
         ),
         Work(
             f"harvest, {N} models to block {ckpts.layer}",
@@ -603,6 +648,14 @@ def works(
         Work(
             f"evaluate, {N} models",
             lambda: evaluate(third), "tokens", lambda: evaluate(text[:2]),
+        ),
+        Work(
+            f"memory of IG, {len(some)} pairs, ten gradients each",
+            lambda: effects("ig", some), "gradients", lambda: effects("ig", few),
+        ),
+        Work(
+            f"memory of IG, {len(some)} pairs to a tolerance of 0.01",
+            lambda: effects("ig", some, 0.01), "gradients", lambda: effects("ig", few, 0.01),
         ),
     ]  # fmt: skip
 
@@ -622,6 +675,10 @@ def rate(work: Work, device: str, peak: float) -> dict[str, Any]:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begin
     memory = (torch.cuda.max_memory_allocated() - before) / 1e9 if cuda else np.nan
+    ratio = np.nan
+    if work.ours is not None:
+        clock = time.perf_counter if cuda else time.process_time
+        ratio = in_turns(work.ours, work.other, work.times, 2, synchronized(clock, cuda))["ratio"]
     print(f"{work.what}: {seconds:.2f} s, {done / seconds:,.0f} {work.unit}/s", flush=True)
     return {
         "what": work.what,
@@ -632,7 +689,19 @@ def rate(work: Work, device: str, peak: float) -> dict[str, Any]:
         "memory_gb": memory,
         "waits_in_a_part": waits,
         "of_peak": counted / part * done / seconds / peak,
+        "ratio": ratio,
     }
+
+
+def synchronized(clock: Callable[[], float], cuda: bool) -> Callable[[], float]:
+    """A clock that is read when the device has done what it was given."""
+
+    def read() -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        return clock()
+
+    return read
 
 
 def waiting(function: Callable[[], float], device: str) -> tuple[float, float]:

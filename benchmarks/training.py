@@ -64,7 +64,8 @@ TABLES = {
         "of a BatchTopK step, of the paper's formulation, and of either for one checkpoint."
     ),
     "training_gpu": (
-        "The paper's sizes on a GPU, one row for each precision: milliseconds of a step, peak "
+        "The paper's sizes on a GPU, one row for each precision, sparsity (L1: half of all latents "
+        "active) and share of dead latents: milliseconds of a step, peak "
         "memory, waits for the device in a step without logging, speed of the products in a step "
         "as a share of that of one product alone."
     ),
@@ -416,13 +417,15 @@ def waits(work: Callable[[], Any], times: int, device: str) -> float:
 
 def on_gpu(device: str, shrink: bool) -> dict[str, pd.DataFrame]:
     shape = SMALL if shrink else PAPER
+    kinds = [replace(shape, dead=dead) for dead in (0.0, DEAD)] + [replace(shape, sparsity="l1")]
     rows, parts = [], []
     for bf16 in (True, False):
-        for dead in (0.0, DEAD):
-            row, where = one_on_gpu(replace(shape, dead=dead), device, bf16)
+        for kind in kinds:
+            row, where = one_on_gpu(kind, device, bf16)
             print({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()})
             rows.append(row)
-            parts += [{"precision": row["precision"], "dead": dead, **part} for part in where]
+            key = {name: row[name] for name in ("precision", "sparsity", "dead")}
+            parts += [{**key, **part} for part in where]
             if device.startswith("cuda"):
                 torch.cuda.empty_cache()
     quality = [
@@ -453,7 +456,8 @@ def one_on_gpu(
     product = on_device(lambda: a @ W.T, 10, device)
     pre = torch.randn(shape.batch_size, shape.n_latents, device=device)
     u = torch.rand(shape.n_latents, device=device) + 0.5
-    topk = on_device(lambda: largest_sizes(pre, u, shape.k * len(pre)), 5, device)
+    count, compared = shape.k * len(pre), torch.bfloat16 if bf16 else None
+    topk = on_device(lambda: largest_sizes(pre, u, count, compared), 5, device)
     taken = kernels(step, 5, device)
     where = pd.Series(taken).groupby(kind_of).sum().sort_values(ascending=False)
     longest = sorted(taken.items(), key=lambda item: -item[1])[:14]
@@ -462,6 +466,7 @@ def one_on_gpu(
     products = 5 + 4 * dead / shape.n_latents  # of the encoder's size
     row = {
         "precision": "bf16" if bf16 else "float32",
+        "sparsity": shape.sparsity,
         "dead": shape.dead,
         "ms": ms,
         "peak_gb": peak,

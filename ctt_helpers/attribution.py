@@ -31,9 +31,10 @@ def _nodes(n: int) -> tuple[Float[Tensor, " nodes"], Float[Tensor, " nodes"]]:
 NODES, WEIGHTS = _nodes(5)
 SMALLEST_PIECE = 2.0**-12
 NEAR = 0.5  # "ig_near" goes so far along the joint line
-ITEMS_AT_ONCE = 512  # forward passes that are run at once
+ITEMS_AT_ONCE = 512  # forward passes that are run at once, by a CPU
 WORTH_A_PASS = 512  # positions that are not run: where it saves fewer, items share a pass
 GRADIENTS_AT_ONCE = 256  # gradients that are taken at once: the memory they need, however many
+ON_GPU = 5  # times as many at once: between small passes a GPU waits for the host
 FIRST_CUT = 0.5  # of the joint line, by the measure of `_evenly`
 REMAINS = (0.01, 10.0)  # the share that is left at the line's end is taken to be in this range
 HALF = 1e-4  # a relative rounding above this is that of half precision
@@ -41,6 +42,12 @@ NARROW = 1 / 16  # of the line: in half precision what a piece this narrow is of
 SETTLED = 4.0  # halving a piece of a smooth line makes it less off by far more than this factor
 LAID_OUT = 4  # times ITEMS_AT_ONCE: passes of "shapley" that are laid out, then run in packs
 PERMUTATIONS = 8  # orders that "shapley" goes through
+
+
+def at_once(on_cpu: int, device: torch.device) -> int:
+    """How many passes or gradients a device takes at once, where a CPU takes so many."""
+    return on_cpu if device.type == "cpu" else ON_GPU * on_cpu
+
 
 # ---- what is attributed
 
@@ -178,6 +185,16 @@ class Readout:
     def _m(self, x: Tensor, rows: Rows, start: int | None) -> Float[Tensor, " items"]:
         return self.metric(x, rows) if start is None else self.causal.after(x, rows, start)
 
+    @property
+    def items_at_once(self) -> int:
+        """How many forward passes are run at once."""
+        return at_once(ITEMS_AT_ONCE, self.x.device) // self.parts
+
+    @property
+    def gradients_at_once(self) -> int:
+        """How many gradients are taken at once."""
+        return at_once(GRADIENTS_AT_ONCE, self.x.device) // self.parts
+
     def packs(
         self, rows: Int[Tensor, " items"], at_once: int, starts: Int[Tensor, " items"] | None = None
     ) -> Iterator[Pack]:
@@ -224,7 +241,7 @@ class Readout:
             rows, starts: as for `packs`.
         """
         m = self.x.new_zeros(len(rows))
-        for pack in self.packs(rows, ITEMS_AT_ONCE // self.parts, starts):
+        for pack in self.packs(rows, self.items_at_once, starts):
             found = self.value(stream(pack.items, pack.where), rows[pack.items], pack.start)
             m[self.there(pack.items)] = found.to(m)
         return m
@@ -367,7 +384,7 @@ def attribution_patching(
 ) -> Attribution:
     """The gradient at the clean point: first order, one backward pass for all latents."""
     grad, clean = torch.zeros_like(readout.x), readout.x.new_zeros(len(f))
-    for pack in readout.packs(readout.every, GRADIENTS_AT_ONCE // readout.parts):
+    for pack in readout.packs(readout.every, readout.gradients_at_once):
         rows = readout.there(pack.items)
         x = readout.x[rows, pack.where]
         m, found = readout.with_gradient(x, pack.items, pack.start)
@@ -441,11 +458,10 @@ def average_gradient(
     )
     if until > NEAR:
         pieces = pieces.cut(readout, torch.full_like(pieces.low, FIRST_CUT))
-    at_once = GRADIENTS_AT_ONCE // len(NODES) // readout.parts
     while len(pieces.rows):
         gradients = []
         found = readout.x.new_zeros(len(pieces.rows))
-        for pack in readout.packs(pieces.rows, at_once):
+        for pack in readout.packs(pieces.rows, readout.gradients_at_once // len(NODES)):
             piece, own = pieces.gradient(readout, pack), readout.there(pieces.rows[pack.items])
             found[readout.there(pack.items)] = (piece * readout.delta[own, pack.where]).sum((1, 2))
             gradients.append((pack, own, piece))
@@ -547,7 +563,7 @@ def exact_ablation(readout: Readout, f: Latents, decoder: Decoder, options: Opti
         return readout.value(x, rows, pack.start) - readout.clean[here]
 
     passes = 1.0 + active.sum(1).cpu().double().numpy()
-    return _one_by_one(readout, less, active, effect, passes, ITEMS_AT_ONCE // readout.parts)
+    return _one_by_one(readout, less, active, effect, passes, readout.items_at_once)
 
 
 def own_line(readout: Readout, f: Latents, decoder: Decoder, options: Options) -> Attribution:
@@ -570,7 +586,7 @@ def own_line(readout: Readout, f: Latents, decoder: Decoder, options: Options) -
         return -(counted[here, :, latents][:, pack.where] * along).sum(1)
 
     gradients = len(NODES) * active.sum(1).cpu().double().numpy()
-    return _one_by_one(readout, f, active, effect, gradients, GRADIENTS_AT_ONCE // readout.parts)
+    return _one_by_one(readout, f, active, effect, gradients, readout.gradients_at_once)
 
 
 def mean_gradient(gradient: Callable[[float], Tensor]) -> Tensor:
@@ -659,7 +675,7 @@ def shapley_values(readout: Readout, f: Latents, decoder: Decoder, options: Opti
         return readout.x[pair] - written.cumsum(0)
 
     found: list[list[Tensor]] = [[] for _ in players]
-    for orders in _packed(_orders(players, options), ITEMS_AT_ONCE // readout.parts):
+    for orders in _packed(_orders(players, options), readout.items_at_once):
         x = torch.cat([taken_away(order) for order in orders])
         sizes = [len(order.players) - 1 for order in orders]
         rows = torch.tensor([order.pair for order in orders]).repeat_interleave(torch.tensor(sizes))

@@ -492,20 +492,31 @@ def batch_topk(
 
 @torch.no_grad()
 def largest_sizes(
-    pre: Float[Tensor, "tokens latents"], code_norms: Float[Tensor, " latents"], count: int
+    pre: Float[Tensor, "tokens latents"],
+    code_norms: Float[Tensor, " latents"],
+    count: int,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Int[Tensor, " kept"], Float[Tensor, ""]]:
     """Where BatchTopK's `count` largest f_i u_i are: token * n_latents + latent.
 
     Ascending on a CPU. Some may be below 0, where fewer are above it. The second result is that of
     `batch_topk`.
+
+    Args:
+        pre, code_norms: as for `batch_topk`.
+        count: how many, of all tokens and latents.
+        dtype: in which sizes are compared, not on a CPU; None: that of `pre`. Which of equal ones
+            are taken is left open. A GPU goes through half precision in half the time.
     """
-    sizes = pre * code_norms
-    count = min(count, sizes.numel())
-    if sizes.device.type == "cpu":
+    count = min(count, pre.numel())
+    if pre.device.type == "cpu":
+        sizes = pre * code_norms
         kept = torch.from_numpy(_largest(sizes.numpy(), count))
     else:
+        sizes = torch.empty_like(pre, dtype=dtype)
+        torch.mul(pre, code_norms, out=sizes)
         kept = sizes.flatten().topk(count, sorted=False).indices
-    smallest = sizes.flatten()[kept]
+    smallest = sizes.flatten()[kept].to(pre)
     return kept, torch.where(smallest > 0, smallest, torch.inf).min()
 
 

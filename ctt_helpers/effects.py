@@ -699,11 +699,18 @@ def indirect_effects(
             "number."
         )
     partner = _partners(pairs, baseline, partner, seed)
+    in_means = np.ones(len(pairs), bool) if partner is None else partner >= 0
     if baseline != "zero" and method != "ablation":
         raise ValueError(
             f"baseline={baseline!r} goes with method='ablation', and here is {method!r}, whose "
             "baseline is 0: take 'ablation', or leave baseline out."
         )
+    # pairs of one length go through the layers together: so do those of a batch
+    order = np.argsort(pairs.answer_position.cpu().numpy(), kind="stable")
+    place = np.argsort(order)  # where each pair goes
+    pairs, positions = pairs[order], None if positions is None else positions[order]
+    if partner is not None:
+        partner = np.where(partner[order] >= 0, place[partner[order]], -1)
     readings = _read(crosscoder, ckpts, pairs, batch_size, read_from)
     W_dec, b_dec = (weights.detach() for weights in crosscoder.raw_decoder())
     n_latents, n, _ = W_dec.shape
@@ -758,12 +765,8 @@ def indirect_effects(
     bar.close()
     if coarse:
         _tell_coarse(coarse, ckpts.dtype, tol)
-    shape = (n, len(pairs), n_latents)
-    indices, values = torch.cat(index, 1), torch.cat(value)
-    # they come in order: checkpoints, batches of pairs, and nonzero() goes row by row
-    per_pair = torch.sparse_coo_tensor(
-        indices, values, shape, check_invariants=True, is_coalesced=True
-    )
+    sums = {name: each[:, place] for name, each in sums.items()}  # as the pairs were given
+    per_pair = _as_given(torch.cat(index, 1), torch.cat(value), (n, len(pairs), n_latents), order)
     info = {
         "method": method,
         "metric": metric.name,
@@ -774,7 +777,6 @@ def indirect_effects(
     }
     if chosen.integrates:
         info["tol"] = tol
-    in_means = np.ones(len(pairs), bool) if partner is None else partner >= 0
     if method == "ablation":
         info |= {"baseline": baseline, "n_counted": int(in_means.sum())}
     if read_from is not None:
@@ -787,6 +789,25 @@ def indirect_effects(
         info |= {"permutations": permutations, "seed": seed}
         info["error_stderr"] = [None if np.isnan(size) else float(size) for size in error_stderr]
     return _summed(per_pair, sums, in_means, stderr, ckpts.labels, info)
+
+
+def _as_given(
+    index: Int[Tensor, "3 effects"],
+    value: Float[Tensor, " effects"],
+    shape: tuple[int, int, int],
+    order: Int[np.ndarray, " pairs"],
+) -> Tensor:
+    """Effects of single pairs, sparse [checkpoints, pairs, latents], as the pairs were given.
+
+    They come in order: checkpoints, pairs as they were taken (`order`), and latents.
+    """
+    checkpoint, pair, latent = index
+    pair = torch.from_numpy(order)[pair]
+    row = checkpoint * shape[1] + pair
+    moved = torch.from_numpy(np.argsort(row.numpy(), kind="stable"))
+    index = torch.stack([checkpoint, pair, latent])[:, moved]
+    with torch.sparse.check_sparse_tensor_invariants():  # some versions warn without
+        return torch.sparse_coo_tensor(index, value[moved], shape, is_coalesced=True)
 
 
 def _check_request(

@@ -5,6 +5,9 @@ import pytest
 import torch
 
 import ctt_helpers as ctt
+from ctt_helpers import sparse
+from ctt_helpers.crosscoder import largest_sizes
+from ctt_helpers.training import TrainingRun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
 
@@ -114,3 +117,52 @@ def test_training_evaluation_and_examples(two):
         assert len(ctt.promoted_tokens(crosscoder, ckpts, 0, k=3))
     # other sums in another order, sixty times over
     np.testing.assert_allclose(reports[0], reports[1], atol=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_of_half_precision_are_given_as_they_are_summed(dtype):
+    draw = torch.Generator("cuda").manual_seed(0)
+    a, b = (torch.randn(64, 64, generator=draw, device="cuda").to(dtype) for _ in range(2))
+    bias = torch.randn(64, generator=draw, device="cuda")
+    for more in (None, bias):
+        found = sparse.product(a, b, more)
+        exact = a.double() @ b.double() + (0 if more is None else more.double())
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-5)
+    assert sparse.product(a.float(), b.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_largest_sizes_are_those_of_a_cpu(dtype):
+    """In half precision up to those that are as good as equal."""
+    draw = torch.Generator().manual_seed(0)
+    pre, u = torch.randn(300, 200, generator=draw), torch.rand(200, generator=draw) + 0.5
+    count = 3000
+    smallest = largest_sizes(pre, u, count)[1]
+    kept, found = largest_sizes(pre.cuda(), u.cuda(), count, dtype)
+    near = 0 if dtype is None else float(smallest) * 2**-7
+    assert abs(float(found) - float(smallest)) <= near
+    kept = kept.cpu()
+    assert len(kept.unique()) == count
+    sizes = (pre * u).flatten()
+    assert sizes[kept].min() >= smallest - near
+    surely = (sizes > smallest + near).nonzero().flatten()
+    assert set(surely.tolist()) <= set(kept.tolist()) and len(surely) > 0.95 * count
+
+
+@pytest.mark.parametrize("sparsity", ["batch_topk", "l1"])
+def test_a_step_in_half_precision_is_near_one_of_a_cpu(sparsity):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 3, 32, generator=draw)
+    gradients = []
+    for device in DEVICES:
+        crosscoder = ctt.Crosscoder(3, 32, 192, sparsity, k=8, seed=0).to(device).train()
+        config = ctt.TrainConfig(steps=100, k_anneal=0, bf16=device == "cuda", dead_after_tokens=1)
+        run = TrainingRun(crosscoder, config)
+        run.tokens = 10
+        run.silent[:13] = 10
+        run.step(x.to(device), log=False)
+        scaled = [p.grad * run.adam.grad_scale for p in crosscoder.parameters()]
+        gradients.append([gradient.cpu() for gradient in scaled])
+    for on_cpu, on_gpu in zip(*gradients, strict=True):
+        assert float((on_gpu - on_cpu).norm() / on_cpu.norm()) < 0.05

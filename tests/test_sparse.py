@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import training as benchmark
 from ctt_helpers import sparse
 from ctt_helpers.crosscoder import Crosscoder, largest_sizes
-from ctt_helpers.training import CLIP, TrainConfig, TrainingRun
+from ctt_helpers.training import BETAS, CLIP, TrainConfig, TrainingRun
 
 sizes = st.integers(1, 7)
 seeds = st.integers(0, 2**31)
@@ -107,7 +107,7 @@ def test_the_largest_are_those_of_a_sort(tokens, latents, k, kind, seed):
 
 
 def reference_gradients(run: TrainingRun, x: torch.Tensor) -> list[torch.Tensor]:
-    """By the equations and autograd, after clipping; in the order of `parameters()`."""
+    """By the equations and autograd, before clipping; in the order of `parameters()`."""
     own, config = run.crosscoder, run.config
     named = {name: p.detach().clone().requires_grad_() for name, p in own.named_parameters()}
     W_enc, W_dec = named["W_enc"], named["W_dec"]
@@ -128,9 +128,7 @@ def reference_gradients(run: TrainingRun, x: torch.Tensor) -> list[torch.Tensor]
         mask = torch.zeros_like(all_f).scatter(1, order, 1.0) * dead
         rebuilt = torch.einsum("bh,hnd->bnd", all_f * mask, W_dec)
         loss = loss + config.aux_weight * (error.detach() - rebuilt).pow(2).sum() / len(x)
-    found = torch.autograd.grad(loss, list(named.values()))
-    norm = torch.stack([g.norm() for g in found]).norm()
-    return [g * min(1.0, float(CLIP / (norm + 1e-6))) for g in found]
+    return list(torch.autograd.grad(loss, list(named.values())))
 
 
 @settings(max_examples=60, deadline=None)
@@ -166,8 +164,36 @@ def test_a_step_has_the_gradients_of_the_equations(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse, "SPARSE_BELOW", below)
         run.step(x, log=False)
+    # Adam divides by it on its way through the gradient
+    shorter, norm = run.adam.grad_scale, torch.stack([g.norm() for g in wanted]).norm()
+    torch.testing.assert_close(float(shorter), max(1.0, float(norm / CLIP)), rtol=1e-6, atol=0)
     for parameter, gradient in zip(crosscoder.parameters(), wanted, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(parameter.grad * shorter, gradient, rtol=1e-9, atol=1e-11)
+        moment = run.adam.state[parameter]["exp_avg"] / (1 - BETAS[0])
+        torch.testing.assert_close(moment * shorter, gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_others_beside_the_dead_latents_change_nothing():
+    """A GPU takes them in eights."""
+    x = normal(64, 3, 16, seed=3)
+    config = TrainConfig(steps=40, dead_after_tokens=64, lr=1e-2, k_anneal=0.1)
+    weights = []
+    for in_eights in (False, True):
+        run = TrainingRun(Crosscoder(3, 16, 52, k=1, seed=2).double().train(), config)
+        if in_eights:
+            look = run._dying
+            run._dying = lambda n, run=run, look=look: run._in_eights(look(n))
+        for _ in range(20):
+            told = run.step(x, log=True)
+        dying = run._dying(64)
+        assert told["aux"] > 0 and len(dying.unique()) == len(dying)
+        assert set((run.silent >= 64).nonzero().flatten().tolist()) <= set(dying.tolist())
+        assert (len(dying) % 8 == 0) == in_eights
+        weights.append(run.crosscoder.state_dict())
+    torch.testing.assert_close(weights[1], weights[0])
+    run.silent[:] = 0
+    assert len(run._in_eights(run.silent[:0])) == 0
+    assert len(run._in_eights(run.silent[:49])) == 52  # all there are
 
 
 def test_looking_for_dead_latents_now_and_then_changes_nothing(monkeypatch):
@@ -203,6 +229,12 @@ class Moves(TorchDispatchMode):
         return found
 
 
+class Unscaled(torch.optim.Adam):
+    """It takes no `grad_scale`: fused alone has it."""
+
+    grad_scale = property(lambda self: None, lambda self, value: None)
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("sparsity", ["batch_topk", "l1"])
 def test_a_step_never_waits_for_the_device(sparsity, bf16):
@@ -211,7 +243,7 @@ def test_a_step_never_waits_for_the_device(sparsity, bf16):
     config = TrainConfig(steps=500, dead_after_tokens=1000, bf16=bf16, decoder_norm_penalty=0.1)
     run = TrainingRun(crosscoder, config)
     # fused, it is of no use there
-    run.adam = torch.optim.Adam(crosscoder.parameters(), lr=1e-3, foreach=True)
+    run.adam = Unscaled(crosscoder.parameters(), lr=1e-3, foreach=True)
     run.done = run.tokens = 2000
     run._dead_soon, run._looked = torch.zeros(7, dtype=torch.int64, device="meta"), run.done
     x = torch.zeros(16, 3, 8, device="meta")

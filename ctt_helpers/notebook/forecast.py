@@ -17,7 +17,7 @@ from torch.utils.benchmark import Timer
 
 from ctt_helpers import hooks, sparse
 from ctt_helpers.arguments import checked
-from ctt_helpers.attribution import GRADIENTS_AT_ONCE, ITEMS_AT_ONCE, METHODS, NODES, Cost
+from ctt_helpers.attribution import GRADIENTS_AT_ONCE, ITEMS_AT_ONCE, METHODS, NODES, ON_GPU, Cost
 from ctt_helpers.crosscoder import Crosscoder
 from ctt_helpers.evaluation import TOKENS_AT_ONCE, logits_at_once, losses_by_words
 from ctt_helpers.messages import show_size, show_time, whole_number
@@ -132,6 +132,8 @@ class Speeds:
         pairs, chunk: PAIRS pairs, CHUNK pairs, through one block.
         last: what of a block's time the last one takes, whose MLP runs at the answer alone.
         gradient: how many times longer a pass takes with its gradient.
+        at_once: how many times as many passes and gradients go at once as on a CPU.
+        packed: what of a pair's time one takes where as many go at once as can.
         product: one token's product with the dictionary, all checkpoints.
         step: one training step, on average over the training.
     """
@@ -144,6 +146,8 @@ class Speeds:
     chunk: float = 0.0
     last: float = 1.0
     gradient: float = 2.0
+    at_once: int = 1
+    packed: float = 1.0
     product: float = 0.0
     step: float = 0.0
 
@@ -313,7 +317,9 @@ def _seconds_of_pairs(work: Work, speeds: Speeds, what: str, below: int, above: 
     """Of one checkpoint, without what the dictionary takes."""
     count, cost = work.pairs[what], costs()[what]
     gradients, batches = _gradients(work, what), math.ceil(count / PAIRS)
-    passes, blocks_above, at_above = cost.passes + speeds.gradient * gradients, above, 1.0
+    packed = speeds.packed if gradients > 1 else 1.0
+    passes = cost.passes + packed * speeds.gradient * gradients
+    blocks_above, at_above = above, 1.0
     if cost.products:  # it is the residual stream that is changed: after the first token, unpadded
         at_above = (work.mean_length - 1) / work.length
         blocks_above = max(0, above - 1 + speeds.last) if above else 0
@@ -323,12 +329,16 @@ def _seconds_of_pairs(work: Work, speeds: Speeds, what: str, below: int, above: 
     one_by_one = a_latent * at_above * blocks_above * chunks * speeds.chunk
     called = batches * cost.readings * (speeds.call + below * speeds.call_block)
     packs = batches * work.lengths if cost.products else 0  # a whole pass has one call for all
+    if what in METHODS:  # they take pairs in the order of their lengths
+        packs = batches + work.lengths - 1
     rounds = max(1, gradients / (2 * len(NODES))) if gradients else 0
-    calls = packs * cost.passes + 2 * max(packs * rounds, gradients * count / GRADIENTS_AT_ONCE)
+    full = gradients * count / (speeds.at_once * GRADIENTS_AT_ONCE)
+    calls = packs * cost.passes + 2 * max(packs * rounds, full)
     if a_latent:
         # a call for each position at which latents become active
         positions = packs * (work.mean_length - 1)
-        calls += max(chunks * (cost.passes_a_latent + 2 * cost.gradients_a_latent), positions)
+        each = cost.passes_a_latent + 2 * cost.gradients_a_latent
+        calls += max(chunks / speeds.at_once * each, positions)
     called += calls * (speeds.call + above * speeds.call_block)
     return count / PAIRS * whole * speeds.pairs + one_by_one + called
 
@@ -503,11 +513,13 @@ class _Sizes:
         in_memory = what in METHODS and not self.on_gpu
         found = 64 * self.n * count * work.active if in_memory else 0
         reading = self.taken(5.25 * codes, codes)
-        # the share of the most common length, neither the longest nor the mean: what is packed
-        largest = min(1, 1.5 / work.lengths)
+        # the share of a batch's most common length, neither the longest nor the mean: that goes
+        # together
+        largest = min(1, 1.5 / work.lengths * max(1, count / PAIRS))
+        at_once = ON_GPU if self.on_gpu else 1
         items = numbers = 0.0
         if cost.gradients or cost.gradients_a_latent:
-            items = GRADIENTS_AT_ONCE
+            items = at_once * GRADIENTS_AT_ONCE
             if what == "atp":
                 items = min(items, count, PAIRS)
             elif cost.gradients:  # two pieces of the line at first
@@ -515,7 +527,7 @@ class _Sizes:
             numbers = SAVED * max(1, self.above) * work.mean_length
         elif cost.passes_a_latent:
             items = min(count, PAIRS) * work.active * largest
-            items = min(ITEMS_AT_ONCE, items)
+            items = min(at_once * ITEMS_AT_ONCE, items)
             length = (work.length + work.mean_length) / 2
             # keys and values of what comes before the change, on their own and with what follows
             numbers = BLOCK * (length - 1) + 2 * self.above * (length + 1)
@@ -566,8 +578,11 @@ def measure_speeds(
             ids = torch.zeros(PAIRS, work.length, dtype=torch.long)
             found["pairs"] = _a_block(model, ids)
             found["chunk"] = found["pairs"] * CHUNK / PAIRS
-            if on_gpu:
-                found["chunk"] = _a_block(model, ids.repeat(CHUNK // PAIRS, 1))
+            if device != "cpu":
+                found["at_once"] = ON_GPU
+                many = ids.repeat(ON_GPU * CHUNK // PAIRS, 1)
+                found["chunk"] = _a_block(model, many) / ON_GPU
+                found["packed"] = min(1.0, found["chunk"] * PAIRS / CHUNK / found["pairs"])
             x, at = torch.randn(PAIRS, work.length, d_model, device=device), ids[:, 0]
             a_call = _timed(lambda: _pass_above(model, x[:1, :2], at[:1], gradient=False))
             found["call_block"] = min(_a_block(model, word), a_call)
