@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 # Share of active latents up to which a CPU is faster with them alone, by the table
-# `training_density` of benchmarks/. It is smaller for weights that no cache holds, whose rows come
-# from memory one by one.
-SPARSE_BELOW, SPARSE_BELOW_IN_MEMORY = 0.15, 0.07
-CACHE = 2**22  # weights
+# `training_density` of benchmarks/.
+SPARSE_BELOW = 0.15
+# numbers that a core's own cache holds; columns that make a row worth the way to it; how often rows
+# are taken and sums written, at least, where to copy them costs less than it saves
+IN_CACHE, FEWEST_COLUMNS, OFTEN = 2**18, 64, 16
 
 
 class DenseCode:
@@ -101,12 +102,21 @@ class SparseCode:
         W: Float[Tensor, "latents width"],
         b: Float[Tensor, " latents"] | None = None,
     ) -> Float[Tensor, " active"]:
+        # latent by latent, so that each row of W, of which there are many, is fetched once
         with warnings.catch_warnings():  # torch's type for this is new, and says so
             warnings.simplefilter("ignore")
-            where = torch.sparse_csr_tensor(
-                self.starts, self.latents, self.values, self.shape, check_invariants=False
-            )
-        found = torch.sparse.sampled_addmm(where, x, W.T, beta=0.0).values()
+            sums = torch.sparse_csr_tensor(
+                self.starts_by_latent, self.tokens_by_latent, self.values, self.shape[::-1],
+                check_invariants=False,
+            )  # fmt: skip
+        columns = _columns_at_once(x, len(self.latents), len(W))
+        for number, (of_x, of_W) in enumerate(
+            zip(x.split(columns, 1), W.split(columns, 1), strict=True)
+        ):
+            of_x, of_W, onto = of_x.contiguous(), of_W.contiguous(), float(number > 0)
+            sums = torch.sparse.sampled_addmm(sums, of_W, of_x.T, beta=onto)
+        found = torch.empty_like(self.values)
+        found[self.by_latent] = sums.values()
         return found if b is None else found.add_(b[self.latents])
 
     def per_latent(self, f: Float[Tensor, " active"]) -> Float[Tensor, " latents"]:
@@ -115,7 +125,6 @@ class SparseCode:
 
 def code_of(
     f: Float[Tensor, "tokens latents"],
-    width: int,
     kept: Int[Tensor, " kept"] | None = None,
     dtype: torch.dtype | None = None,
 ) -> DenseCode | SparseCode:
@@ -123,13 +132,11 @@ def code_of(
 
     Args:
         f: the latents, 0 or above. Where they are not kept, they may be anything.
-        width: of what it is to be multiplied with.
         kept: token * n_latents + latent of those that stay, ascending on a CPU; None: all.
         dtype: in which products are taken; None: that of `f`.
     """
     dtype = dtype or f.dtype
-    in_cache = f.shape[1] * width <= CACHE
-    few = (SPARSE_BELOW if in_cache else SPARSE_BELOW_IN_MEMORY) * f.numel()
+    few = SPARSE_BELOW * f.numel()
     if f.device.type != "cpu" or dtype != f.dtype:  # a GPU's whole products are faster
         few = -1
     if kept is None and few > 0:
@@ -175,9 +182,27 @@ def _weighted_sums(
     starts: Int[Tensor, " sums+1"],
 ) -> Float[Tensor, "sums width"]:
     """sum_j weights[j] rows[which[j]], over the j from one start to the next."""
-    return embedding_bag(
-        which, rows, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
+
+    def sums(rows: Float[Tensor, "rows some"]) -> Float[Tensor, "sums some"]:
+        return embedding_bag(
+            which, rows, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
+        )
+
+    n_sums = len(starts) - 1
+    columns = _columns_at_once(rows, len(which), n_sums)
+    if columns == rows.shape[1]:
+        return sums(rows)
+    found = rows.new_empty(n_sums, rows.shape[1])
+    for part, some in zip(found.split(columns, 1), rows.split(columns, 1), strict=True):
+        part.copy_(sums(some.contiguous()))
+    return found
+
+
+def _columns_at_once(rows: Float[Tensor, "rows width"], n_taken: int, n_sums: int) -> int:
+    """How many columns of rows that are taken in no order; all, or as many as a cache holds."""
+    if rows.numel() <= 2 * IN_CACHE or n_taken < OFTEN * (len(rows) + n_sums):
+        return rows.shape[1]
+    return min(rows.shape[1], max(FEWEST_COLUMNS, IN_CACHE // len(rows)))
 
 
 # ---- with gradients

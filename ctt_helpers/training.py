@@ -208,7 +208,9 @@ class TrainingRun:
         self.parts = 1  # in which a batch is taken: 2 from when memory has run out
         self.done, self.tokens, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, float]] = []
-        self.adam = torch.optim.Adam(crosscoder.parameters(), lr=config.lr, betas=BETAS, fused=True)
+        # the weights again, in the order in which they lie in memory: a CPU's Adam would copy them
+        self.lying = {name: _lying(weights) for name, weights in crosscoder.named_parameters()}
+        self.adam = torch.optim.Adam(self.lying.values(), lr=config.lr, betas=BETAS, fused=True)
         device = crosscoder.W_enc.device
         # tokens since each latent was active
         self.silent = torch.zeros(crosscoder.n_latents, dtype=torch.int64, device=device)
@@ -255,8 +257,7 @@ class TrainingRun:
         taken = self._gradients(target, n_tokens, log)
         processes.add_up(parameter.grad for parameter in crosscoder.parameters())
         self._clip()
-        self.adam.param_groups[0]["lr"] = self.lr(self.done)
-        self.adam.step()
+        self._adam_step()
         if crosscoder.sparsity == "batch_topk":
             self._follow_threshold(taken.smallest)
         self.done += 1
@@ -281,6 +282,13 @@ class TrainingRun:
                 "explained_variance": 1 - reconstruction * n_tokens / deviation,
                 "dead": processes.over_latents(dead).to(reconstruction),
             }
+
+    def _adam_step(self) -> None:
+        self.adam.param_groups[0]["lr"] = self.lr(self.done)
+        for name, weights in self.crosscoder.named_parameters():
+            self.lying[name].grad = weights.grad.permute(_order(weights))
+        self.adam.step()
+        self.adam.zero_grad()  # the gradient itself stays with the weights
 
     def _clip(self) -> None:
         """Have Adam shorten the gradient where its norm over all parameters is above `CLIP`.
@@ -313,7 +321,7 @@ class TrainingRun:
             if not ran_out(error):
                 raise
             let_go(error)
-            self.adam.zero_grad()
+            self.crosscoder.zero_grad()
             if self.parts > 1 or self.processes.size > 1:
                 raise too_little("in a training step", error, LESS) from error
             tell("in a training step", error, LESS)
@@ -342,7 +350,7 @@ class TrainingRun:
             if penalty > 0:
                 loss = loss + penalty * sparsity
             if not masses:  # not earlier: the memory is taken again at once
-                self.adam.zero_grad()
+                crosscoder.zero_grad()
             loss.backward()
             masses.append(mass.detach())
             if penalty > 0:
@@ -375,8 +383,7 @@ class TrainingRun:
     ) -> sparse.DenseCode | sparse.SparseCode:
         """The latents that stay active; None for `kept`: all that are above 0."""
         dtype = torch.bfloat16 if self.config.bf16 else pre.dtype
-        width = self.crosscoder.W_dec.flatten(1).shape[1]
-        return sparse.code_of(pre.relu_() if kept is None else pre, width, kept, dtype)
+        return sparse.code_of(pre.relu_() if kept is None else pre, kept, dtype)
 
     @torch.no_grad()
     def _encoded(
@@ -522,8 +529,9 @@ class TrainingRun:
         tensors = {f"weights.{name}": t for name, t in self.crosscoder.state_dict().items()}
         tensors |= {"silent": self.silent, "threshold": self.threshold}
         for name, parameter in self.crosscoder.named_parameters():
-            moments = self.adam.state.get(parameter, {})
-            tensors |= {f"adam.{name}.{key}": tensor for key, tensor in moments.items()}
+            back = np.argsort(_order(parameter)).tolist()
+            for key, tensor in self.adam.state.get(self.lying[name], {}).items():
+                tensors[f"adam.{name}.{key}"] = tensor.permute(back) if tensor.ndim else tensor
         tensors = {key: self.processes.whole_of(_of(key), t) for key, t in tensors.items()}
         if self.processes.rank > 0:
             return
@@ -546,11 +554,10 @@ class TrainingRun:
         self.silent = tensors["silent"].to(device)
         self.threshold = tensors["threshold"].to(device)
         for name, parameter in self.crosscoder.named_parameters():
-            moments = part(f"adam.{name}.").items()
-            # in the memory order of the weights, which Adam reads them in
-            self.adam.state[parameter] = {
-                key: torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
-                for key, t in moments
+            order = _order(parameter)
+            self.adam.state[self.lying[name]] = {
+                key: tensor.permute(order).contiguous() if tensor.ndim else tensor
+                for key, tensor in part(f"adam.{name}.").items()
             }
         self.done, self.tokens = there["done"], there["tokens"]
         self.seconds, self.history = there["seconds"], there["history"]
@@ -562,6 +569,16 @@ class TrainingRun:
         state = self.crosscoder.state_dict()
         whole = {name: self.processes.whole_of(name, t, True) for name, t in state.items()}
         self.whole.load_state_dict(whole)
+
+
+def _order(tensor: Tensor) -> tuple[int, ...]:
+    """Its dimensions, those with the longest way from one place to the next in memory first."""
+    return tuple(sorted(range(tensor.ndim), key=lambda dim: -tensor.stride(dim)))
+
+
+def _lying(weights: Tensor) -> torch.nn.Parameter:
+    """The same numbers at the same place, as a tensor in the order of its memory."""
+    return torch.nn.Parameter(weights.detach().permute(_order(weights)))
 
 
 def _of(key: str) -> str:

@@ -429,9 +429,8 @@ class _Sizes:
         work, one = self.work, self.one
         x, codes = work.batch_size * self.width, 4 * work.batch_size * work.n_latents
         kept = work.batch_size * work.k_start
-        in_cache = self.one / 4 <= sparse.CACHE
-        few = sparse.SPARSE_BELOW if in_cache else sparse.SPARSE_BELOW_IN_MEMORY
-        if not self.on_gpu and 0 < work.k_start <= few * work.n_latents:
+        few = sparse.SPARSE_BELOW * work.n_latents
+        if not self.on_gpu and 0 < work.k_start <= few:
             # what the largest are found with: codes before the ReLU, their sizes, and a mask
             finding = 2.25 * codes + x + 24 * kept
             # the codes and the kept, by tokens and by latents; batches as they are, scaled, rebuilt
