@@ -4,6 +4,8 @@ Of the products of a training step only the encoder's needs all latents: it find
 active. The others have the code f on one side, and need no more of it than is active.
 """
 
+from __future__ import annotations
+
 import warnings
 
 import numpy as np

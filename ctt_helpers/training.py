@@ -351,7 +351,7 @@ class TrainingRun:
                 loss = loss + penalty * sparsity
             if not masses:  # not earlier: the memory is taken again at once
                 crosscoder.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)  # past nnsight, which looks at who calls loss.backward
             masses.append(mass.detach())
             if penalty > 0:
                 self._add_gradient_of_norms(penalty / n_tokens * masses[-1], norms)
