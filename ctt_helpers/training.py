@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear, mse_loss
+from torch.nn.functional import linear
 
 from ctt_helpers import sparse
 from ctt_helpers.activations import TensorStream
@@ -328,44 +328,77 @@ class TrainingRun:
         self.parts = 2
         return self._gradients(x, n_tokens, log)
 
+    @torch.no_grad()
     def _gradients_of(
         self, parts: Sequence[Float[Tensor, "part checkpoints d_model"]], n_tokens: int, log: bool
     ) -> _Taken:
-        """The sum of the gradients of some parts of a batch."""
+        """The sum of the gradients of some parts of a batch.
+
+        They are written out: of a code that is mostly 0 autograd would make whole matrices.
+        """
         crosscoder, penalty = self.crosscoder, self.penalty(self.done)
-        norms = crosscoder.decoder_norms().detach()
+        norms = crosscoder.decoder_norms()
         u = norms.sum(0)
-        W_enc, W_dec = crosscoder.W_enc.flatten(0, 1).T, crosscoder.W_dec.flatten(1)
         encoded = self._encoded(parts, u, n_tokens)
         of_tokens, of_latents, masses = [], [], []
         for target, (pre, kept) in zip(parts, encoded.parts, strict=True):
             pre = self._pre(target) if pre is None else pre
             code = self._code(pre, kept)
-            f = sparse.encode(target.flatten(1), W_enc, crosscoder.b_enc, code)
-            rebuilt, mass = sparse.decode(f, W_dec, code)
-            rebuilt = self.processes.over_latents(rebuilt.view_as(target)) + crosscoder.b_dec
-            reconstruction = mse_loss(rebuilt, target, reduction="sum") / n_tokens
-            sparsity = (mass * u).sum() / n_tokens
-            loss = reconstruction
-            if penalty > 0:
-                loss = loss + penalty * sparsity
+            f, W_dec = code.values, crosscoder.W_dec.flatten(1).to(code.values.dtype)
+            rebuilt = self.processes.over_latents(code.times(f, W_dec).view_as(target))
+            rebuilt = rebuilt + crosscoder.b_dec
+            missing = torch.sub(target, rebuilt, out=rebuilt)
             if not masses:  # not earlier: the memory is taken again at once
                 crosscoder.zero_grad()
-            torch.autograd.backward(loss)  # past nnsight, which looks at who calls loss.backward
-            masses.append(mass.detach())
+            mass = code.per_latent(f).to(u)
+            masses.append(mass)
+            by_f = penalty / n_tokens * u if penalty > 0 else None
+            self._add_gradients(target, code, W_dec, missing * (-2 / n_tokens), by_f)
             if penalty > 0:
-                self._add_gradient_of_norms(penalty / n_tokens * masses[-1], norms)
-            aux = self._aux(target, rebuilt.detach(), pre, n_tokens)
+                self._add_gradient_of_norms(penalty / n_tokens * mass, norms)
+            aux = self._aux(target, missing, pre, n_tokens)
             if log:
-                active = (code.values > 0).sum().to(loss)
-                of_tokens.append(torch.stack([reconstruction, aux]).detach())
-                of_latents.append(torch.stack([sparsity, active]).detach())
+                reconstruction = missing.square().sum() / n_tokens
+                sparsity, active = (mass * u).sum() / n_tokens, (f > 0).sum().to(u)
+                of_tokens.append(torch.stack([reconstruction, aux]))
+                of_latents.append(torch.stack([sparsity, active]))
         return _Taken(
             of_tokens=sum(of_tokens[1:], of_tokens[0]) if log else None,
             of_latents=sum(of_latents[1:], of_latents[0]) if log else None,
             mass=sum(masses[1:], masses[0]),
             smallest=encoded.smallest,
         )
+
+    def _add_gradients(
+        self,
+        target: Float[Tensor, "part checkpoints d_model"],
+        code: sparse.DenseCode | sparse.SparseCode,
+        W_dec: Float[Tensor, "latents width"],
+        by_rebuilt: Float[Tensor, "part checkpoints d_model"],
+        by_f: Float[Tensor, " latents"] | None,
+    ) -> None:
+        """Add those of a part of a batch to what the weights have, but that of decoder norms.
+
+        Args:
+            target: the activations, in scaled space.
+            code: of them.
+            W_dec: the decoder, in the dtype of the products.
+            by_rebuilt: gradient on what is rebuilt.
+            by_f: gradient on f beside what comes from there, the same for all tokens; None: 0.
+        """
+        crosscoder, dtype = self.crosscoder, W_dec.dtype
+        given = by_rebuilt.flatten(1).to(dtype)
+        by_code = code.products(given, W_dec, by_f)
+        by_encoder = code.transposed_times(by_code, target.flatten(1).to(dtype))
+        gradients = [
+            (crosscoder.W_enc, by_encoder.T.unflatten(0, crosscoder.W_enc.shape[:2])),
+            (crosscoder.W_dec, code.transposed_times(code.values, given)),
+            (crosscoder.b_enc, code.per_latent(by_code)),
+            (crosscoder.b_dec, by_rebuilt.sum(0)),
+        ]
+        for weights, gradient in gradients:
+            gradient = gradient.to(weights.dtype).view_as(weights)
+            weights.grad = gradient if weights.grad is None else weights.grad.add_(gradient)
 
     @torch.no_grad()
     def _pre(self, x: Float[Tensor, "part checkpoints d_model"]) -> Float[Tensor, "part latents"]:
@@ -445,10 +478,11 @@ class TrainingRun:
         per_norm = weights / norms.clamp_min(torch.finfo(norms.dtype).tiny)
         W_dec.grad.addcmul_(W_dec, per_norm.T[..., None])  # autograd takes several passes
 
+    @torch.enable_grad()
     def _aux(
         self,
         x: Float[Tensor, "batch checkpoints d_model"],
-        rebuilt: Float[Tensor, "batch checkpoints d_model"],
+        missing: Float[Tensor, "batch checkpoints d_model"],
         pre: Float[Tensor, "batch latents"],
         n_tokens: int,
     ) -> Float[Tensor, ""]:
@@ -465,7 +499,7 @@ class TrainingRun:
         W_dec = crosscoder.W_dec.detach()[dead].requires_grad_()
         dtype = torch.bfloat16 if config.bf16 else x.dtype
         aux_k = max(1, crosscoder.d_model // 2)
-        loss = aux_loss(x - rebuilt, pre, W_dec, aux_k, dtype, self.processes)
+        loss = aux_loss(missing, pre, W_dec, aux_k, dtype, self.processes)
         loss = loss * (len(x) / n_tokens)
         by_pre, by_decoder = torch.autograd.grad(config.aux_weight * loss, (pre, W_dec))
         by_encoder = by_pre.to(dtype).T @ x.flatten(1).to(dtype)
