@@ -536,7 +536,7 @@ class TrainingRun:
         A GPU takes products in half precision of other numbers of rows at half the speed.
         """
         count = min(-(-len(dying) // 8) * 8, len(self.silent))
-        return self.silent.topk(count, sorted=False).indices
+        return self.silent.topk(count, sorted=False).indices if count else dying
 
     def _steps_between_looks(self, n_tokens: int) -> int:
         if self.silent.device.type == "cpu":
