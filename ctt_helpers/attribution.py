@@ -31,7 +31,7 @@ def _nodes(n: int) -> tuple[Float[Tensor, " nodes"], Float[Tensor, " nodes"]]:
 NODES, WEIGHTS = _nodes(5)
 SMALLEST_PIECE = 2.0**-12
 NEAR = 0.5  # "ig_near" goes so far along the joint line
-ITEMS_AT_ONCE = 512  # forward passes that are run at once, by a CPU
+ITEMS_AT_ONCE = 512  # forward passes that are run at once, on a CPU
 WORTH_A_PASS = 512  # positions that are not run: where it saves fewer, items share a pass
 GRADIENTS_AT_ONCE = 256  # gradients that are taken at once: the memory they need, however many
 ON_GPU = 5  # times as many at once: between small passes a GPU waits for the host
@@ -46,7 +46,7 @@ PERMUTATIONS = 8  # orders that "shapley" goes through
 
 def at_once(on_cpu: int, device: torch.device) -> int:
     """How many passes or gradients a device takes at once, where a CPU takes so many."""
-    return on_cpu if device.type == "cpu" else ON_GPU * on_cpu
+    return ON_GPU * on_cpu if device.type == "cuda" else on_cpu
 
 
 # ---- what is attributed
@@ -188,12 +188,16 @@ class Readout:
     @property
     def items_at_once(self) -> int:
         """How many forward passes are run at once."""
-        return at_once(ITEMS_AT_ONCE, self.x.device) // self.parts
+        return self._at_once(ITEMS_AT_ONCE)
 
     @property
     def gradients_at_once(self) -> int:
         """How many gradients are taken at once."""
-        return at_once(GRADIENTS_AT_ONCE, self.x.device) // self.parts
+        return self._at_once(GRADIENTS_AT_ONCE)
+
+    def _at_once(self, on_cpu: int) -> int:
+        """A second try, after memory has run out, takes half of what a CPU does."""
+        return at_once(on_cpu, self.x.device) if self.parts == 1 else on_cpu // self.parts
 
     def packs(
         self, rows: Int[Tensor, " items"], at_once: int, starts: Int[Tensor, " items"] | None = None
@@ -675,7 +679,7 @@ def shapley_values(readout: Readout, f: Latents, decoder: Decoder, options: Opti
         return readout.x[pair] - written.cumsum(0)
 
     found: list[list[Tensor]] = [[] for _ in players]
-    for orders in _packed(_orders(players, options), readout.items_at_once):
+    for orders in _packed(_orders(players, options), ITEMS_AT_ONCE // readout.parts):
         x = torch.cat([taken_away(order) for order in orders])
         sizes = [len(order.players) - 1 for order in orders]
         rows = torch.tensor([order.pair for order in orders]).repeat_interleave(torch.tensor(sizes))

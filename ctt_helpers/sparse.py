@@ -163,12 +163,20 @@ def product(
     b: Float[Tensor, "inner columns"],
     bias: Float[Tensor, " columns"] | None = None,
 ) -> Float[Tensor, "rows columns"]:
-    """a b + bias. Of half precision on an NVIDIA or AMD GPU in float32, as it was summed."""
-    if a.device.type == "cuda" and a.dtype in (torch.bfloat16, torch.float16):
+    """a b + bias. Of half precision in float32, as it was summed, where a GPU can give it so."""
+    in_half = a.dtype in (torch.bfloat16, torch.float16)
+    if in_half and gives_sums(a.device) and (bias is None or bias.dtype == torch.float32):
         if bias is None:
             return torch.mm(a, b, out_dtype=torch.float32)
         return torch.addmm(bias, a, b, out_dtype=torch.float32)
     return a @ b if bias is None else a @ b + bias
+
+
+def gives_sums(device: torch.device) -> bool:
+    """Whether products in half precision can be had in float32: on AMD, and from Ampere on."""
+    if device.type != "cuda":
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def _starts(which: Int[Tensor, " active"], n: int) -> Int[Tensor, " n+1"]:

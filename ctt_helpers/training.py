@@ -255,7 +255,10 @@ class TrainingRun:
         n_tokens = processes.total(len(x))
         target = x * crosscoder.scales[:, None]
         taken = self._gradients(target, n_tokens, log)
-        processes.add_up(parameter.grad for parameter in crosscoder.parameters())
+        for weights in crosscoder.parameters():
+            if not weights.requires_grad:
+                weights.grad = None
+        processes.add_up(self._grads().values())
         self._clip()
         self._adam_step()
         if crosscoder.sparsity == "batch_topk":
@@ -285,26 +288,38 @@ class TrainingRun:
 
     def _adam_step(self) -> None:
         self.adam.param_groups[0]["lr"] = self.lr(self.done)
-        for name, weights in self.crosscoder.named_parameters():
-            self.lying[name].grad = weights.grad.permute(_order(weights))
+        for name, gradient in self._grads().items():
+            weights, lying = getattr(self.crosscoder, name), self.lying[name]
+            order = _order(weights)
+            lying.data = weights.detach().permute(order)  # they may have been moved meanwhile
+            lying.grad = gradient.permute(order).contiguous()  # it lies as they do, if nobody's own
         self.adam.step()
         self.adam.zero_grad()  # the gradient itself stays with the weights
 
     def _clip(self) -> None:
         """Have Adam shorten the gradient where its norm over all parameters is above `CLIP`.
 
-        It divides by `grad_scale` while it goes through the gradient, which saves a pass.
+        On CPUs and CUDA it divides by `grad_scale` on its way through the gradient, which saves a
+        pass; Apple's takes no notice of that.
         """
-        crosscoder, processes = self.crosscoder, self.processes
+        processes, grads = self.processes, self._grads()
         norm_of = torch.nn.utils.get_total_norm
         if not processes.shares_latents:
-            norm = norm_of(parameter.grad for parameter in crosscoder.parameters())
+            norm = norm_of(grads.values())
         else:
-            processes.make_equal([crosscoder.b_dec.grad])  # they part by no rounding
-            of_latents = [crosscoder.W_enc.grad, crosscoder.W_dec.grad, crosscoder.b_enc.grad]
-            square = processes.over_latents(norm_of(of_latents).square())
-            norm = (square + crosscoder.b_dec.grad.square().sum()).sqrt()
-        self.adam.grad_scale = (norm / CLIP).clamp_min(1.0).float()  # as Adam takes it
+            b_dec = [grads.pop("b_dec")] if "b_dec" in grads else []
+            processes.make_equal(b_dec)  # they part by no rounding
+            square = processes.over_latents(norm_of(grads.values()).square())
+            norm = (square + sum(gradient.square().sum() for gradient in b_dec)).sqrt()
+        if norm.device.type in ("cpu", "cuda"):
+            self.adam.grad_scale = (norm / CLIP).clamp_min(1.0).float()  # as Adam takes it
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self.crosscoder.parameters(), CLIP, norm)
+
+    def _grads(self) -> dict[str, Tensor]:
+        """Of the weights that are trained, by name."""
+        named = self.crosscoder.named_parameters()
+        return {name: weights.grad for name, weights in named if weights.grad is not None}
 
     def _gradients(
         self, x: Float[Tensor, "batch checkpoints d_model"], n_tokens: int, log: bool
@@ -524,7 +539,7 @@ class TrainingRun:
         if self._looked is None or self.done >= self._looked + every:
             soon = self.silent + (every - 1) * n_tokens >= config.dead_after_tokens
             self._dead_soon, self._looked = soon.nonzero().squeeze(1), self.done
-            if soon.device.type != "cpu":
+            if config.bf16 and soon.device.type == "cuda":
                 self._dead_soon = self._in_eights(self._dead_soon)
             if self.processes.shares_latents:
                 self._others_dying = any(self.processes.each(len(self._dead_soon)))
@@ -590,7 +605,10 @@ class TrainingRun:
         for name, parameter in self.crosscoder.named_parameters():
             order = _order(parameter)
             self.adam.state[self.lying[name]] = {
-                key: tensor.permute(order).contiguous() if tensor.ndim else tensor
+                # a copy, for what was read is still a view of the file
+                key: tensor.permute(order).clone(memory_format=torch.contiguous_format)
+                if tensor.ndim
+                else tensor
                 for key, tensor in part(f"adam.{name}.").items()
             }
         self.done, self.tokens = there["done"], there["tokens"]
@@ -932,6 +950,11 @@ def _check(crosscoder: Crosscoder, stream: TensorStream, config: TrainConfig) ->
         raise ValueError(
             "A folded crosscoder is for export and is not trained on: train the one it was made "
             "from."
+        )
+    if not any(weights.requires_grad for weights in crosscoder.parameters()):
+        raise ValueError(
+            "All weights of this crosscoder are frozen (requires_grad is False), as those of "
+            "Crosscoder.part are: call crosscoder.requires_grad_(True) to train it."
         )
     sizes = (crosscoder.n_checkpoints, crosscoder.d_model)
     if sizes != (stream.n_checkpoints, stream.d_model):

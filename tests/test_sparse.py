@@ -186,6 +186,54 @@ def test_a_step_has_the_gradients_of_the_equations(
         torch.testing.assert_close(moment, gradient, rtol=1e-9, atol=1e-11)
 
 
+def losses(change, steps: int = 30) -> torch.Tensor:
+    """Of a short training; `change` is called with the crosscoder before each step."""
+    crosscoder = Crosscoder(3, 16, 48, k=4, seed=0).train()
+    x = normal(256, 3, 16, seed=3).float()
+    change(crosscoder, -1)
+    run = TrainingRun(crosscoder, TrainConfig(steps=steps, lr=1e-2, k_anneal=0.1))
+    told = []
+    for step in range(steps):
+        change(crosscoder, step)
+        told.append(run.step(x, log=True)["loss"])
+    return torch.stack(told)
+
+
+def lie_otherwise(crosscoder: Crosscoder, step: int) -> None:
+    if step < 0:
+        crosscoder.load_state_dict(crosscoder.state_dict(), assign=True)
+        turned = crosscoder.W_dec.detach().permute(1, 0, 2).contiguous().permute(1, 0, 2)
+        crosscoder.W_dec = torch.nn.Parameter(turned)
+
+
+def move(crosscoder: Crosscoder, step: int) -> None:
+    if step in (3, 20):
+        crosscoder.double().float()
+
+
+@pytest.mark.parametrize("change", [lie_otherwise, move])
+def test_weights_may_lie_as_they_like_and_move(change):
+    wanted = losses(lambda crosscoder, step: None)
+    assert wanted[-1] < 0.8 * wanted[0]
+    torch.testing.assert_close(losses(change), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_weights_stay():
+    crosscoder = Crosscoder(3, 16, 48, k=4, seed=0).train()
+    crosscoder.b_dec.requires_grad_(False)
+    before = copy.deepcopy(crosscoder.state_dict())
+    run = TrainingRun(crosscoder, TrainConfig(steps=30))
+    for _ in range(3):
+        run.step(normal(64, 3, 16, seed=3).float(), log=False)
+    changed = {
+        name for name, t in crosscoder.state_dict().items() if not torch.equal(t, before[name])
+    }
+    assert {"W_enc", "W_dec", "b_enc"} <= changed and "b_dec" not in changed
+    trained = [run.crosscoder.W_enc, run.crosscoder.W_dec, run.crosscoder.b_enc]
+    norm = torch.stack([w.grad.norm() for w in trained]).norm() * run.adam.grad_scale
+    torch.testing.assert_close(run.adam.grad_scale, (norm / CLIP).clamp_min(1))
+
+
 def test_others_beside_the_dead_latents_change_nothing():
     """A GPU takes them in eights."""
     x = normal(64, 3, 16, seed=3)
@@ -242,12 +290,6 @@ class Moves(TorchDispatchMode):
         return found
 
 
-class Unscaled(torch.optim.Adam):
-    """It takes no `grad_scale`: fused alone has it."""
-
-    grad_scale = property(lambda self: None, lambda self, value: None)
-
-
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("sparsity", ["batch_topk", "l1"])
 def test_a_step_never_waits_for_the_device(sparsity, bf16):
@@ -256,7 +298,7 @@ def test_a_step_never_waits_for_the_device(sparsity, bf16):
     config = TrainConfig(steps=500, dead_after_tokens=1000, bf16=bf16, decoder_norm_penalty=0.1)
     run = TrainingRun(crosscoder, config)
     # fused, it is of no use there
-    run.adam = Unscaled(run.lying.values(), lr=1e-3, foreach=True)
+    run.adam = torch.optim.Adam(run.lying.values(), lr=1e-3, foreach=True)
     run.done = run.tokens = 2000
     run._dead_soon, run._looked = torch.zeros(7, dtype=torch.int64, device="meta"), run.done
     x = torch.zeros(16, 3, 8, device="meta")

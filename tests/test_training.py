@@ -414,6 +414,13 @@ def test_files_that_no_training_wrote_are_left_alone(tmp_path):
     assert (out / "checkpoint" / "notes.txt").read_text() == "mine"
 
 
+def test_a_frozen_crosscoder_is_refused():
+    part = Crosscoder(3, 4, 8, k=2).part([0, 1])
+    stream = TensorStream(torch.randn(100, 3, 4), batch_size=10)
+    with pytest.raises(ValueError, match="frozen"):
+        train(part, stream, TrainConfig(steps=5), device="cpu")
+
+
 def test_misfits_are_refused():
     with pytest.raises(
         ValueError, match=r"stream gives 3 checkpoints with d_model 16.*takes 2 with d_model 16"

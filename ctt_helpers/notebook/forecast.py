@@ -577,7 +577,7 @@ def measure_speeds(
             ids = torch.zeros(PAIRS, work.length, dtype=torch.long)
             found["pairs"] = _a_block(model, ids)
             found["chunk"] = found["pairs"] * CHUNK / PAIRS
-            if device != "cpu":
+            if on_gpu:
                 found["at_once"] = ON_GPU
                 many = ids.repeat(ON_GPU * CHUNK // PAIRS, 1)
                 found["chunk"] = _a_block(model, many) / ON_GPU
