@@ -44,11 +44,6 @@ LAID_OUT = 4  # times ITEMS_AT_ONCE: passes of "shapley" that are laid out, then
 PERMUTATIONS = 8  # orders that "shapley" goes through
 
 
-def at_once(on_cpu: int, device: torch.device) -> int:
-    """How many passes or gradients a device takes at once, where a CPU takes so many."""
-    return ON_GPU * on_cpu if device.type == "cuda" else on_cpu
-
-
 # ---- what is attributed
 
 
@@ -196,8 +191,9 @@ class Readout:
         return self._at_once(GRADIENTS_AT_ONCE)
 
     def _at_once(self, on_cpu: int) -> int:
-        """A second try, after memory has run out, takes half of what a CPU does."""
-        return at_once(on_cpu, self.x.device) if self.parts == 1 else on_cpu // self.parts
+        if self.parts > 1:  # memory has run out
+            return on_cpu // self.parts
+        return ON_GPU * on_cpu if self.x.device.type == "cuda" else on_cpu
 
     def packs(
         self, rows: Int[Tensor, " items"], at_once: int, starts: Int[Tensor, " items"] | None = None

@@ -733,9 +733,9 @@ def train(
         machine's CPU).
 
     Raises:
-        ValueError: sizes that do not fit, a folded crosscoder, no step after k has fallen, a loss
-            that is not finite, another run in `out`, or an evaluation of a crosscoder that is
-            nowhere as a whole.
+        ValueError: sizes that do not fit, a folded or frozen crosscoder, no step after k has
+            fallen, a loss that is not finite, another run in `out`, or an evaluation of a
+            crosscoder that is nowhere as a whole.
         files.InUse: another process writes to `out`.
         OSError: the disk is full, or `out` may not be written to.
         memory.TooLittleMemory: a step does not fit into memory, in two parts either.
