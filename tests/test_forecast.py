@@ -298,6 +298,29 @@ def test_a_training_step_takes_what_is_counted(
     assert told == pytest.approx(int(done.stdout), rel=0.2)
 
 
+def test_tensors_are_added_up_as_they_come_and_go():
+    def run():
+        kept = torch.ones(10**6)
+        passing = kept + 1
+        del passing
+        torch.ones(10**5)
+
+    assert benchmark.measure_tensors(run, "cpu") == pytest.approx(8e6, rel=0.01)
+
+
+@pytest.mark.slow
+def test_tensors_take_what_is_counted(monkeypatch):
+    """All pieces of work of the benchmark, some of them smaller, with models of true shape."""
+    monkeypatch.setenv("CTT_SHARED", "")  # pairs of the embedded suite
+    sizes = replace(benchmark.SIZES["cpu"], sequences=4, length=512)
+    ckpts = benchmark.random_checkpoints("pythia-14m", "cpu")
+    monkeypatch.setattr(forecast, "HOLES", 0)
+    for task in benchmark.tasks(ckpts, sizes, bf16=False):
+        task.run()  # the first time sets things up
+        tensors = benchmark.measure_tensors(task.run, "cpu")
+        assert benchmark.told_memory(task, ckpts) == pytest.approx(tensors, rel=0.2), task.what
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gpt_neox", "olmo", "olmo2", "bloom"])
 def test_speeds_are_measured_and_printed(tmp_path, architecture):
