@@ -198,6 +198,31 @@ def test_a_kernel_listens_where_no_other_does(tmp_path, monkeypatch, deeper, tra
     assert last.outputs[0].text == f"{transport} 2 0.5\n"
 
 
+# what carries outputs is held up while the cell ends, as on a machine with too much to do
+BUSY = """
+import sys, time
+
+def hold():
+    time.sleep(6)
+
+sys.stdout.flush_timeout = sys.stderr.flush_timeout = 0  # the cell's end does not wait for it
+
+display("before")
+get_ipython().kernel.iopub_thread.schedule(hold)
+display("after")
+"""
+
+
+@pytest.mark.slow
+def test_outputs_may_come_late(tmp_path):
+    cells = [nbformat.v4.new_code_cell(BUSY)]
+    metadata = load_tool("build_notebooks").METADATA
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "a.ipynb")
+    load_tool("run_one").run_one(tmp_path / "a.ipynb", tmp_path / "b.ipynb", tmp_path, {})
+    last = nbformat.read(tmp_path / "b.ipynb", as_version=4).cells[-1]
+    assert [output.data["text/plain"] for output in last.outputs] == ["'before'", "'after'"]
+
+
 def test_machine_check_says_what_is_wrong():
     check = load_tool("check_machine")
     assert check.python_problem((3, 11, 2)) is None and check.python_problem((3, 13, 0)) is None

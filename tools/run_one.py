@@ -20,6 +20,8 @@ import yaml
 from traitlets.config import Config
 
 LONGEST = 103  # bytes in the path of a Unix socket on macOS; 107 on Linux
+# seconds that a cell's output may come after its end; papermill's 4 are few on a busy machine
+LATE = 120
 
 
 @contextlib.contextmanager
@@ -54,6 +56,7 @@ def run_one(notebook: Path, output: Path, cwd: Path, parameters: dict[str, Any])
             cwd=cwd,
             progress_bar=False,
             config=config,
+            iopub_timeout=LATE,
         )
 
 
