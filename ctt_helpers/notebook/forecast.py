@@ -362,8 +362,8 @@ SAVED = 11  # ... that each block keeps for the gradient
 # bytes: a CPU's smaller blocks of memory come from a heap (glibc's largest mmap threshold)
 HEAP_BLOCK = 2**25
 # A heap seldom puts a tensor into the hole that one of its size has left: of what is freed and
-# taken anew so much is held twice. Measured .5 to 2, and .95 on average in passes through blocks; a
-# GPU's allocator and large blocks leave none.
+# taken anew so much is held twice. Measured .4 to 2, about 1 in passes through blocks; a GPU's
+# allocator and large blocks leave none.
 HOLES = 0.95
 
 
