@@ -350,13 +350,11 @@ def measure_peak(run: Callable[[], Any], device: str) -> float:
     return _peak() - before
 
 
-def measure_tensors(run: Callable[[], Any], device: str) -> float:
-    """Bytes of tensors at the peak of a call, beyond what was there before.
+def measure_tensors(run: Callable[[], Any]) -> float:
+    """Bytes of a CPU's tensors at the peak of a call, beyond what was there before.
 
-    On a CPU all that torch takes and gives back is added up, as it comes.
+    All that torch takes and gives back is added up, as it comes.
     """
-    if device.startswith("cuda"):
-        return measure_peak(run, device)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiled:
         run()
@@ -407,7 +405,8 @@ def compare(
             parts = count_seconds(task.work, speeds, N, ckpts.layer, config.num_hidden_layers)
             estimated.append(sum(parts.values()))
             measured.append(measure(task.run, device))
-        peak, tensors = measure_peak(task.run, device), measure_tensors(task.run, device)
+        peak = measure_peak(task.run, device)
+        tensors = peak if device.startswith("cuda") else measure_tensors(task.run)
         memory = told_memory(task, ckpts)
         with mock.patch.object(forecast, "HOLES", 0):
             counted = told_memory(task, ckpts)

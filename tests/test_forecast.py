@@ -305,7 +305,7 @@ def test_tensors_are_added_up_as_they_come_and_go():
         del passing
         torch.ones(10**5)
 
-    assert benchmark.measure_tensors(run, "cpu") == pytest.approx(8e6, rel=0.01)
+    assert benchmark.measure_tensors(run) == pytest.approx(8e6, rel=0.01)
 
 
 @pytest.mark.slow
@@ -317,7 +317,7 @@ def test_tensors_take_what_is_counted(monkeypatch):
     monkeypatch.setattr(forecast, "HOLES", 0)
     for task in benchmark.tasks(ckpts, sizes, bf16=False):
         task.run()  # the first time sets things up
-        tensors = benchmark.measure_tensors(task.run, "cpu")
+        tensors = benchmark.measure_tensors(task.run)
         assert benchmark.told_memory(task, ckpts) == pytest.approx(tensors, rel=0.2), task.what
 
 
